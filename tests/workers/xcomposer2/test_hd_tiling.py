@@ -1,0 +1,86 @@
+"""Geometry: the published example, the crop budget, and that counting and cutting agree."""
+
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from workers.xcomposer2.hd_tiling import plan_tiling
+from workers.xcomposer2.image import CLIP_MEAN, CLIP_STD, crops, pad_image
+
+
+def test_published_example() -> None:
+    tiling = plan_tiling(1024, 1202, hd_num=9)
+    assert (tiling.rows, tiling.cols) == (3, 3)
+    assert tiling.image_tokens(12) == 1489
+
+
+@pytest.mark.parametrize(
+    ("size", "hd_num", "grid"),
+    [
+        ((336, 336), 1, (1, 1)),
+        ((800, 100), 9, (1, 8)),
+        ((100, 800), 9, (8, 1)),
+        ((1920, 1080), 9, (2, 3)),
+        ((1080, 1920), 9, (3, 2)),
+        ((1000, 1000), 55, (7, 7)),
+        ((10_000, 1), 4, (1, 4)),
+        ((640, 480), 16, (3, 4)),
+    ],
+)
+def test_known_grids(size: tuple[int, int], hd_num: int, grid: tuple[int, int]) -> None:
+    tiling = plan_tiling(*size, hd_num=hd_num)
+    assert (tiling.rows, tiling.cols) == grid
+
+
+def test_budget_and_symmetry_hold_for_any_size() -> None:
+    rng = random.Random(7)
+    for _ in range(3000):
+        width, height = rng.randint(1, 4000), rng.randint(1, 4000)
+        hd_num, crop = rng.randint(1, 55), rng.choice([28, 112, 336])
+        tiling = plan_tiling(width, height, hd_num, crop)
+        mirror = plan_tiling(height, width, hd_num, crop)
+        assert 1 <= tiling.rows * tiling.cols <= hd_num
+        assert (tiling.rows, tiling.cols) == (mirror.cols, mirror.rows)
+        assert tiling.pad_before + tiling.resized[1] + tiling.pad_after == min(tiling.padded_size)
+        assert 0 <= tiling.pad_after - tiling.pad_before <= 1
+        # the largest scale: one more crop along the long side would break the budget
+        ratio = max(width, height) / min(width, height)
+        scale = max(tiling.rows, tiling.cols)
+        assert (scale + 1) * math.ceil((scale + 1) / ratio) > hd_num
+
+
+@pytest.mark.parametrize("arguments", [(0, 10, 9), (10, 0, 9), (10, 10, 0), (10, 10, -1)])
+def test_impossible_input_is_refused(arguments: tuple[int, int, int]) -> None:
+    with pytest.raises(ValueError, match=r"image must have pixels|hd_num must be at least 1"):
+        plan_tiling(*arguments)
+
+
+@pytest.mark.parametrize("size", [(90, 60), (60, 90), (61, 17), (9, 300), (64, 64)])
+def test_crops_lay_out_the_padded_image(size: tuple[int, int]) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    image = Image.fromarray(noise)
+    tiling = plan_tiling(*size, hd_num=6, crop=28)
+    cut = crops(image, tiling)
+    assert cut.shape == (1 + tiling.rows * tiling.cols, 3, 28, 28)
+    assert cut.dtype == torch.float32
+    padded = pad_image(image, tiling)
+    assert padded.size == tiling.padded_size
+    pixels = (cut * torch.tensor(CLIP_STD).view(3, 1, 1) + torch.tensor(CLIP_MEAN).view(3, 1, 1)) * 255
+    for n in range(tiling.rows * tiling.cols):
+        x, y = n % tiling.cols * 28, n // tiling.cols * 28
+        tile = np.asarray(padded.crop((x, y, x + 28, y + 28)))
+        assert np.abs(pixels[1 + n].permute(1, 2, 0).numpy() - tile).max() < 1e-2
+
+
+def test_padding_is_white_and_lies_across_the_short_side() -> None:
+    black = Image.new("RGB", (300, 100))
+    wide = np.asarray(pad_image(black, plan_tiling(300, 100, hd_num=2, crop=28)))
+    assert (wide[0] == 255).all()
+    assert (wide[-1] == 255).all()
+    tall = np.asarray(pad_image(black.rotate(90, expand=True), plan_tiling(100, 300, hd_num=2, crop=28)))
+    assert (tall[:, 0] == 255).all()
+    assert np.array_equal(tall, wide.transpose(1, 0, 2))

@@ -1,0 +1,1 @@
+"""The vLLM plugin for InternLM-XComposer2-4KHD checkpoints, ShareCaptioner-Video among them."""
