@@ -1,0 +1,1 @@
+"""The gateway process: HTTP in, events out; imports neither torch nor vLLM."""

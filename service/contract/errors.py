@@ -1,0 +1,126 @@
+"""Every error a client can meet, once: a stable code, an HTTP status, whether trying again can help.
+
+    SharecapError
+    ├── RequestError            answered at once, as application/problem+json
+    │   ├── Unauthorized          401
+    │   ├── NotFound              404
+    │   ├── MalformedEventId      400
+    │   ├── InvalidOption         422
+    │   ├── UnsupportedMedia      415
+    │   ├── NotAVideo             422
+    │   ├── VideoTooLarge         413
+    │   ├── VideoTooLong          422
+    │   ├── UrlForbidden          422
+    │   ├── UrlUnreachable        502  retryable
+    │   ├── IdempotencyConflict   422
+    │   ├── RateLimited           429  retryable
+    │   ├── StorageFull           507  retryable
+    │   ├── QueueUnavailable      503  retryable
+    │   └── NoWorker              503  retryable
+    └── JobError                told by the job's `failed` event
+        ├── DecodeFailed          422
+        ├── AttemptsExhausted     500  retryable
+        ├── EngineFailed          500  retryable
+        └── DeadlineExceeded      504  retryable
+
+A request error met by a worker (a URL that is no video, say) is told by `failed` too.
+"""
+
+from typing import ClassVar
+
+
+class SharecapError(Exception):
+    """`detail` is written for the client: what was wrong and what would be right."""
+
+    code: ClassVar[str] = "internal"
+    status: ClassVar[int] = 500
+    title: ClassVar[str] = "Internal error"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail)
+        self.detail = detail
+
+
+class RequestError(SharecapError):
+    """The request cannot be served as it stands."""
+
+
+class JobError(SharecapError):
+    """The job was accepted and could not be finished."""
+
+
+class Unauthorized(RequestError):
+    code, status, title = "unauthorized", 401, "A valid API key is needed"
+
+
+class NotFound(RequestError):
+    code, status, title = "not_found", 404, "No such resource"
+
+
+class MalformedEventId(RequestError):
+    code, status, title = "malformed_event_id", 400, "Not an event id"
+
+
+class InvalidOption(RequestError):
+    code, status, title = "invalid_option", 422, "An option is unknown or out of range"
+
+
+class UnsupportedMedia(RequestError):
+    code, status, title = "unsupported_media", 415, "This kind of body, container or codec is not taken"
+
+
+class NotAVideo(RequestError):
+    code, status, title = "not_a_video", 422, "The file holds no video"
+
+
+class VideoTooLarge(RequestError):
+    code, status, title = "video_too_large", 413, "The video has too many bytes or pixels"
+
+
+class VideoTooLong(RequestError):
+    code, status, title = "video_too_long", 422, "The video lasts too long"
+
+
+class UrlForbidden(RequestError):
+    code, status, title = "url_forbidden", 422, "This address may not be fetched"
+
+
+class UrlUnreachable(RequestError):
+    code, status, title, retryable = "url_unreachable", 502, "The address gave no video", True
+
+
+class IdempotencyConflict(RequestError):
+    code, status, title = "idempotency_conflict", 422, "The idempotency key was used for another request"
+
+
+class RateLimited(RequestError):
+    code, status, title, retryable = "rate_limited", 429, "Too many requests", True
+
+
+class StorageFull(RequestError):
+    code, status, title, retryable = "storage_full", 507, "No room to store the video", True
+
+
+class QueueUnavailable(RequestError):
+    code, status, title, retryable = "queue_unavailable", 503, "The queue cannot be reached", True
+
+
+class NoWorker(RequestError):
+    code, status, title, retryable = "no_worker", 503, "No worker is ready", True
+
+
+class DecodeFailed(JobError):
+    code, status, title = "decode_failed", 422, "The video could not be decoded"
+
+
+class AttemptsExhausted(JobError):
+    code, status, title, retryable = "attempts_exhausted", 500, "Every attempt ended early", True
+
+
+class EngineFailed(JobError):
+    code, status, title, retryable = "engine_failed", 500, "The captioning engine failed", True
+
+
+class DeadlineExceeded(JobError):
+    code, status, title, retryable = "deadline_exceeded", 504, "The job did not end in time", True

@@ -1,0 +1,1 @@
+"""The GPU process: fetch, decode, choose keyframes, caption, publish."""
