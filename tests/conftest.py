@@ -1,4 +1,4 @@
-"""Real things for tests: a Valkey server, H.264 clips written by PyAV, and the optional shared data beside the checkout."""
+"""Real things for tests: a Valkey server, H.264 clips written by PyAV, optional shared data beside the checkout."""
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from fractions import Fraction

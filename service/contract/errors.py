@@ -4,6 +4,7 @@
     ├── RequestError            answered at once, as application/problem+json
     │   ├── Unauthorized          401
     │   ├── NotFound              404
+    │   ├── MethodNotAllowed      405
     │   ├── MalformedEventId      400
     │   ├── InvalidOption         422
     │   ├── UnsupportedMedia      415
@@ -56,6 +57,10 @@ class Unauthorized(RequestError):
 
 class NotFound(RequestError):
     code, status, title = "not_found", 404, "No such resource"
+
+
+class MethodNotAllowed(RequestError):
+    code, status, title = "method_not_allowed", 405, "This resource does not do that"
 
 
 class MalformedEventId(RequestError):

@@ -17,10 +17,10 @@ from service.contract.jobs import (
     Job,
     JobStatus,
     Keyframe,
-    Links,
     Record,
     Timings,
     Usage,
+    links_of,
 )
 
 
@@ -120,6 +120,10 @@ Event = Annotated[
 EVENT: TypeAdapter[Event] = TypeAdapter(Event)
 
 
+LAST_TYPES = frozenset({"completed", "failed", "cancelled"})
+"""Types of the events after which none can follow."""
+
+
 class StoredEvent(BaseModel):
     """An event with its place in the stream (from 1) and the instant the store took it."""
 
@@ -139,7 +143,7 @@ def fold(record: Record, events: Iterable[StoredEvent]) -> Job:
         **{name: getattr(record, name) for name in ("id", "kind", "options", "parent", "metadata", "created_at")},
         status=JobStatus.QUEUED,
         source=record.source.model_copy() if record.source else None,
-        links=Links(self=f"/captions/{record.id}", events=f"/captions/{record.id}/events"),
+        links=links_of(record.id),
     )
     for stored in events:
         _apply(job, stored)

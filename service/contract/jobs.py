@@ -190,6 +190,10 @@ class Links(BaseModel):
     events: str
 
 
+def links_of(job_id: str) -> Links:
+    return Links(self=f"/captions/{job_id}", events=f"/captions/{job_id}/events")
+
+
 class Job(BaseModel):
     """A job as the API shows it: the record and all that its events say so far."""
 
@@ -215,6 +219,25 @@ class Job(BaseModel):
     started_at: datetime | None = None
     finished_at: datetime | None = None
     links: Links
+
+
+class JobSummary(BaseModel):
+    """A job as a list shows it: without its results."""
+
+    id: str
+    kind: JobKind
+    status: JobStatus
+    source: Source | None = None
+    parent: str | None = None
+    metadata: Metadata = {}
+    created_at: datetime
+    links: Links
+
+
+def summary(record: Record, status: JobStatus) -> JobSummary:
+    """Return what a list says of a job."""
+    names = ("id", "kind", "source", "parent", "metadata", "created_at")
+    return JobSummary(**{name: getattr(record, name) for name in names}, status=status, links=links_of(record.id))
 
 
 def new_job_id() -> str:

@@ -1,4 +1,4 @@
-"""Every Redis key, and the Lua scripts that write them.
+"""Every Redis key, and all reads and writes of jobs, events and leases.
 
     sharecap:job:{id}      hash    record (JSON), kind, status, cancel, epoch, until
     sharecap:events:{id}   stream  ids 1-0, 2-0, …; fields type, data (JSON), at (ms)
@@ -16,13 +16,15 @@ import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import count
 from typing import Any
 
 from pydantic import BaseModel
 from redis.asyncio import Redis
 
-from service.contract.events import EVENT, Event, Queued, StoredEvent
-from service.contract.jobs import JobKind, JobStatus, Record
+from service.contract import scripts
+from service.contract.events import EVENT, LAST_TYPES, Cancelled, Event, Queued, StoredEvent, fold
+from service.contract.jobs import Job, JobKind, JobStatus, JobSummary, Record, summary
 
 LEASE_S = 10.0
 RENEW_EVERY_S = 3.0
@@ -46,113 +48,31 @@ def worker_key(worker_id: str) -> str:
     return f"sharecap:worker:{worker_id}"
 
 
-_NOW = """
-local t = redis.call('TIME')
-local now = t[1] * 1000 + math.floor(t[2] / 1000)
-"""
-
-# KEYS job events jobs queued; ARGV id record kind type data
-_CREATE = (
-    _NOW
-    + """
-if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
-redis.call('HSET', KEYS[1], 'record', ARGV[2], 'kind', ARGV[3], 'status', 'queued', 'epoch', 0)
-redis.call('XADD', KEYS[2], '1-0', 'type', ARGV[4], 'data', ARGV[5], 'at', now)
-redis.call('ZADD', KEYS[3], now, ARGV[1])
-redis.call('ZADD', KEYS[4], now, ARGV[1])
-return 1
-"""
-)
-
-# KEYS job leases queued; ARGV id lease_ms. Returns the new epoch, or 0 where there is nothing to claim.
-_CLAIM = (
-    _NOW
-    + """
-local status, till = unpack(redis.call('HMGET', KEYS[1], 'status', 'until'))
-if status ~= 'queued' and status ~= 'running' then return 0 end
-if till and tonumber(till) > now then return 0 end
-local epoch = redis.call('HINCRBY', KEYS[1], 'epoch', 1)
-redis.call('HSET', KEYS[1], 'until', now + ARGV[2])
-redis.call('ZADD', KEYS[2], now + ARGV[2], ARGV[1])
-redis.call('ZREM', KEYS[3], ARGV[1])
-return epoch
-"""
-)
-
-# KEYS job leases; ARGV id epoch lease_ms. Returns 1 kept, 2 kept and cancel asked for, 0 lost.
-_RENEW = (
-    _NOW
-    + """
-local epoch, till, cancel = unpack(redis.call('HMGET', KEYS[1], 'epoch', 'until', 'cancel'))
-if epoch ~= ARGV[2] or not till then return 0 end
-redis.call('HSET', KEYS[1], 'until', now + ARGV[3])
-redis.call('ZADD', KEYS[2], now + ARGV[3], ARGV[1])
-return cancel and 2 or 1
-"""
-)
-
-# KEYS job leases queued; ARGV id epoch. Gives an unfinished job back at once; its wake-up is the caller's.
-_RELEASE = (
-    _NOW
-    + """
-local epoch, status = unpack(redis.call('HMGET', KEYS[1], 'epoch', 'status'))
-if epoch ~= ARGV[2] then return 0 end
-redis.call('HDEL', KEYS[1], 'until')
-redis.call('ZREM', KEYS[2], ARGV[1])
-if status == 'queued' or status == 'running' then redis.call('ZADD', KEYS[3], now, ARGV[1]) end
-return 1
-"""
-)
-
-# KEYS job events leases queued; ARGV id epoch seq type data status ended('1' or '').
-# Returns OK, CANCEL (written, and cancel was asked for), DUP, GAP or FENCED.
-_APPEND = (
-    _NOW
-    + """
-local epoch, status, cancel = unpack(redis.call('HMGET', KEYS[1], 'epoch', 'status', 'cancel'))
-if epoch ~= ARGV[2] then return 'FENCED' end
-local newest = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)
-local seq = tonumber(string.match(newest[1][1], '^(%d+)'))
-if tonumber(ARGV[3]) <= seq then return 'DUP' end
-if status ~= 'queued' and status ~= 'running' then return 'FENCED' end
-if tonumber(ARGV[3]) ~= seq + 1 then return 'GAP' end
-redis.call('XADD', KEYS[2], ARGV[3] .. '-0', 'type', ARGV[4], 'data', ARGV[5], 'at', now)
-if ARGV[6] ~= '' then redis.call('HSET', KEYS[1], 'status', ARGV[6]) end
-if ARGV[7] ~= '' then
-  redis.call('HDEL', KEYS[1], 'until')
-  redis.call('ZREM', KEYS[3], ARGV[1])
-  redis.call('ZREM', KEYS[4], ARGV[1])
-end
-return cancel and 'CANCEL' or 'OK'
-"""
-)
-
-# KEYS job events queued; ARGV id type data. A queued job ends at once; a running one is asked to.
-# Returns the status after it, or nothing for an unknown job.
-_CANCEL = (
-    _NOW
-    + """
-local status = redis.call('HGET', KEYS[1], 'status')
-if not status then return nil end
-if status == 'running' then redis.call('HSET', KEYS[1], 'cancel', 1) end
-if status ~= 'queued' then return status end
-local newest = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)
-local seq = tonumber(string.match(newest[1][1], '^(%d+)'))
-redis.call('XADD', KEYS[2], (seq + 1) .. '-0', 'type', ARGV[2], 'data', ARGV[3], 'at', now)
-redis.call('HSET', KEYS[1], 'status', 'cancelled')
-redis.call('HINCRBY', KEYS[1], 'epoch', 1)
-redis.call('ZREM', KEYS[3], ARGV[1])
-return 'cancelled'
-"""
-)
-
-
 class Fenced(Exception):
     """The job is another worker's now, or has ended: drop it in silence."""
 
 
 class CancelRequested(Exception):
     """The client asked for the job to be cancelled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A stored event as it lies in the stream: `data` is JSON text, to be passed on byte for byte."""
+
+    seq: int
+    type: str
+    data: str
+    at_ms: int
+
+    @property
+    def last(self) -> bool:
+        """Whether nothing can follow."""
+        return self.type in LAST_TYPES
+
+    def parse(self) -> StoredEvent:
+        event = EVENT.validate_python({"type": self.type, **json.loads(self.data)})
+        return StoredEvent(seq=self.seq, at=datetime.fromtimestamp(self.at_ms / 1000, UTC), event=event)
 
 
 @dataclass(frozen=True)
@@ -176,13 +96,13 @@ class Store:
     """All reads and writes of jobs and events. `redis` must decode responses to `str`."""
 
     def __init__(self, redis: Redis) -> None:
-        self.redis = redis
-        self._create = redis.register_script(_CREATE)
-        self._claim = redis.register_script(_CLAIM)
-        self._renew = redis.register_script(_RENEW)
-        self._release = redis.register_script(_RELEASE)
-        self._append = redis.register_script(_APPEND)
-        self._cancel = redis.register_script(_CANCEL)
+        self.redis: Any = redis  # redis-py's types do not know that answers are decoded
+        self._create = redis.register_script(scripts.CREATE)
+        self._claim = redis.register_script(scripts.CLAIM)
+        self._renew = redis.register_script(scripts.RENEW)
+        self._release = redis.register_script(scripts.RELEASE)
+        self._append = redis.register_script(scripts.APPEND)
+        self._cancel = redis.register_script(scripts.CANCEL)
 
     # -- the gateway's side
 
@@ -198,7 +118,7 @@ class Store:
 
     async def cancel(self, job_id: str) -> JobStatus | None:
         """Cancel a queued job at once, ask a running one's worker to; return the status now, None if unknown."""
-        event = EVENT.validate_python({"type": "cancelled"})
+        event = Cancelled()
         status = await self._cancel(
             keys=[job_key(job_id), events_key(job_id), QUEUED], args=[job_id, event.type, _dump(event)]
         )
@@ -212,32 +132,57 @@ class Store:
                 pipe.zrem(index, job_id)
             await pipe.execute()
 
-    async def newest(self, before_ms: int | None, limit: int) -> list[tuple[str, int]]:
-        """Return up to `limit` pairs of job id and creation time (ms), newest first, older than `before_ms`."""
-        top = f"({before_ms}" if before_ms is not None else "+inf"
-        found = await self.redis.zrevrangebyscore(JOBS, top, "-inf", start=0, num=limit, withscores=True)
-        return [(job_id, int(score)) for job_id, score in found]
+    async def page(self, before: tuple[int, str] | None, limit: int) -> list[tuple[int, str]]:
+        """Return up to `limit` pairs of creation time (ms) and job id, newest first, from after `before` on."""
+        top, found = (before[0] if before else "+inf"), []
+        for start in count(0, limit):
+            rows = await self.redis.zrevrangebyscore(JOBS, top, "-inf", start=start, num=limit, withscores=True)
+            places = [(int(score), job_id) for job_id, score in rows]
+            found += [place for place in places if before is None or place < before]
+            if len(found) >= limit or len(rows) < limit:
+                break
+        return found[:limit]
+
+    async def summaries(self, job_ids: list[str]) -> list[JobSummary]:
+        """Return what is known of each job without reading its events; deleted ones are left out."""
+        async with self.redis.pipeline(transaction=False) as pipe:
+            for job_id in job_ids:
+                pipe.hmget(job_key(job_id), ["record", "status"])
+            rows = await pipe.execute()
+        return [summary(Record.model_validate_json(text), JobStatus(status)) for text, status in rows if text]
 
     # -- both sides
 
     async def record(self, job_id: str) -> Record | None:
-        text = await self.redis.hget(job_key(job_id), "record")  # type: ignore[misc]
+        text = await self.redis.hget(job_key(job_id), "record")
         return Record.model_validate_json(text) if text else None
 
     async def kind_and_status(self, job_id: str) -> tuple[JobKind, JobStatus] | None:
-        kind, status = await self.redis.hmget(job_key(job_id), ["kind", "status"])  # type: ignore[misc]
+        kind, status = await self.redis.hmget(job_key(job_id), ["kind", "status"])
         return (JobKind(kind), JobStatus(status)) if kind else None
 
-    async def events(self, job_id: str, after: int = 0) -> AsyncIterator[StoredEvent]:
+    async def job(self, job_id: str) -> Job | None:
+        """Return the job as it stands now, None if unknown."""
+        record = await self.record(job_id)
+        if record is None:
+            return None
+        return fold(record, [stored async for stored in self.events(job_id, deltas=False)])
+
+    async def events(self, job_id: str, after: int = 0, *, deltas: bool = True) -> AsyncIterator[StoredEvent]:
         """Yield the stored events with a place greater than `after`, in order, and stop at the newest."""
         while True:
-            page = await self.redis.xrange(events_key(job_id), min=f"({after}-0", count=PAGE)
-            for entry_id, fields in page:
-                stored = parse_entry(entry_id, fields)
-                yield stored
-                after = stored.seq
-            if len(page) < PAGE:
+            entries = await self.entries(job_id, after)
+            for entry in entries:
+                if deltas or entry.type != "delta":
+                    yield entry.parse()
+            if len(entries) < PAGE:
                 return
+            after = entries[-1].seq
+
+    async def entries(self, job_id: str, after: int = 0) -> list[Entry]:
+        """Return up to `PAGE` stored events, unparsed, with a place greater than `after`."""
+        rows = await self.redis.xrange(events_key(job_id), min=f"({after}-0", count=PAGE)
+        return [entry_of(*row) for row in rows]
 
     # -- the worker's side
 
@@ -299,13 +244,9 @@ class Store:
         return [WorkerCard.model_validate_json(card) for card in cards if card]
 
 
-def parse_entry(entry_id: str, fields: dict[str, Any]) -> StoredEvent:
-    """Return the event of one stream entry as Redis gives it."""
-    return StoredEvent(
-        seq=int(entry_id.split("-", maxsplit=1)[0]),
-        at=datetime.fromtimestamp(int(fields["at"]) / 1000, UTC),
-        event=EVENT.validate_python({"type": fields["type"], **json.loads(fields["data"])}),
-    )
+def entry_of(entry_id: str, fields: dict[str, str]) -> Entry:
+    """Return one stream entry as Redis gives it."""
+    return Entry(int(entry_id.split("-", maxsplit=1)[0]), fields["type"], fields["data"], int(fields["at"]))
 
 
 def _dump(event: Event) -> str:
