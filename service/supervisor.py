@@ -1,0 +1,295 @@
+"""Child processes that are kept running: the ground under `sharecap up`.
+
+A `Supervisor` starts children, each in a process group of its own, writes what they print to one log file each, starts
+again whatever dies (later and later), and gives up on a child that dies five times in a row before anything worked.
+Stopping takes the children down in the reverse order of their start, with all they started.
+
+No process is left behind, whatever happens: at the start a small *guard* process is forked that knows every group and
+waits for this process to end. If that happens without `stop` (SIGKILL, say), it ends the groups. What the children
+are and when they are ready is said elsewhere (`service.up`).
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+from types import TracebackType
+from typing import NoReturn, Self, TypeVar
+
+MAX_FAILURES = 5
+FIRST_DELAY_S = 0.5
+LONGEST_DELAY_S = 10.0
+LIVED_S = 60.0
+"""Once everything has been ready, a child that lived this long counts as having started well."""
+STOP_TIMEOUT_S = 10.0
+GUARD_TIMEOUT_S = 5.0
+READ_REST_S = 1.0
+LOG_BYTES = 10_000_000
+LAST_WORDS = 30
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+EX_CONFIG = os.EX_CONFIG
+"""A child that ends with this status (78) cannot work with the settings it has: starting it again is no use."""
+
+T = TypeVar("T")
+
+
+class ChildFailed(Exception):
+    """A child was given up; the text says which, why, and its last lines."""
+
+
+@dataclass(frozen=True)
+class Child:
+    """What to run: `env` is added to this process's environment."""
+
+    name: str
+    command: Sequence[str]
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+class Guard:
+    """A forked process that outlives this one just long enough to end the process groups that it left."""
+
+    def __init__(self) -> None:
+        inlet, self._outlet = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.close(self._outlet)
+            _guard(inlet)
+        os.close(inlet)
+
+    def enter(self) -> None:
+        """Called in a new child, before it becomes its program: from here on its group is known to the guard."""
+        self._tell(f"+{os.getpid()}\n")
+
+    def leave(self, group: int) -> None:
+        """The group has ended, and its number may become another's."""
+        self._tell(f"-{group}\n")
+
+    def close(self) -> None:
+        """End the guard. Groups that are still there end with it."""
+        os.close(self._outlet)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.pid, 0)
+
+    def _tell(self, line: str) -> None:
+        with contextlib.suppress(OSError):
+            os.write(self._outlet, line.encode())
+
+
+class Running:
+    """One child's state: the process of its present life, and what it said last."""
+
+    def __init__(self, child: Child, log_dir: Path) -> None:
+        self.child = child
+        self.process: asyncio.subprocess.Process | None = None
+        self.failures = 0
+        self.last_words: deque[str] = deque(maxlen=LAST_WORDS)
+        self.log = RotatingFileHandler(log_dir / f"{child.name}.log", maxBytes=LOG_BYTES, backupCount=1)
+        self.task: asyncio.Task[None] | None = None
+
+
+class Supervisor:
+    """Keeps children running between `async with` and its end. `echo` gets every line they print, with the name.
+
+    In between, the first SIGTERM, SIGINT or SIGHUP cancels the task that entered, and `signal` says which it was; a
+    second one kills the children instead of asking them.
+    """
+
+    def __init__(self, log_dir: Path, echo: Callable[[str, str], None] | None = None) -> None:
+        log_dir.mkdir(parents=True, exist_ok=True)
+        self._log_dir = log_dir
+        self._echo = echo
+        self._children: list[Running] = []
+        self._was_ready = False
+        self._stopping = False
+        self.signal: signal.Signals | None = None
+
+    async def __aenter__(self) -> Self:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._guard = Guard()
+        self._given_up: asyncio.Future[NoReturn] = loop.create_future()
+        for number in SIGNALS:
+            loop.add_signal_handler(number, self._signalled, number)
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        try:
+            await self.stop()
+        finally:
+            if self._given_up.done():
+                self._given_up.exception()  # it has been seen: no "never retrieved"
+            self._given_up.cancel()
+            self._guard.close()
+            for number in SIGNALS:
+                asyncio.get_running_loop().remove_signal_handler(number)
+
+    def start(self, child: Child) -> None:
+        """Start a child and keep it running until `stop`."""
+        running = Running(child, self._log_dir)
+        self._children.append(running)
+        running.task = asyncio.create_task(self._keep(running), name=f"keep {child.name}")
+
+    async def guarded(self, work: Awaitable[T]) -> T:
+        """Return what `work` returns; raise ChildFailed as soon as a child is given up."""
+        task = asyncio.ensure_future(work)
+        try:
+            await asyncio.wait((task, self._given_up), return_when=asyncio.FIRST_COMPLETED)
+            return task.result() if task.done() else self._given_up.result()
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+    def everything_is_ready(self) -> None:
+        """Forget the failures so far: all children have been seen to work."""
+        self._was_ready = True
+        for running in self._children:
+            running.failures = 0
+
+    async def stop(self) -> None:
+        """End the children, the last one started first: SIGTERM, then SIGKILL for whatever is left of its group."""
+        self._stopping = True
+        for running in reversed(self._children):
+            if running.process is not None and running.process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    running.process.terminate()
+            if running.task is not None:
+                await self._end(running)
+            running.log.close()
+        self._children.clear()
+
+    def _signalled(self, number: signal.Signals) -> None:
+        if self.signal is None:
+            self.signal = number
+            self._task.cancel()
+            return
+        for running in self._children:
+            if running.process is not None and running.process.returncode is None:
+                kill_group(running.process.pid)
+
+    async def _end(self, running: Running) -> None:
+        assert running.task is not None
+        done, _ = await asyncio.wait((running.task,), timeout=STOP_TIMEOUT_S)
+        if not done:
+            if running.process is not None:
+                kill_group(running.process.pid)
+            running.task.cancel()
+            await asyncio.gather(running.task, return_exceptions=True)
+
+    async def _keep(self, running: Running) -> None:
+        while True:
+            born = time.monotonic()
+            try:
+                status = await self._live(running)
+            except OSError as error:
+                self._give_up(f"{running.child.name} cannot be started: {error}")
+                return
+            if self._stopping:
+                return
+            if self._was_ready and time.monotonic() - born >= LIVED_S:
+                running.failures = 0
+            running.failures += 1
+            if status == EX_CONFIG or running.failures >= MAX_FAILURES:
+                self._give_up(_obituary(running, status))
+                return
+            delay_s = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2 ** (running.failures - 1))
+            self._note(running, f"ended ({_how(status)}); starting it again in {delay_s:g} s")
+            await self._pause(delay_s)
+            if self._stopping:
+                return
+
+    async def _live(self, running: Running) -> int:
+        """Run the child once, to its end and that of its whole group; return its exit status."""
+        process = running.process = await asyncio.create_subprocess_exec(
+            *running.child.command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **running.child.env},
+            start_new_session=True,
+            preexec_fn=self._guard.enter,
+        )
+        reading = asyncio.create_task(self._read(running, process))
+        try:
+            if self._stopping:
+                process.terminate()
+            return await process.wait()
+        finally:
+            kill_group(process.pid)
+            self._guard.leave(process.pid)
+            await asyncio.wait((reading,), timeout=READ_REST_S)  # what left the group may hold the pipe for ever
+            reading.cancel()
+
+    async def _read(self, running: Running, process: asyncio.subprocess.Process) -> None:
+        assert process.stdout is not None
+        rest = b""
+        while chunk := await process.stdout.read(65536):
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                self._note(running, line.decode(errors="replace"))
+        if rest:
+            self._note(running, rest.decode(errors="replace"))
+
+    def _note(self, running: Running, line: str) -> None:
+        line = line.rstrip("\r")
+        running.last_words.append(line)
+        running.log.emit(logging.makeLogRecord({"msg": line}))
+        if self._echo is not None:
+            self._echo(running.child.name, line)
+
+    async def _pause(self, delay_s: float) -> None:
+        end = time.monotonic() + delay_s
+        while not self._stopping and time.monotonic() < end:
+            await asyncio.sleep(0.05)
+
+    def _give_up(self, reason: str) -> None:
+        if not self._given_up.done():
+            self._given_up.set_exception(ChildFailed(reason))
+
+
+def kill_group(group: int, number: int = signal.SIGKILL) -> bool:
+    """Send a signal to a process group; return whether there was one."""
+    try:
+        os.killpg(group, number)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
+
+
+def _guard(inlet: int) -> NoReturn:
+    """Note the groups that come and go until the other end of the pipe is closed, then end those that are left."""
+    os.setsid()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    groups: set[int] = set()
+    with os.fdopen(inlet) as lines:
+        for line in lines:
+            (groups.add if line[0] == "+" else groups.discard)(int(line[1:]))
+    left = {group for group in groups if kill_group(group, signal.SIGTERM)}
+    end = time.monotonic() + GUARD_TIMEOUT_S
+    while left and time.monotonic() < end:
+        time.sleep(0.05)
+        left = {group for group in left if kill_group(group, 0)}
+    for group in left:
+        kill_group(group)
+    os._exit(0)
+
+
+def _how(status: int) -> str:
+    return f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+
+
+def _obituary(running: Running, status: int) -> str:
+    times = "at its start" if running.failures == 1 else f"{running.failures} times in a row"
+    words = "".join(f"\n  {line}" for line in running.last_words)
+    return f"{running.child.name} ended {times} ({_how(status)}). Its last words:{words}"
