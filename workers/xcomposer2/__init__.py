@@ -1,1 +1,69 @@
-"""The vLLM plugin for InternLM-XComposer2-4KHD checkpoints, ShareCaptioner-Video among them."""
+"""The vLLM plugin for InternLM-XComposer2-4KHD checkpoints, ShareCaptioner-Video among them.
+
+Reading order: `checkpoint` -> `config` -> `tokenizer` -> `hd_tiling` -> `image` -> `processor` -> `plora` ->
+`weights` -> `model`. vLLM calls `register` in each of its processes (entry point `vllm.general_plugins`); a worker
+builds its engine from `engine_args` and calls `check_registered` at start. Importing this package is light.
+"""
+
+from typing import Any
+
+from workers.xcomposer2.checkpoint import ARCHITECTURE, check_architecture, checkpoint_file, read_config
+
+NAME = "xcomposer2"  # the plugin's config format, tokenizer mode and renderer
+_MODEL = f"{__name__}.model:{ARCHITECTURE}"
+
+
+def register() -> None:
+    """Make vLLM know the architecture, its config format and its tokenizer; safe to call again."""
+    from vllm.model_executor.models.registry import ModelRegistry
+    from vllm.renderers.registry import RENDERER_REGISTRY
+    from vllm.tokenizers.registry import TokenizerRegistry
+    from vllm.transformers_utils.config import _CONFIG_FORMAT_TO_CONFIG_PARSER, register_config_parser
+
+    if ARCHITECTURE not in ModelRegistry.get_supported_archs():
+        ModelRegistry.register_model(ARCHITECTURE, _MODEL)
+    if NAME not in TokenizerRegistry.tokenizers:
+        TokenizerRegistry.register(NAME, f"{__name__}.processor", "TokenizerLoader")
+    if NAME not in RENDERER_REGISTRY.renderers:
+        RENDERER_REGISTRY.register(NAME, "vllm.renderers.hf", "HfRenderer")
+    if NAME not in _CONFIG_FORMAT_TO_CONFIG_PARSER:
+        from workers.xcomposer2.config import XComposer2ConfigParser
+
+        register_config_parser(NAME)(XComposer2ConfigParser)
+
+
+def check_registered() -> None:
+    """Load vLLM's plugins and raise RuntimeError if this one is not among them."""
+    from vllm.model_executor.models.registry import ModelRegistry
+    from vllm.plugins import load_general_plugins
+
+    load_general_plugins()
+    if ARCHITECTURE not in ModelRegistry.get_supported_archs():
+        raise RuntimeError(
+            f"vLLM does not know {ARCHITECTURE}: the sharecap package is not installed where vLLM looks for plugins, "
+            "or VLLM_PLUGINS leaves out sharecap_xcomposer2"
+        )
+
+
+def engine_args(model: str, *, revision: str | None = None, **overrides: Any) -> dict[str, Any]:
+    """Return vLLM's engine arguments for a checkpoint of this architecture: `AsyncEngineArgs(**engine_args(...))`.
+
+    `model` is a directory or a hub id; `overrides` (dtype, max_model_len, ...) are passed on and win.
+    Reads config.json and finds tokenizer.model, downloading them for a hub id. Raises FileNotFoundError, or
+    ValueError for another architecture.
+
+    `tokenizer` is the tokenizer.model file, not the checkpoint: vLLM looks for a config.json beside a tokenizer
+    with its own parser, which takes offence at `auto_map` and at some of the family's `model_type`s.
+    """
+    check_architecture(read_config(model, revision), model)
+    return {
+        "model": model,
+        "revision": revision,
+        "config_format": NAME,
+        "tokenizer": str(checkpoint_file(model, "tokenizer.model", revision)),
+        "tokenizer_mode": NAME,
+        "trust_remote_code": False,
+        "generation_config": "vllm",  # sampling is the request's business
+        "limit_mm_per_prompt": {"image": 1},
+        **overrides,
+    }

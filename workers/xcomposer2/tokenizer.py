@@ -1,0 +1,238 @@
+"""tokenizer.model -> a fast tokenizer with SentencePiece's ids, and the token ids of one chat turn.
+
+The checkpoint ships a slow Python tokenizer only, which is remote code. This one is built from the SentencePiece
+model: BPE merges in the order of the pieces' scores, byte fallback, no dummy prefix, nothing normalised.
+Chat marks and the image placeholder are ordinary pieces, looked up by name, never by number.
+
+`turn_ids` is what the engine hands to vLLM. User text goes through `neutralise` there, so it can spell a mark
+but never become one.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from sentencepiece import sentencepiece_model_pb2 as spm
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, processors
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
+
+from workers.xcomposer2.checkpoint import checkpoint_file
+
+OPEN_TURN = "[UNUSED_TOKEN_146]"
+CLOSE_TURN = "[UNUSED_TOKEN_145]"  # ends generation, as </s> does
+
+_RESERVED = re.compile(r"\[UNUSED_TOKEN_(\d+)\]")
+_CONTROL = re.compile(r"<(/?s|unk|pad)>")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+_SPACE = "\u2581"  # SentencePiece's mark for a space
+_NUL = "\0 unused"  # stands for the piece U+0000, which SentencePiece never merges or matches: it falls back to a byte
+_BPE = 2  # sentencepiece_model.proto: TrainerSpec.ModelType.BPE
+_NORMAL, _UNKNOWN, _CONTROL_TYPE, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6
+
+
+def neutralise(text: str) -> str:
+    """Return `text` unable to spell a chat mark, the image placeholder or a control piece.
+
+    The spelling is broken by a space, which cannot make a new one. Lone surrogates, which no tokenizer
+    takes, become U+FFFD.
+    """
+    text = _SURROGATE.sub("\ufffd", text)
+    text = _RESERVED.sub(r"[UNUSED TOKEN \1]", text)
+    return _CONTROL.sub(r"< \1>", text)
+
+
+def turn(prompt: str) -> str:
+    """Return the text of one chat turn, up to where the answer begins; without `<s>` and image."""
+    return f"{OPEN_TURN}user\n{neutralise(prompt)}{CLOSE_TURN}\n{OPEN_TURN}assistant\n"
+
+
+def turn_ids(tokenizer: "XComposer2Tokenizer", prompt: str, *, image: bool) -> list[int]:
+    """Return the prompt token ids of one chat turn.
+
+    With `image`, one placeholder stands right after `<s>`; vLLM's processor replaces it with the image's
+    tokens. The text is encoded in one piece, as the reference code does.
+    """
+    placeholder = [tokenizer.image_placeholder_id] if image else []
+    text: list[int] = tokenizer.encode(turn(prompt), add_special_tokens=False)
+    return [tokenizer.bos_token_id, *placeholder, *text]
+
+
+def stop_ids(tokenizer: "XComposer2Tokenizer") -> list[int]:
+    """Return the ids that end generation: the closing mark and `</s>`."""
+    return [tokenizer.piece_id(CLOSE_TURN), tokenizer.eos_token_id]
+
+
+class XComposer2Tokenizer(PreTrainedTokenizerFast):
+    """The fast tokenizer. `<s>`, `</s>` and `<unk>` have ids but no spelling: SentencePiece never reads
+    them from text, so they are kept out of transformers' special tokens, which would be matched there."""
+
+    image_placeholder: str  # the piece that stands for an image in a prompt
+    surfaces: list[bytes]  # token id -> its UTF-8, or part of it
+    bos_piece: str
+    eos_piece: str
+    reserved_ids: frozenset[int]  # ids of the [UNUSED_TOKEN_n] pieces
+
+    def piece_id(self, piece: str) -> int:
+        """Return the id of the piece of this name."""
+        return self.backend_tokenizer.token_to_id(piece)  # type: ignore[return-value]
+
+    @property
+    def image_placeholder_id(self) -> int:
+        return self.piece_id(self.image_placeholder)
+
+    @property
+    def bos_token_id(self) -> int:
+        return self.piece_id(self.bos_piece)
+
+    @property
+    def eos_token_id(self) -> int:
+        return self.piece_id(self.eos_piece)
+
+    def _decode(self, token_ids: int | list[int], skip_special_tokens: bool = False, *_: Any, **__: Any) -> str:
+        """SentencePiece's text of these ids, malformed byte runs included (transformers' hook for `decode`)."""
+        stream = TextStream(self, skip_reserved=skip_special_tokens)
+        ids = [token_ids] if isinstance(token_ids, int) else token_ids
+        return stream.push(ids) + stream.finish()
+
+
+class TextStream:
+    """Token ids in, text out as soon as it is whole: never half a character, and in all what
+    SentencePiece decodes. Bytes that are no UTF-8 become one U+FFFD each."""
+
+    def __init__(self, tokenizer: XComposer2Tokenizer, *, skip_reserved: bool = True) -> None:
+        self._surfaces = tokenizer.surfaces
+        self._skipped = tokenizer.reserved_ids if skip_reserved else frozenset()
+        self._pending = b""
+
+    def push(self, token_ids: Iterable[int]) -> str:
+        """Return the text that these further tokens complete; ids outside the vocabulary have none."""
+        count = len(self._surfaces)
+        self._pending += b"".join(
+            self._surfaces[number] for number in token_ids if 0 <= number < count and number not in self._skipped
+        )
+        text, self._pending = _decode_utf8(self._pending, final=False)
+        return text
+
+    def finish(self) -> str:
+        """Return what was held back, when no more tokens come."""
+        text, self._pending = _decode_utf8(self._pending, final=True)
+        return text
+
+
+def _decode_utf8(data: bytes, *, final: bool) -> tuple[str, bytes]:
+    """Return the text of `data` and, unless `final`, the bytes at its end that may begin a character."""
+    text: list[str] = []
+    while data:
+        try:
+            return "".join(text) + data.decode(), b""
+        except UnicodeDecodeError as error:
+            text.append(data[: error.start].decode())
+            data = data[error.start :]
+            if not final and error.reason == "unexpected end of data":
+                break
+            text.append("\ufffd")
+            data = data[1:]
+    return "".join(text), data
+
+
+def load_tokenizer(model: str | Path, revision: str | None = None) -> XComposer2Tokenizer:
+    """Build the tokenizer of a checkpoint directory, a hub id, or a tokenizer.model file.
+
+    Raises FileNotFoundError, and ValueError if the SentencePiece model is not of this family's kind.
+    """
+    path = Path(model) if Path(model).is_file() else checkpoint_file(model, "tokenizer.model", revision)
+    proto: Any = spm.ModelProto()  # type: ignore[attr-defined]
+    try:
+        proto.ParseFromString(path.read_bytes())
+    except Exception as error:  # protobuf's DecodeError differs between its implementations
+        raise ValueError(f"{path} is no SentencePiece model: {error}") from error
+    _check(proto, path)
+    tokenizer = XComposer2Tokenizer(tokenizer_object=_build(proto))
+    tokenizer.image_placeholder = _placeholder(proto, path)
+    tokenizer.bos_piece, tokenizer.eos_piece = proto.trainer_spec.bos_piece, proto.trainer_spec.eos_piece
+    tokenizer.surfaces = [_surface(piece, proto) for piece in proto.pieces]
+    tokenizer.reserved_ids = frozenset(
+        number for number, piece in enumerate(proto.pieces) if _RESERVED.fullmatch(piece.piece)
+    )
+    return tokenizer
+
+
+def _surface(piece: Any, proto: Any) -> bytes:
+    if piece.type == _BYTE:
+        return bytes([int(piece.piece[1:-1], 16)])  # <0xE4>
+    if piece.type == _CONTROL_TYPE:
+        return b""
+    text = proto.trainer_spec.unk_surface if piece.type == _UNKNOWN else piece.piece.replace(_SPACE, " ")
+    return str(text).encode()
+
+
+def _check(proto: Any, path: Path) -> None:
+    trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
+    expected = {
+        "BPE": trainer.model_type == _BPE,
+        "byte fallback": trainer.byte_fallback,
+        "no dummy prefix": not normalizer.add_dummy_prefix,
+        "no whitespace stripping": not normalizer.remove_extra_whitespaces,
+        "escaped whitespace": normalizer.escape_whitespaces,
+        "no normalisation": not normalizer.precompiled_charsmap,
+    }
+    wrong = [name for name, holds in expected.items() if not holds]
+    if wrong:
+        raise ValueError(f"{path}: expected a SentencePiece model with {', '.join(wrong)}")
+    known = {piece.type for piece in proto.pieces} <= {_NORMAL, _UNKNOWN, _CONTROL_TYPE, _USER_DEFINED, _BYTE}
+    marks = {piece.piece for piece in proto.pieces if piece.type == _USER_DEFINED}
+    if not known or not {OPEN_TURN, CLOSE_TURN} <= marks:
+        raise ValueError(f"{path}: the chat marks {OPEN_TURN} and {CLOSE_TURN} are not among its pieces")
+
+
+def _placeholder(proto: Any, path: Path) -> str:
+    """Return the first reserved piece that is no chat mark."""
+    for piece in proto.pieces:
+        if (
+            piece.type == _USER_DEFINED
+            and _RESERVED.fullmatch(piece.piece)
+            and piece.piece not in (OPEN_TURN, CLOSE_TURN)
+        ):
+            return str(piece.piece)
+    raise ValueError(f"{path}: no [UNUSED_TOKEN_n] piece left to stand for an image")
+
+
+def _build(proto: Any) -> Tokenizer:
+    """Return the tokenizers-library object: same ids as SentencePiece, both ways."""
+    vocab = {(_NUL if piece.piece == "\0" else piece.piece): number for number, piece in enumerate(proto.pieces)}
+    unk, bos = proto.trainer_spec.unk_piece, proto.trainer_spec.bos_piece
+    tokenizer = Tokenizer(BPE(vocab, list(_merges(proto)), unk_token=unk, fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Replace(" ", _SPACE)
+    tokenizer.add_tokens(
+        [
+            # Reserved pieces are "special": left out of what is shown of an answer.
+            AddedToken(piece.piece, normalized=False, special=bool(_RESERVED.fullmatch(piece.piece)))
+            for piece in proto.pieces
+            if piece.type == _USER_DEFINED
+        ]
+    )
+    silent = [piece.piece for piece in proto.pieces if piece.type in (_UNKNOWN, _CONTROL_TYPE)]
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace(Regex("^(" + "|".join(re.escape(piece) for piece in silent) + ")$"), ""),
+            decoders.Replace(_NUL, "\0"),
+            decoders.Replace(_SPACE, " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+        ]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", pair=f"{bos} $A $B", special_tokens=[(bos, vocab[bos])]
+    )
+    return tokenizer
+
+
+def _merges(proto: Any) -> Iterator[tuple[str, str]]:
+    """Yield every pair that makes a piece, in the order SentencePiece would merge: best score first."""
+    scores = {piece.piece: piece.score for piece in proto.pieces if piece.type == _NORMAL and piece.piece != "\0"}
+    for piece in sorted(scores, key=lambda piece: -scores[piece]):
+        for cut in range(1, len(piece)):
+            if piece[:cut] in scores and piece[cut:] in scores:
+                yield piece[:cut], piece[cut:]

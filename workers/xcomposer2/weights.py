@@ -1,0 +1,101 @@
+"""The published tensors of a checkpoint: every name and shape, and the check against what a file holds.
+
+Used by `model.py` while loading. Shapes are those on disk, before any tensor parallelism.
+"""
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from workers.xcomposer2.config import MERGE, XComposer2Config
+
+Shape = tuple[int, ...]
+
+# Tensors that some copies carry and no forward pass reads: CLIP's final norm (features are taken before it) and
+# buffers that older libraries saved.
+_UNUSED_SUFFIXES = ("post_layernorm.weight", "post_layernorm.bias", ".position_ids", ".rotary_emb.inv_freq")
+
+
+def is_unused(name: str) -> bool:
+    """Whether a tensor of this name may be there and is not read."""
+    return name.endswith(_UNUSED_SUFFIXES)
+
+
+def published_shapes(config: XComposer2Config) -> dict[str, Shape]:
+    """Return name -> shape of every tensor that a checkpoint must hold."""
+    return dict([*_language_model(config), *_vision_tower(config), *_connector(config)])
+
+
+def checked(weights: "Iterator[tuple[str, Tensor]]", config: XComposer2Config) -> "Iterator[tuple[str, Tensor]]":
+    """Pass the read tensors on, in file order; raises ValueError naming tensors unknown, misshaped or missing."""
+    shapes = published_shapes(config)
+    seen: set[str] = set()
+    for name, tensor in weights:
+        if is_unused(name):
+            continue
+        if name not in shapes:
+            raise ValueError(f"checkpoint: unexpected tensor {name}")
+        if tuple(tensor.shape) != shapes[name]:
+            raise ValueError(f"checkpoint: {name} has shape {list(tensor.shape)}, expected {list(shapes[name])}")
+        seen.add(name)
+        yield name, tensor
+    missing = [name for name in shapes if name not in seen]
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise ValueError(f"checkpoint: missing tensor {', '.join(missing[:3])}{more}")
+
+
+def _language_model(config: XComposer2Config) -> Iterator[tuple[str, Shape]]:
+    hidden, inner, vocab = config.hidden_size, config.intermediate_size, config.published_vocab_size
+    qkv = (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
+    rank, wqkv_rank = config.plora["r"], config.plora["wqkv_r"]
+    yield "model.tok_embeddings.weight", (vocab, hidden)
+    yield "model.norm.weight", (hidden,)
+    yield "output.weight", (vocab, hidden)
+    linears = {
+        "attention.wqkv": (qkv, hidden, wqkv_rank),
+        "attention.wo": (hidden, config.num_attention_heads * config.head_dim, rank),
+        "feed_forward.w1": (inner, hidden, rank),
+        "feed_forward.w2": (hidden, inner, rank),
+        "feed_forward.w3": (inner, hidden, rank),
+    }
+    for layer in range(config.num_hidden_layers):
+        prefix = f"model.layers.{layer}"
+        yield f"{prefix}.attention_norm.weight", (hidden,)
+        yield f"{prefix}.ffn_norm.weight", (hidden,)
+        for name, (outputs, inputs, r) in linears.items():
+            yield f"{prefix}.{name}.weight", (outputs, inputs)
+            yield f"{prefix}.{name}.Plora_A.weight", (r, inputs)
+            yield f"{prefix}.{name}.Plora_B.weight", (outputs, r)
+
+
+def _vision_tower(config: XComposer2Config) -> Iterator[tuple[str, Shape]]:
+    vision = config.vision_config
+    hidden, inner = vision.hidden_size, vision.intermediate_size
+    prefix = "vit.vision_tower.vision_model"
+    positions = (vision.image_size // vision.patch_size) ** 2 + 1
+    yield f"{prefix}.embeddings.class_embedding", (hidden,)
+    yield f"{prefix}.embeddings.patch_embedding.weight", (hidden, 3, vision.patch_size, vision.patch_size)
+    yield f"{prefix}.embeddings.position_embedding.weight", (positions, hidden)
+    norms = ["pre_layrnorm"]
+    for layer in range(vision.num_hidden_layers):
+        block = f"encoder.layers.{layer}"
+        norms += [f"{block}.layer_norm1", f"{block}.layer_norm2"]
+        linears = {f"self_attn.{name}_proj": (hidden, hidden) for name in ("q", "k", "v", "out")}
+        linears |= {"mlp.fc1": (inner, hidden), "mlp.fc2": (hidden, inner)}
+        for name, shape in linears.items():
+            yield f"{prefix}.{block}.{name}.weight", shape
+            yield f"{prefix}.{block}.{name}.bias", shape[:1]
+    for norm in norms:
+        yield f"{prefix}.{norm}.weight", (hidden,)
+        yield f"{prefix}.{norm}.bias", (hidden,)
+
+
+def _connector(config: XComposer2Config) -> Iterator[tuple[str, Shape]]:
+    merged, hidden = config.vision_config.hidden_size * MERGE**2, config.hidden_size
+    yield "vision_proj.0.weight", (hidden, merged)
+    yield "vision_proj.0.bias", (hidden,)
+    yield "vision_proj.2.weight", (hidden, hidden)
+    yield "vision_proj.2.bias", (hidden,)
+    yield "plora_glb_GN", (1, 1, merged)
+    yield "plora_sub_GN", (1, 1, 1, merged)
