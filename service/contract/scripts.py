@@ -3,14 +3,14 @@
 The keys are `store.py`'s. Every script takes the time from the server.
 """
 
-_NOW = """
+NOW = """
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 """
 
 # KEYS job events jobs queued; ARGV id record kind type data
 CREATE = (
-    _NOW
+    NOW
     + """
 if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
 redis.call('HSET', KEYS[1], 'record', ARGV[2], 'kind', ARGV[3], 'status', 'queued', 'epoch', 0)
@@ -23,7 +23,7 @@ return 1
 
 # KEYS job leases queued; ARGV id lease_ms. Returns the new epoch, or 0 where there is nothing to claim.
 CLAIM = (
-    _NOW
+    NOW
     + """
 local status, till = unpack(redis.call('HMGET', KEYS[1], 'status', 'until'))
 if status ~= 'queued' and status ~= 'running' then return 0 end
@@ -38,7 +38,7 @@ return epoch
 
 # KEYS job leases; ARGV id epoch lease_ms. Returns 1 kept, 2 kept and cancel asked for, 0 lost.
 RENEW = (
-    _NOW
+    NOW
     + """
 local epoch, till, cancel = unpack(redis.call('HMGET', KEYS[1], 'epoch', 'until', 'cancel'))
 if epoch ~= ARGV[2] or not till then return 0 end
@@ -50,7 +50,7 @@ return cancel and 2 or 1
 
 # KEYS job leases queued; ARGV id epoch. Gives an unfinished job back at once; its wake-up is the caller's.
 RELEASE = (
-    _NOW
+    NOW
     + """
 local epoch, status = unpack(redis.call('HMGET', KEYS[1], 'epoch', 'status'))
 if epoch ~= ARGV[2] then return 0 end
@@ -64,7 +64,7 @@ return 1
 # KEYS job events leases queued; ARGV id epoch seq type data status ended('1' or '').
 # Returns OK, CANCEL (written, and cancel was asked for), DUP, GAP or FENCED.
 APPEND = (
-    _NOW
+    NOW
     + """
 local epoch, status, cancel = unpack(redis.call('HMGET', KEYS[1], 'epoch', 'status', 'cancel'))
 if epoch ~= ARGV[2] then return 'FENCED' end
@@ -84,21 +84,26 @@ return cancel and 'CANCEL' or 'OK'
 """
 )
 
-# KEYS job events queued; ARGV id type data. A queued job ends at once; a running one is asked to.
-# Returns the status after it, or nothing for an unknown job.
+# KEYS job events leases queued; ARGV id type data. A job that no worker has begun or holds ends at once, one that
+# is being worked on is asked to. Returns the status after it, or nothing for an unknown job.
 CANCEL = (
-    _NOW
+    NOW
     + """
-local status = redis.call('HGET', KEYS[1], 'status')
+local status, till = unpack(redis.call('HMGET', KEYS[1], 'status', 'until'))
 if not status then return nil end
-if status == 'running' then redis.call('HSET', KEYS[1], 'cancel', 1) end
-if status ~= 'queued' then return status end
+if status ~= 'queued' and status ~= 'running' then return status end
+if status == 'running' and till and tonumber(till) > now then
+  redis.call('HSET', KEYS[1], 'cancel', 1)
+  return status
+end
 local newest = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)
 local seq = tonumber(string.match(newest[1][1], '^(%d+)'))
 redis.call('XADD', KEYS[2], (seq + 1) .. '-0', 'type', ARGV[2], 'data', ARGV[3], 'at', now)
 redis.call('HSET', KEYS[1], 'status', 'cancelled')
 redis.call('HINCRBY', KEYS[1], 'epoch', 1)
+redis.call('HDEL', KEYS[1], 'until')
 redis.call('ZREM', KEYS[3], ARGV[1])
+redis.call('ZREM', KEYS[4], ARGV[1])
 return 'cancelled'
 """
 )

@@ -117,10 +117,10 @@ class Store:
         )
 
     async def cancel(self, job_id: str) -> JobStatus | None:
-        """Cancel a queued job at once, ask a running one's worker to; return the status now, None if unknown."""
+        """Cancel a job at once, or ask the worker that is at it to; return the status now, None if unknown."""
         event = Cancelled()
         status = await self._cancel(
-            keys=[job_key(job_id), events_key(job_id), QUEUED], args=[job_id, event.type, _dump(event)]
+            keys=[job_key(job_id), events_key(job_id), LEASES, QUEUED], args=[job_id, event.type, _dump(event)]
         )
         return JobStatus(status) if status else None
 

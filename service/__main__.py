@@ -1,0 +1,5 @@
+"""`python -m service`: the gateway alone, set up by the environment."""
+
+from service.app import main
+
+main()

@@ -1,0 +1,68 @@
+"""What the gateway's process holds while it lives, and how routes get at it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Annotated, cast
+
+from fastapi import Depends, Request
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff
+
+from service import uploads
+from service.contract.store import Store
+from service.follower import Follower
+from service.queue import Wakeups
+from service.settings import Settings
+
+CONNECTIONS = 64
+
+
+@dataclass(frozen=True)
+class Gateway:
+    settings: Settings
+    store: Store
+    wakeups: Wakeups
+    follower: Follower
+
+
+@asynccontextmanager
+async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
+    """Make the data directory and the Redis clients; Redis itself need not be there yet."""
+    uploads.prepare(settings.data_dir)
+    async with AsyncExitStack() as stack:
+        store = Store(await stack.enter_async_context(_redis(settings.redis_url, CONNECTIONS)))
+        reader = Store(await stack.enter_async_context(_redis(settings.redis_url, 1)))
+        wakeups = Wakeups(settings.redis_url)
+        stack.callback(wakeups.close)
+        follower = Follower(store, reader)
+        reading = asyncio.create_task(follower.run(), name="follower")
+        try:
+            yield Gateway(settings, store, wakeups, follower)
+        finally:
+            follower.close()
+            reading.cancel()
+            with suppress(asyncio.CancelledError):
+                await reading
+
+
+def _redis(url: str, connections: int) -> Redis:
+    pool = BlockingConnectionPool.from_url(
+        url,
+        max_connections=connections,
+        timeout=5,
+        decode_responses=True,
+        socket_connect_timeout=2,
+        socket_timeout=5,
+        retry=Retry(ExponentialBackoff(cap=0.2, base=0.05), 1),
+    )
+    return Redis.from_pool(pool)
+
+
+def _of_request(request: Request) -> Gateway:
+    return cast(Gateway, request.app.state.gateway)
+
+
+Here = Annotated[Gateway, Depends(_of_request)]

@@ -1,0 +1,44 @@
+"""Clips: a caption for a part of a video, from its differential captions alone."""
+
+from fastapi import APIRouter, Request, Response
+
+from service import options
+from service.contract.errors import InvalidOption, NotFound, NoWorker, UnsupportedMedia
+from service.contract.jobs import ClipOptions, Job, JobKind
+from service.gateway import Here
+from service.jobs import accept, answer, find, waiting_time
+from service.problems import responses
+from service.routes import bodies
+
+router = APIRouter(tags=["clips"])
+WAIT_S = 60
+
+
+@router.post(
+    "/captions/{job_id}/clips",
+    response_model=Job,
+    responses={
+        202: {"model": Job, "description": "The job has not ended in the time that was waited"},
+        **responses(NotFound, UnsupportedMedia, NoWorker),
+    },
+    openapi_extra=bodies.CLIP,
+)
+async def caption_clip(job_id: str, request: Request, gateway: Here) -> Response:
+    """Caption a clip from the differential captions that the job has so far; no frame is read again."""
+    parent = await find(gateway, job_id)
+    chosen, metadata = options.from_json(JobKind.CLIP, await options.json_body(request))
+    assert isinstance(chosen, ClipOptions)
+    _check_part(parent, chosen)
+    wait_s = await waiting_time(gateway, request, WAIT_S)
+    record = await accept(gateway, JobKind.CLIP, chosen, metadata, parent=job_id)
+    return await answer(gateway, request, record, wait_s)
+
+
+def _check_part(parent: Job, chosen: ClipOptions) -> None:
+    if parent.kind is not JobKind.VIDEO:
+        raise InvalidOption("The job is not one of a video, so it has no clips.")
+    duration_s = parent.source.duration_s if parent.source else None
+    if duration_s is not None and chosen.start_s >= duration_s:
+        raise InvalidOption(f"start_s: the video lasts {duration_s:.3f} s")
+    if not any(differential.time_s <= chosen.end_s for differential in parent.differentials):
+        raise InvalidOption("end_s: the job has no differential caption up to there yet")

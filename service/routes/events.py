@@ -1,0 +1,36 @@
+"""The events of a job by SSE."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from service import sse
+from service.contract.errors import MalformedEventId, NotFound
+from service.gateway import Here
+from service.jobs import status_of
+from service.problems import responses
+
+router = APIRouter(tags=["events"])
+_TOLD: dict[int | str, dict[str, Any]] = {
+    200: {"content": {sse.MEDIA_TYPE: {"schema": {"type": "string"}}}, "description": "The events"},
+    204: {"description": "The client has the last event already"},
+}
+_PLACES = [
+    {"name": "Last-Event-ID", "in": "header", "required": False, "schema": {"type": "integer", "minimum": 0}},
+    {"name": "after", "in": "query", "required": False, "schema": {"type": "integer", "minimum": 0}},
+]
+
+
+@router.get(
+    "/captions/{job_id}/events",
+    response_class=Response,
+    responses={**_TOLD, **responses(MalformedEventId, NotFound)},
+    openapi_extra={"parameters": _PLACES},
+)
+async def follow_job(job_id: str, request: Request, gateway: Here) -> Response:
+    """Stream the job's events, from the first or from after the one that the client names, to the last."""
+    after = sse.place_asked_for(request)
+    status = await status_of(gateway, job_id)
+    if after is not None and status.ended and not await gateway.store.entries(job_id, after):
+        return Response(status_code=204)
+    return sse.EventResponse(gateway.follower, job_id, after or 0, gateway.settings.heartbeat_s)

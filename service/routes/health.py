@@ -1,0 +1,60 @@
+"""Whether the process lives, and whether the service can do its work."""
+
+from fastapi import APIRouter, Response
+from pydantic import BaseModel
+from redis.exceptions import RedisError
+
+from service.contract.errors import StorageFull
+from service.gateway import Gateway, Here
+from service.uploads import check_room
+
+router = APIRouter(tags=["health"])
+
+
+class Check(BaseModel):
+    ok: bool
+    detail: str
+
+
+class Readiness(BaseModel):
+    ready: bool
+    checks: dict[str, Check]
+
+
+@router.get("/healthz")
+async def alive() -> dict[str, str]:
+    """Answer: the process lives."""
+    return {"status": "ok"}
+
+
+@router.get("/readyz", response_model=Readiness, responses={503: {"model": Readiness}})
+async def ready(gateway: Here) -> Response:
+    """Tell whether Redis is reached, the disk has room and a worker with its model loaded lives."""
+    checks = {"redis": await _redis(gateway), "disk": _disk(gateway), "workers": await _workers(gateway)}
+    told = Readiness(ready=all(check.ok for check in checks.values()), checks=checks)
+    return Response(told.model_dump_json(), 200 if told.ready else 503, media_type="application/json")
+
+
+async def _redis(gateway: Gateway) -> Check:
+    try:
+        await gateway.store.redis.ping()
+    except (RedisError, OSError):
+        return Check(ok=False, detail="not reached")
+    return Check(ok=True, detail="reached")
+
+
+def _disk(gateway: Gateway) -> Check:
+    try:
+        check_room(gateway.settings)
+    except (StorageFull, OSError):
+        return Check(ok=False, detail="no room for uploads")
+    return Check(ok=True, detail="room for uploads")
+
+
+async def _workers(gateway: Gateway) -> Check:
+    try:
+        cards = await gateway.store.workers()
+    except (RedisError, OSError):
+        cards = []
+    models = ", ".join(sorted({card.model for card in cards}))
+    return Check(ok=bool(cards), detail=f"{len(cards)} live" + (f": {models}" if models else ""))

@@ -1,0 +1,59 @@
+"""What an operator may set, read once from the environment at the process's start."""
+
+import ipaddress
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service.contract.probe import Limits
+
+GIB = 1 << 30
+
+
+class Settings(BaseSettings):
+    """Every name is an environment variable, in capitals: `MAX_UPLOAD_BYTES=…`."""
+
+    model_config = SettingsConfigDict(frozen=True)
+
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    data_dir: Path = Path("data")
+    """Uploads and keyframes; the workers must see the same directory."""
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    allow_public_bind: bool = False
+    """Let `host` be more than loopback, where something else keeps strangers out: a container's network, a proxy."""
+
+    max_upload_bytes: Annotated[int, Field(gt=0)] = 4 * GIB
+    max_duration_s: Annotated[float, Field(gt=0)] = 12 * 3600.0
+    max_pixels: Annotated[int, Field(gt=0)] = 8192 * 4352
+    """Width times height of one frame."""
+    max_keyframes: Annotated[int, Field(ge=1, le=100_000)] = 2000
+    """The cap on `max_keyframes`, and its default."""
+    min_free_bytes: Annotated[int, Field(ge=0)] = GIB
+    """An upload that would leave less room on the data directory's disk is refused."""
+    probe_timeout_s: Annotated[float, Field(gt=0)] = 20.0
+    heartbeat_s: Annotated[float, Field(gt=0)] = 15.0
+    """A comment goes out on a silent event stream this often."""
+
+    @property
+    def video_limits(self) -> Limits:
+        return Limits(self.max_pixels, self.max_duration_s, self.probe_timeout_s)
+
+    @model_validator(mode="after")
+    def _strangers_are_kept_out(self) -> Self:
+        if not (self.allow_public_bind or is_loopback(self.host)):
+            raise ValueError(
+                f"HOST={self.host} would let anyone on the network in, for no key is asked for: "
+                "keep 127.0.0.1, or set ALLOW_PUBLIC_BIND=true where something else keeps strangers out"
+            )
+        return self
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a socket bound to `host`, an address or a name."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
