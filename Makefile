@@ -1,0 +1,43 @@
+# Everything here sets up what it needs: a virtual environment in .venv, made once and again when requirements change.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.sharecap
+# The first Python that is new enough; `make PYTHON=…` chooses another.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+
+.PHONY: help setup demo serve test check clean
+
+help: ## what there is
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 14
+
+setup: $(STAMP) ## make the virtual environment .venv
+
+$(STAMP): requirements/cpu.txt requirements/gateway.txt requirements/dev.txt requirements/install.sh pyproject.toml
+	@[[ -n "$(PYTHON)" ]] || { echo "sharecap needs Python 3.11 or newer: make setup PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+	@requirements/install.sh $(VENV)
+	@touch $(STAMP)
+
+demo: $(STAMP) ## start everything, caption a sample clip, recaption a prompt, stop
+	@$(BIN)/sharecap demo
+
+serve: $(STAMP) ## run everything on this machine until Ctrl-C
+	@$(BIN)/sharecap up
+
+test: $(STAMP) ## all tests that need neither a GPU nor the internet
+	@$(BIN)/python -m pytest
+
+check: $(STAMP) ## style, types, and what the gateway may import
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/python -m pytest tests/service/test_imports.py
+
+clean: ## remove the virtual environment and all caches
+	@rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
