@@ -1,0 +1,91 @@
+"""One try at one job: what is already known of it, and what it is given to work with.
+
+An attempt begins by reading the job's events back: what they say is done is not done again.
+"""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from service.contract.events import Keyframes, fold
+from service.contract.files import keyframe_path, upload_path
+from service.contract.jobs import Job, Record, Timings
+from service.contract.store import Lease, Store
+from workers.encoder import FrameEncoder
+from workers.engine import Captioner
+from workers.frames import DecodeLimits
+from workers.publisher import Publisher, persistently
+from workers.settings import Settings
+from workers.turns import Turns
+
+MAX_ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What all jobs of a worker share. `decoders` bounds the videos decoded at once."""
+
+    settings: Settings
+    store: Store
+    captioner: Captioner
+    encoder: FrameEncoder
+    decoders: asyncio.Semaphore
+    decode_limits: DecodeLimits = field(default_factory=DecodeLimits)
+
+
+@dataclass
+class Attempt:
+    """The `number`-th try (from 1) at `record`; `job` is what the earlier ones have left."""
+
+    tools: Tools
+    record: Record
+    job: Job
+    number: int
+    keyframes_complete: bool
+    publisher: Publisher
+    turns: Turns
+    timings: Timings = field(default_factory=Timings)
+
+    @classmethod
+    async def begin(cls, tools: Tools, record: Record, lease: Lease) -> "Attempt":
+        """Read back what is known of the job."""
+
+        async def read() -> "Attempt":
+            stored = [event async for event in tools.store.events(record.id)]
+            job = fold(record, stored)
+            publisher = Publisher(tools.store, lease, stored[-1].seq if stored else 0)
+            attempt = cls(
+                tools=tools,
+                record=record,
+                job=job,
+                number=job.attempts + 1,
+                keyframes_complete=any(isinstance(s.event, Keyframes) and s.event.complete for s in stored),
+                publisher=publisher,
+                turns=Turns(tools.captioner, publisher, f"{record.id}-{lease.epoch}"),
+            )
+            waited = datetime.now(UTC) - record.created_at
+            attempt.timings.queued = max(0.0, waited.total_seconds())
+            return attempt
+
+        return await persistently(read)
+
+    @property
+    def upload(self) -> Path:
+        return upload_path(self.tools.settings.data_dir, self.record.id)
+
+    def keyframe_file(self, index: int) -> Path:
+        return keyframe_path(self.tools.settings.data_dir, self.record.id, index)
+
+    @contextmanager
+    def timed(self, stage: Literal["decode", "keyframes", "captioning", "summary"]) -> Iterator[None]:
+        """Add the time spent inside to the stage's."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            setattr(self.timings, stage, (getattr(self.timings, stage) or 0.0) + time.monotonic() - start)

@@ -1,0 +1,79 @@
+"""What the pipeline asks of a model: a `Turn` goes in, pieces of text come out.
+
+`Captioner` is the interface; `vllm_captioner.py` has the engine behind it. Nothing above this module knows vLLM.
+"""
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from PIL import Image
+
+from service.contract.jobs import Decoding, Usage
+
+CLIP_L_336 = "openai/clip-vit-large-patch14-336"
+CLIP_L_THRESHOLD = 0.93
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One question to the model. At most one image; `hd_num` none is the model's own default."""
+
+    prompt: str
+    image: Image.Image | None = None
+    hd_num: int | None = None
+    max_tokens: int = 512
+    decoding: Decoding = field(default_factory=Decoding)
+
+    def with_max_tokens(self, max_tokens: int) -> "Turn":
+        return replace(self, max_tokens=max_tokens)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Text to add to the answer so far."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Done:
+    """The end of an answer: `stopped` by the model itself, or cut off at `max_tokens`."""
+
+    usage: Usage
+    stopped: bool
+
+
+@dataclass(frozen=True)
+class ModelDefaults:
+    """What a checkpoint says of itself beside its weights. `keyframe_encoder`: a directory or a hub id."""
+
+    hd_num: int | None = None
+    keyframe_encoder: str = CLIP_L_336
+    similarity_threshold: float = CLIP_L_THRESHOLD
+
+
+class Captioner(Protocol):
+    """A model that answers turns, many at once."""
+
+    context_tokens: int
+    """Prompt, image and answer together."""
+    defaults: ModelDefaults
+
+    def generate(self, turn: Turn, request_id: str) -> AsyncGenerator[Piece | Done, None]:
+        """Yield the answer piece by piece, `Done` last. Closing the generator, or cancelling its task, stops the model.
+
+        Raises EngineFailed; `alive` is false after that where the engine is gone for good.
+        """
+        ...
+
+    def prompt_tokens(self, turn: Turn) -> int:
+        """Return the tokens that `turn` takes before its answer, image and chat marks included."""
+        ...
+
+    def count_tokens(self, text: str) -> int:
+        """Return the tokens of `text` within a prompt."""
+        ...
+
+    @property
+    def alive(self) -> bool: ...

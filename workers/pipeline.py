@@ -1,0 +1,46 @@
+"""One job from its start to its last event, on one screen.
+
+    video:      upload -> frames (decode child) -> keyframes -> differentials -> caption
+    clip:       the parent's differentials -> caption
+    recaption:  prompt -> caption
+
+Finding keyframes and captioning them run at the same time. Who may do this, and what happens when it fails, is decided
+in `tasks.py`.
+"""
+
+from service.contract.errors import AttemptsExhausted
+from service.contract.events import Caption, Completed, Started
+from service.contract.jobs import JobKind
+from workers import fast, recaption, sliding, summary
+from workers.attempt import MAX_ATTEMPTS, Attempt
+from workers.keyframes import selecting
+from workers.turns import video_options
+
+
+async def run(attempt: Attempt) -> None:
+    """Do what is left of the job. Raises SharecapError, Fenced, CancelRequested."""
+    if attempt.number > MAX_ATTEMPTS:
+        raise AttemptsExhausted(f"{MAX_ATTEMPTS} attempts ended before the job did.")
+    await attempt.publisher.append(Started(attempt=attempt.number))
+    if attempt.job.caption is None:
+        await attempt.publisher.append(await _caption(attempt))
+    await attempt.publisher.append(Completed(usage=attempt.turns.usage, timings_s=attempt.timings))
+
+
+async def _caption(attempt: Attempt) -> Caption:
+    match attempt.record.kind:
+        case JobKind.VIDEO:
+            return await _caption_video(attempt)
+        case JobKind.CLIP:
+            return Caption(text=await summary.caption_clip(attempt))
+        case JobKind.RECAPTION:
+            return Caption(text=await recaption.write_out(attempt))
+
+
+async def _caption_video(attempt: Attempt) -> Caption:
+    async with selecting(attempt) as keyframes:
+        if video_options(attempt.record).mode == "fast":
+            text, seen = await fast.caption(attempt, await keyframes.all())
+            return Caption(text=text, keyframes_seen=seen)
+        differentials = await sliding.describe(attempt, keyframes)
+    return Caption(text=await summary.summarise(attempt, differentials))

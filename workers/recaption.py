@@ -1,0 +1,19 @@
+"""The recaption role: a short text-to-video prompt -> its dense caption. One text call."""
+
+from service.contract.jobs import RecaptionOptions
+from workers import prompts
+from workers.attempt import Attempt
+from workers.engine import Turn
+from workers.turns import Told, max_tokens
+
+DEFAULT_MAX_TOKENS = 1024
+
+
+async def write_out(attempt: Attempt) -> str:
+    """Return the dense caption of the job's prompt."""
+    options = attempt.record.options
+    assert isinstance(options, RecaptionOptions)
+    answer = max_tokens(options, DEFAULT_MAX_TOKENS, attempt.tools.captioner)
+    turn = Turn(prompts.recaption(options.prompt), max_tokens=answer, decoding=options)
+    with attempt.timed("captioning"):
+        return await attempt.turns.run(turn, Told())

@@ -1,0 +1,51 @@
+"""What an operator may set for a worker, read once from the environment at the process's start.
+
+Names that the gateway has too mean the same there.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service.contract.probe import Limits
+
+DEMO_CHECKPOINT = Path(__file__).with_name("demo") / "checkpoint"
+SLOTS_ON_CPU = 4
+SLOTS_ON_GPU = 128
+
+
+class Settings(BaseSettings):
+    """Every name is an environment variable, in capitals: `SLOTS=…`."""
+
+    model_config = SettingsConfigDict(frozen=True)
+
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    data_dir: Path = Path("data")
+    """Uploads and keyframes; the gateway must see the same directory."""
+    model: str = str(DEMO_CHECKPOINT)
+    """A checkpoint's directory or hub id."""
+    slots: Annotated[int, Field(ge=1, le=4096)] | None = None
+    """Videos in work at once; none is 4 on a CPU and 128 on a GPU."""
+    drain_s: Annotated[float, Field(ge=0)] = 5.0
+    """How long jobs in work may go on after SIGTERM before they are given back."""
+    decoders: Annotated[int, Field(ge=1)] = os.cpu_count() or 1
+    """Videos decoded at once; each takes up to 2 GiB."""
+
+    max_keyframes: Annotated[int, Field(ge=1, le=100_000)] = 2000
+    max_duration_s: Annotated[float, Field(gt=0)] = 12 * 3600.0
+    max_pixels: Annotated[int, Field(gt=0)] = 8192 * 4352
+    probe_timeout_s: Annotated[float, Field(gt=0)] = 20.0
+
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """The engine's share of the GPU's memory."""
+    max_model_len: Annotated[int, Field(ge=256)] | None = None
+    """Tokens of prompt and answer together; none is the checkpoint's."""
+    cpu_kv_cache_gib: Annotated[float, Field(gt=0)] = 1.0
+    """Memory of the engine's key-value cache where there is no GPU."""
+
+    @property
+    def video_limits(self) -> Limits:
+        return Limits(self.max_pixels, self.max_duration_s, self.probe_timeout_s)

@@ -1,0 +1,227 @@
+"""Whose jobs these are: claims, leases, cancellation, and how each attempt ends.
+
+`run_job` is the only function that RQ may call here. It hands a job's id to the worker's loop and returns; there the
+attempts run side by side. What an attempt does is said in `pipeline.py`.
+"""
+
+import asyncio
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from redis.exceptions import RedisError
+from rq.job import Job as RqJob
+
+from service.contract.errors import EngineFailed, SharecapError
+from service.contract.events import Cancelled, Failed
+from service.contract.files import keyframes_dir
+from service.contract.jobs import JobKind, Record
+from service.contract.store import RENEW_EVERY_S, CancelRequested, Fenced, Lease, WorkerCard
+from workers import pipeline
+from workers.attempt import Attempt, Tools
+from workers.publisher import persistently
+from workers.wakeups import TASK, Wakeups
+
+SHOW_EVERY_S = 5.0
+CLAIM_TIMEOUT_S = 60.0
+RELEASE_TIMEOUT_S = 2.0
+
+log = logging.getLogger("sharecap.worker")
+
+
+class Released(Exception):
+    """The worker stops: the job goes back for another one to take up."""
+
+
+class Refused(Exception):
+    """A wake-up that asks for anything but `run_job` with one job's id."""
+
+
+@dataclass
+class Running:
+    """A claimed job. `why` says what its work was interrupted for."""
+
+    lease: Lease
+    record: Record
+    work: "asyncio.Task[None] | None" = None
+    why: Exception | None = None
+
+    def interrupt(self, why: Exception) -> None:
+        if self.work is not None and self.why is None:
+            self.why = why
+            self.work.cancel()
+
+
+class Runner:
+    """All jobs in work. Lives on the worker's loop, but for `run_job` and `video_slot_is_free`.
+
+    `on_engine_death` is called once when the engine is gone: nothing can be captioned from then on.
+    """
+
+    def __init__(self, tools: Tools, wakeups: Wakeups, card: WorkerCard, on_engine_death: Callable[[], None]) -> None:
+        self._tools = tools
+        self._store = tools.store
+        self._wakeups = wakeups
+        self._card = card
+        self._on_engine_death = on_engine_death
+        self._jobs: dict[str, Running] = {}
+        self._attempts: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.get_running_loop()
+        self._chores = [asyncio.create_task(chore()) for chore in (self._keep_leases, self._show_card)]
+        self._stopping = False
+        self.engine_died = False
+
+    # -- called from the main thread
+
+    @property
+    def video_slot_is_free(self) -> bool:
+        """Whether another video may be taken. Only the thread that asks takes any."""
+        videos = sum(job.record.kind is JobKind.VIDEO for job in list(self._jobs.values()))
+        return videos < self._card.slots and not self._stopping
+
+    def run_job(self, job_id: str) -> None:
+        """Claim the job and start on it; return as soon as that is done, or there is nothing to claim."""
+        asyncio.run_coroutine_threadsafe(self._start(job_id), self._loop).result(CLAIM_TIMEOUT_S)
+
+    # -- one job
+
+    async def _start(self, job_id: str) -> None:
+        if self._stopping or job_id in self._jobs:
+            return
+        lease = await persistently(lambda: self._store.claim(job_id))
+        record = await persistently(lambda: self._store.record(job_id)) if lease else None
+        if lease is None or record is None:
+            return
+        running = self._jobs[job_id] = Running(lease, record)
+        task = asyncio.create_task(self._attempt(running))
+        self._attempts.add(task)
+        task.add_done_callback(self._attempts.discard)
+
+    async def _attempt(self, running: Running) -> None:
+        """Work on the job and see to it that it ends in exactly one way."""
+        try:
+            attempt = await Attempt.begin(self._tools, running.record, running.lease)
+            running.work = asyncio.create_task(pipeline.run(attempt))
+            try:
+                await running.work
+            except asyncio.CancelledError:
+                await self._end(attempt, running.why or Released())
+            except Exception as error:
+                await self._end(attempt, error)
+            else:
+                self._remove_upload(attempt)
+        except Exception:
+            log.exception("%s: could not be worked on", running.lease.job_id)
+        finally:
+            self._jobs.pop(running.lease.job_id, None)
+
+    async def _end(self, attempt: Attempt, why: Exception) -> None:
+        """Tell the stream, where there is something to tell, why the work on it has ended."""
+        if not self._tools.captioner.alive:
+            self._engine_is_dead()
+            if self._stopping:  # a Ctrl-C that reached the engine too
+                why = Released()
+        try:
+            match why:
+                case Released():
+                    await self._release(attempt.publisher.lease, attempt.record.kind)
+                    return
+                case Fenced():
+                    await self._forget_if_deleted(attempt)
+                    return
+                case CancelRequested():
+                    await attempt.publisher.append(Cancelled())
+                case SharecapError():
+                    await attempt.publisher.append(Failed.of(why))
+                case _:
+                    log.error("%s: unexpected", attempt.record.id, exc_info=why)
+                    await attempt.publisher.append(Failed.of(EngineFailed("The worker met an unexpected error.")))
+        except Fenced:
+            await self._forget_if_deleted(attempt)
+        except CancelRequested:
+            pass  # the last event is written
+        self._remove_upload(attempt)
+
+    async def _release(self, lease: Lease, kind: JobKind) -> None:
+        await self._store.release(lease)
+        await asyncio.to_thread(self._wakeups.wake, kind, lease.job_id)
+
+    async def _forget_if_deleted(self, attempt: Attempt) -> None:
+        """Remove the files of a job whose record was deleted while it was in work."""
+        if await self._store.record(attempt.record.id) is None:
+            self._remove_upload(attempt)
+            shutil.rmtree(keyframes_dir(self._tools.settings.data_dir, attempt.record.id), ignore_errors=True)
+
+    def _remove_upload(self, attempt: Attempt) -> None:
+        attempt.upload.unlink(missing_ok=True)
+
+    # -- all jobs
+
+    async def _keep_leases(self) -> None:
+        while True:
+            await asyncio.sleep(RENEW_EVERY_S)
+            await asyncio.gather(*(self._renew(running) for running in list(self._jobs.values())))
+
+    async def _renew(self, running: Running) -> None:
+        try:
+            await self._store.renew(running.lease)
+        except (Fenced, CancelRequested) as why:
+            running.interrupt(why)
+        except RedisError as error:
+            log.warning("%s: lease not renewed: %s", running.lease.job_id, error)
+
+    async def _show_card(self) -> None:
+        while True:
+            if not self._tools.captioner.alive:
+                self._engine_is_dead()
+                return
+            card = self._card.model_copy(update={"running": len(self._jobs)})
+            try:
+                await self._store.show_worker(card)
+            except RedisError as error:
+                log.warning("Redis cannot be reached: %s", error)
+            await asyncio.sleep(SHOW_EVERY_S)
+
+    def _engine_is_dead(self) -> None:
+        if not self.engine_died and not self._stopping:
+            self.engine_died = True
+            log.error("the captioning engine is dead")
+            self._on_engine_death()
+
+    async def stop(self, drain_s: float) -> None:
+        """Take nothing more, let jobs in work go on for `drain_s`, give the others back."""
+        self._stopping = True
+        for chore in self._chores[1:]:
+            chore.cancel()
+        if self._attempts:
+            await asyncio.wait(self._attempts, timeout=0 if self.engine_died else drain_s)
+        for running in list(self._jobs.values()):
+            running.interrupt(Released())
+        if self._attempts:
+            await asyncio.wait(self._attempts, timeout=RELEASE_TIMEOUT_S)
+        self._chores[0].cancel()
+        try:
+            await asyncio.wait_for(self._store.hide_worker(self._card.id), RELEASE_TIMEOUT_S)
+        except (RedisError, TimeoutError):
+            log.warning("Redis cannot be reached; the worker's card will expire")
+
+
+def wake_up_class(runner: Runner) -> type[RqJob]:
+    """Return the class of RQ jobs for this worker: whoever can write to Redis can wake it, and do nothing else."""
+
+    class WakeUp(RqJob):
+        def perform(self) -> None:
+            if self.func_name != TASK or self.kwargs or len(self.args) != 1 or not isinstance(self.args[0], str):
+                raise Refused(f"a wake-up may only call {TASK} with a job's id")
+            runner.run_job(self.args[0])
+
+        def execute_success_callback(self, *_: object) -> None: ...
+
+        def execute_failure_callback(self, *_: object) -> None: ...
+
+        def execute_stopped_callback(self, *_: object) -> None: ...
+
+        def send_webhooks(self, *_: object, **__: object) -> None: ...
+
+    return WakeUp
