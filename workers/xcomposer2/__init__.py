@@ -18,18 +18,16 @@ def register() -> None:
     from vllm.model_executor.models.registry import ModelRegistry
     from vllm.renderers.registry import RENDERER_REGISTRY
     from vllm.tokenizers.registry import TokenizerRegistry
-    from vllm.transformers_utils.config import _CONFIG_FORMAT_TO_CONFIG_PARSER, register_config_parser
+    from vllm.transformers_utils.config import register_config_parser
 
-    if ARCHITECTURE not in ModelRegistry.get_supported_archs():
-        ModelRegistry.register_model(ARCHITECTURE, _MODEL)
-    if NAME not in TokenizerRegistry.tokenizers:
-        TokenizerRegistry.register(NAME, f"{__name__}.processor", "TokenizerLoader")
-    if NAME not in RENDERER_REGISTRY.renderers:
-        RENDERER_REGISTRY.register(NAME, "vllm.renderers.hf", "HfRenderer")
-    if NAME not in _CONFIG_FORMAT_TO_CONFIG_PARSER:
-        from workers.xcomposer2.config import XComposer2ConfigParser
+    from workers.xcomposer2.config import XComposer2ConfigParser
 
-        register_config_parser(NAME)(XComposer2ConfigParser)
+    if ARCHITECTURE in ModelRegistry.get_supported_archs():
+        return
+    TokenizerRegistry.register(NAME, f"{__name__}.processor", "TokenizerLoader")
+    RENDERER_REGISTRY.register(NAME, "vllm.renderers.hf", "HfRenderer")
+    register_config_parser(NAME)(XComposer2ConfigParser)
+    ModelRegistry.register_model(ARCHITECTURE, _MODEL)
 
 
 def check_registered() -> None:

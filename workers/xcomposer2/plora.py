@@ -1,0 +1,165 @@
+"""Partial LoRA: linear layers that add a low-rank term on image tokens only.
+
+Between vLLM's parallel linear layers and `model.py`. `y = W x`, and at image positions `+ scale * B (A x)`;
+text positions, generated ones included, see the plain weight.
+
+The term is one operator that torch.compile does not look into, so that it can decide while running (or while a
+CUDA graph is recorded) whether there is anything to do:
+
+- A batch in which every request adds one token is decoding, and decoding holds no image token: an image is followed
+  by text, and the scheduler only ever cuts a prompt's chunk down to one token when its budget is used up, which in a
+  batch of single tokens it cannot be while the budget exceeds the number of requests (`check_scheduler`). Such batches
+  skip the term; vLLM records its full CUDA graphs for exactly these batches.
+- On CPU, only the rows of image tokens are computed, and none if there are none.
+- Otherwise, on a GPU, the term is computed for all rows and masked: finding out more would stall the stream. It adds
+  about 7 % to the multiplications of a prefill (rank 256 beside 4096).
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from vllm.config import VllmConfig
+from vllm.distributed import (
+    get_tensor_model_parallel_rank,
+    get_tensor_model_parallel_world_size,
+    tensor_model_parallel_all_reduce,
+)
+from vllm.forward_context import get_forward_context, is_forward_context_available
+from vllm.model_executor.layers.linear import ColumnParallelLinear, RowParallelLinear
+from vllm.model_executor.layers.quantization import QuantizationConfig
+from vllm.utils.torch_utils import direct_register_custom_op
+
+_LIBRARY = torch.library.Library("sharecap_xcomposer2", "FRAGMENT")
+
+
+def check_scheduler(config: VllmConfig) -> None:
+    """Raise ValueError for settings under which a batch of single tokens could hold an image token."""
+    scheduler = config.scheduler_config
+    budget = getattr(scheduler, "max_num_scheduled_tokens", None) or scheduler.max_num_batched_tokens
+    if budget <= scheduler.max_num_seqs:
+        raise ValueError(f"max_num_batched_tokens ({budget}) must exceed max_num_seqs ({scheduler.max_num_seqs})")
+    if scheduler.long_prefill_token_threshold == 1:
+        raise ValueError("long_prefill_token_threshold must not be 1")
+
+
+def _is_decoding() -> bool:
+    """Whether every request of the running batch adds exactly one token."""
+    if not is_forward_context_available():
+        return False
+    metadata = get_forward_context().attn_metadata
+    parts = metadata if isinstance(metadata, list) else [metadata]  # a list with dual-batch overlap
+    layers = [next(iter(part.values()), None) if isinstance(part, dict) else part for part in parts]
+    return all(getattr(layer, "max_query_len", 0) == 1 for layer in layers)
+
+
+def _add_partial_lora(  # noqa: PLR0917
+    y: Tensor, x: Tensor, is_image: Tensor, a: Tensor, b: Tensor, scale: float
+) -> None:
+    """In place: y [tokens, out] += scale * (x [tokens, in] a^T [in, r] b^T [r, out]) where is_image [tokens]."""
+    if _is_decoding():
+        return
+    if x.is_cpu:
+        rows = is_image.nonzero().squeeze(1)
+        if len(rows):
+            y.index_add_(0, rows, F.linear(F.linear(x[rows], a), b), alpha=scale)
+        return
+    low = F.linear(x, a) * is_image.unsqueeze(1)  # [tokens, r]
+    y.addmm_(low, b.t(), alpha=scale)
+
+
+def _trace_partial_lora(  # noqa: PLR0917
+    y: Tensor, x: Tensor, is_image: Tensor, a: Tensor, b: Tensor, scale: float
+) -> None:
+    return None
+
+
+direct_register_custom_op(
+    "add_partial_lora",
+    _add_partial_lora,
+    mutates_args=["y"],
+    fake_impl=_trace_partial_lora,
+    target_lib=_LIBRARY,
+)
+
+
+class LowRank(nn.Module):
+    """One of the two low-rank weights, cut along `parallel_dim` between tensor-parallel ranks, if given."""
+
+    def __init__(self, rows: int, columns: int, parallel_dim: int | None = None) -> None:
+        super().__init__()
+        self.parallel_dim = parallel_dim
+        shape = [rows, columns]
+        if parallel_dim is not None:
+            shape[parallel_dim] //= get_tensor_model_parallel_world_size()
+        self.weight = nn.Parameter(torch.empty(shape), requires_grad=False)
+        self.weight.weight_loader = self.load  # type: ignore[attr-defined]
+
+    def load(self, parameter: nn.Parameter, tensor: Tensor) -> None:
+        if self.parallel_dim is not None:
+            size = parameter.shape[self.parallel_dim]
+            tensor = tensor.narrow(self.parallel_dim, get_tensor_model_parallel_rank() * size, size)
+        parameter.data.copy_(tensor)
+
+
+class PartialLoRAColumnLinear(ColumnParallelLinear):
+    """Outputs divided between ranks: A whole on each, B cut like the weight."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        rank: int,
+        alpha: float,
+        quant_config: QuantizationConfig | None,
+        prefix: str,
+    ) -> None:
+        super().__init__(inputs, outputs, bias=False, quant_config=quant_config, prefix=prefix, return_bias=False)
+        self.Plora_A = LowRank(rank, inputs)
+        self.Plora_B = LowRank(outputs, rank, parallel_dim=0)
+        self.scale = alpha / rank
+
+    def forward(self, x: Tensor, is_image: Tensor) -> Tensor:  # type: ignore[override]
+        """x [tokens, inputs], is_image [tokens] -> [tokens, outputs / ranks]"""
+        y: Any = super().forward(x)
+        torch.ops.sharecap_xcomposer2.add_partial_lora(
+            y, x, is_image, self.Plora_A.weight, self.Plora_B.weight, self.scale
+        )
+        return y
+
+
+class PartialLoRARowLinear(RowParallelLinear):
+    """Inputs divided between ranks: A cut like the weight, B whole; the sum over ranks comes after both."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        rank: int,
+        alpha: float,
+        quant_config: QuantizationConfig | None,
+        prefix: str,
+    ) -> None:
+        super().__init__(
+            inputs,
+            outputs,
+            bias=False,
+            reduce_results=False,
+            quant_config=quant_config,
+            prefix=prefix,
+            return_bias=False,
+        )
+        self.Plora_A = LowRank(rank, inputs, parallel_dim=1)
+        self.Plora_B = LowRank(outputs, rank)
+        self.scale = alpha / rank
+
+    def forward(self, x: Tensor, is_image: Tensor) -> Tensor:  # type: ignore[override]
+        """x [tokens, inputs / ranks], is_image [tokens] -> [tokens, outputs]"""
+        y: Any = super().forward(x)
+        torch.ops.sharecap_xcomposer2.add_partial_lora(
+            y, x, is_image, self.Plora_A.weight, self.Plora_B.weight, self.scale
+        )
+        return tensor_model_parallel_all_reduce(y) if self.tp_size > 1 else y

@@ -1,0 +1,178 @@
+"""A prompt with an image placeholder and an image -> token ids and crops, as vLLM's multi-modal processor.
+
+Stands between the engine's prompt and `model.py`, in vLLM's front-end process. The number of image tokens and the
+crops both come from `hd_tiling`. The crop budget `hd_num` may be given with each request
+(`mm_processor_kwargs={"hd_num": 16}`); vLLM makes it part of the image's hash, so caches keep budgets apart.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import BatchFeature
+from vllm.config.multimodal import MultiModalDummyOptions
+from vllm.inputs import MultiModalDataDict
+from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems
+from vllm.multimodal.parse import ImageProcessorItems, MultiModalDataItems
+from vllm.multimodal.processing import (
+    BaseDummyInputsBuilder,
+    BaseMultiModalProcessor,
+    BaseProcessingInfo,
+    PromptReplacement,
+    PromptUpdate,
+)
+from vllm.tokenizers.hf import get_cached_tokenizer
+
+from workers.xcomposer2.config import XComposer2Config
+from workers.xcomposer2.hd_tiling import Tiling, plan_tiling
+from workers.xcomposer2.image import crops
+from workers.xcomposer2.tokenizer import load_tokenizer
+
+MAX_HD_NUM = 55  # the budget that InternLM-XComposer2-4KHD was trained with
+_MIN_TEXT_TOKENS = 32  # an image must leave room for a prompt beside it
+
+
+class TokenizerLoader:
+    """vLLM's hook for `tokenizer_mode="xcomposer2"`."""
+
+    @classmethod
+    def from_pretrained(cls, path_or_repo_id: str | Path, *_: Any, revision: str | None = None, **__: Any) -> Any:
+        """Return the tokenizer of a tokenizer.model file, a checkpoint directory or a hub id."""
+        return get_cached_tokenizer(load_tokenizer(path_or_repo_id, revision))
+
+
+class HDImageProcessor:
+    """The part that a Hugging Face processor plays in vLLM: images in, crops and grids out."""
+
+    def __init__(self, config: XComposer2Config, tokenizer: Any, max_hd_num: int, hd_num: object = None, **_: Any):
+        budget = config.hd_num if hd_num is None else hd_num
+        if not isinstance(budget, int) or isinstance(budget, bool) or not 1 <= budget <= max_hd_num:
+            raise ValueError(f"hd_num must be a whole number from 1 to {max_hd_num}, not {budget!r}")
+        self.hd_num = budget
+        self.crop = config.vision_config.image_size
+        self.tokenizer = tokenizer
+
+    def plan(self, width: int, height: int) -> Tiling:
+        """Plan the tiling of an image of this size in pixels."""
+        return plan_tiling(width, height, self.hd_num, self.crop)
+
+    def __call__(self, images: Sequence[Any] = (), text: str | None = None, **_: Any) -> BatchFeature:
+        """Return `pixel_values` [crops of all images, 3, crop, crop], `crop_count` [images], `grid` [images, 2].
+
+        `text` comes from vLLM before 0.27 only, which wants its ids back as `input_ids`.
+        """
+        out: dict[str, Any] = {}
+        if text is not None:
+            out["input_ids"] = torch.tensor([self.tokenizer.encode(text)])
+        if len(images):
+            pictures = [
+                image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image)) for image in images
+            ]
+            tilings = [self.plan(*picture.size) for picture in pictures]
+            out["pixel_values"] = torch.cat([crops(*pair) for pair in zip(pictures, tilings, strict=True)])
+            out["grid"] = torch.tensor([(tiling.rows, tiling.cols) for tiling in tilings])
+            out["crop_count"] = out["grid"].prod(dim=1) + 1
+        return BatchFeature(out)
+
+
+def _picture(image: Any) -> Image.Image:
+    return image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))  # [height, width, 3] bytes
+
+
+class XComposer2ProcessingInfo(BaseProcessingInfo):
+    """What a checkpoint's images may cost."""
+
+    def get_hf_config(self) -> XComposer2Config:
+        return self.ctx.get_hf_config(XComposer2Config)
+
+    def get_hf_processor(self, **kwargs: object) -> Any:  # HDImageProcessor
+        config = self.get_hf_config()
+        limit = self.max_hd_num()
+        return self.ctx.init_processor(
+            HDImageProcessor, config=config, tokenizer=self.get_tokenizer(), max_hd_num=limit, **kwargs
+        )
+
+    def get_supported_mm_limits(self) -> Mapping[str, int | None]:
+        return {"image": None}
+
+    def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int]:
+        return {"image": max_image_tokens(self.max_hd_num(), self.get_hf_config().merged_side)}
+
+    def max_hd_num(self) -> int:
+        """Largest budget whose images fit the context window together with some text."""
+        room = self.ctx.model_config.max_model_len - _MIN_TEXT_TOKENS
+        side = self.get_hf_config().merged_side
+        fitting = [n for n in range(1, MAX_HD_NUM + 1) if max_image_tokens(n, side) <= room]
+        if not fitting:
+            least = max_image_tokens(1, side) + _MIN_TEXT_TOKENS
+            raise ValueError(f"max_model_len must be at least {least} for this checkpoint's smallest image")
+        return fitting[-1]
+
+
+@cache
+def max_image_tokens(hd_num: int, merged_side: int) -> int:
+    """Return a bound on the tokens of any image: all grids that the budget allows, the tall way round."""
+    return max(
+        Tiling(True, rows, cols, (0, 0), 0, 0, 0).image_tokens(merged_side)
+        for cols in range(1, hd_num + 1)
+        for rows in range(cols, hd_num // cols + 1)
+    )
+
+
+class XComposer2DummyInputs(BaseDummyInputsBuilder[XComposer2ProcessingInfo]):
+    """The costliest input, with which vLLM measures memory at start."""
+
+    def get_dummy_text(self, mm_counts: Mapping[str, int]) -> str:
+        tokenizer: Any = self.info.get_tokenizer()  # XComposer2Tokenizer
+        return tokenizer.image_placeholder * mm_counts.get("image", 0)
+
+    def get_dummy_mm_data(
+        self, seq_len: int, mm_counts: Mapping[str, int], mm_options: MultiModalDummyOptions | None = None
+    ) -> MultiModalDataDict:
+        side = self.info.get_hf_config().vision_config.image_size
+        tall = self.info.max_hd_num() * side  # one column of crops, the most separators
+        options: Any = mm_options.get("image") if mm_options else None
+        images = self._get_dummy_images(
+            width=side, height=tall, num_images=mm_counts.get("image", 0), overrides=options
+        )
+        return {"image": images}
+
+
+class XComposer2Processor(BaseMultiModalProcessor[XComposer2ProcessingInfo]):
+    """vLLM's multi-modal processor for this architecture."""
+
+    def get_dummy_inputs(self, *args: Any, **kwargs: Any) -> Any:
+        inputs = super().get_dummy_inputs(*args, **kwargs)
+        inputs.hf_processor_mm_kwargs = {"hd_num": self.info.max_hd_num()}
+        return inputs
+
+    def _get_mm_fields_config(
+        self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]
+    ) -> Mapping[str, MultiModalFieldConfig]:
+        counts = hf_inputs.get("crop_count", torch.empty(0, dtype=torch.long))
+        return {
+            "pixel_values": MultiModalFieldConfig.flat_from_sizes("image", counts),
+            "grid": MultiModalFieldConfig.batched("image", keep_on_cpu=True),
+            "crop_count": MultiModalFieldConfig.batched("image", keep_on_cpu=True),
+        }
+
+    def _get_prompt_updates(
+        self,
+        mm_items: MultiModalDataItems,
+        hf_processor_mm_kwargs: Mapping[str, object],
+        out_mm_kwargs: MultiModalKwargsItems,
+    ) -> Sequence[PromptUpdate]:
+        processor = self.info.get_hf_processor(**hf_processor_mm_kwargs)
+        config = self.info.get_hf_config()
+        tokenizer: Any = self.info.get_tokenizer()  # XComposer2Tokenizer
+
+        def image_tokens(index: int) -> list[int]:
+            size = mm_items.get_items("image", ImageProcessorItems).get_image_size(index)
+            count = processor.plan(size.width, size.height).image_tokens(config.merged_side)
+            return [config.image_token_id] * count
+
+        return [PromptReplacement(modality="image", target=[tokenizer.image_placeholder_id], replacement=image_tokens)]
