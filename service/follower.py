@@ -18,6 +18,8 @@ from service.contract.store import Entry, Store, entry_of, events_key
 log = logging.getLogger(__name__)
 KEPT = 256
 COUNT = 200
+CAUGHT_UP = 50
+"""How many events a client that fell behind takes from Redis at once: what it holds at most."""
 BLOCK_MS = 100
 """How long one read waits; a job newly watched waits as long at most before it is read too."""
 FIRST_DELAY_S = 0.1
@@ -143,7 +145,7 @@ class Follower:
         """Return the next events from Redis; where there are none, let the channel start here."""
         while True:
             try:
-                entries = await self._store.entries(job_id, after)
+                entries = await self._store.entries(job_id, after, CAUGHT_UP)
                 break
             except (RedisError, OSError):
                 if self.closed:

@@ -108,11 +108,19 @@ async def _ask_child(path: Path, limits: Limits) -> dict[str, Any]:
     except ValueError:
         raise NotAVideo("The file broke the program that looked into it.") from None
     finally:
-        with suppress(ProcessLookupError):
-            child.kill()
-        await asyncio.shield(child.wait())
+        await asyncio.shield(_end(child))
     assert isinstance(found, dict)
     return found
+
+
+async def _end(child: Process) -> None:
+    """Kill the child where it still lives, and let its pipe run dry, which closes it."""
+    with suppress(ProcessLookupError):
+        child.kill()
+    assert child.stdout is not None
+    while await child.stdout.read(MAX_ANSWER_BYTES):
+        pass
+    await child.wait()
 
 
 async def _read(child: Process) -> bytes:

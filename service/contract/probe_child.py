@@ -107,14 +107,14 @@ def describe(stream: VideoStream) -> dict[str, Any]:
 
 
 def rotation(container: "av.container.InputContainer", stream: VideoStream) -> int:
-    """Return by how many degrees the first frame is to be turned clockwise; 0 where no frame can be decoded."""
+    """Return the quarter turns, in degrees clockwise, that the first frame is to be shown with; 0 without a frame."""
     stream.thread_count = 1
     try:
         container.seek(0)
         frame = next(container.decode(stream), None)
     except av.FFmpegError:
         return 0
-    return -frame.rotation % 360 if frame is not None else 0
+    return round(-frame.rotation / 90) * 90 % 360 if frame is not None else 0
 
 
 if __name__ == "__main__":

@@ -179,9 +179,9 @@ class Store:
                 return
             after = entries[-1].seq
 
-    async def entries(self, job_id: str, after: int = 0) -> list[Entry]:
-        """Return up to `PAGE` stored events, unparsed, with a place greater than `after`."""
-        rows = await self.redis.xrange(events_key(job_id), min=f"({after}-0", count=PAGE)
+    async def entries(self, job_id: str, after: int = 0, limit: int = PAGE) -> list[Entry]:
+        """Return up to `limit` stored events, unparsed, with a place greater than `after`."""
+        rows = await self.redis.xrange(events_key(job_id), min=f"({after}-0", count=limit)
         return [entry_of(*row) for row in rows]
 
     # -- the worker's side

@@ -31,6 +31,6 @@ async def follow_job(job_id: str, request: Request, gateway: Here) -> Response:
     """Stream the job's events, from the first or from after the one that the client names, to the last."""
     after = sse.place_asked_for(request)
     status = await status_of(gateway, job_id)
-    if after is not None and status.ended and not await gateway.store.entries(job_id, after):
+    if after is not None and status.ended and not await gateway.store.entries(job_id, after, 1):
         return Response(status_code=204)
     return sse.EventResponse(gateway.follower, job_id, after or 0, gateway.settings.heartbeat_s)

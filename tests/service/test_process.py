@@ -1,0 +1,153 @@
+"""The gateway as a process: what it imports, how fast it starts, where it binds, how it stops; health and OpenAPI."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from pydantic import ValidationError
+
+from service.settings import Settings, is_loopback
+from tests.service.scripted import ScriptedWorker, Serve, Served
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def environment(**changes: str) -> dict[str, str]:
+    return {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **changes}
+
+
+@contextmanager
+def gateway_process(redis_url: str, data_dir: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = environment(REDIS_URL=redis_url, DATA_DIR=str(data_dir), PORT=str(port))
+    command = [sys.executable, "-m", "service"]
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            yield process, f"http://127.0.0.1:{port}"
+        finally:
+            process.kill()
+
+
+def wait_until_alive(url: str, timeout_s: float) -> None:
+    end = time.monotonic() + timeout_s
+    while True:
+        try:
+            assert httpx.get(f"{url}/healthz", trust_env=False).json() == {"status": "ok"}
+            return
+        except httpx.TransportError:
+            assert time.monotonic() < end, "the gateway does not answer"
+            time.sleep(0.02)
+
+
+def test_the_gateway_imports_neither_torch_nor_vllm() -> None:
+    script = """
+import sys
+from service.app import create_app
+from service.settings import Settings
+create_app(Settings()).openapi()
+heavy = {"torch", "vllm", "transformers", "numpy", "av", "decord", "decord2", "workers"} & set(sys.modules)
+print(sorted(heavy))
+"""
+    told = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment(), check=True, timeout=60
+    )
+    assert told.stdout.strip() == "[]"
+
+
+def test_it_starts_fast_and_stops_cleanly_with_streams_open(redis_url: str, tmp_path: Path) -> None:
+    with gateway_process(redis_url, tmp_path) as (process, url):
+        wait_until_alive(url, 20)
+        with httpx.Client(base_url=url, trust_env=False, timeout=10) as client:
+            job = client.post("/recaption", json={"prompt": "A fox"}, headers={"Prefer": "wait=0"}).json()
+            with client.stream("GET", job["links"]["events"]) as stream:
+                parts = stream.iter_raw()
+                assert next(parts).startswith(b"retry")
+                process.send_signal(signal.SIGTERM)
+                list(parts)  # ends, and not by an error
+        assert process.wait(5) == 0
+        assert process.stdout is not None and "Traceback" not in process.stdout.read()
+
+
+def test_processor_time_to_import_stays_under_two_seconds() -> None:
+    script = (
+        "import service.app, resource; u = resource.getrusage(resource.RUSAGE_SELF); print(u.ru_utime + u.ru_stime)"
+    )
+    told = [
+        float(subprocess.run([sys.executable, "-c", script], capture_output=True, env=environment(), check=True).stdout)
+        for _ in range(2)
+    ]
+    assert min(told) < 2.0
+
+
+def test_a_bad_setting_is_told_in_words(tmp_path: Path) -> None:
+    for env, told in (({"PORT": "x"}, "PORT: "), ({"HOST": "0.0.0.0"}, "ALLOW_PUBLIC_BIND")):
+        result = subprocess.run(
+            [sys.executable, "-m", "service"],
+            capture_output=True,
+            text=True,
+            env=environment(DATA_DIR=str(tmp_path), **env),
+            check=False,
+            timeout=30,
+        )
+        assert result.returncode == 78
+        assert told in result.stderr and "Traceback" not in result.stderr
+
+
+def test_only_loopback_is_bound_unless_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for host in ("127.0.0.1", "::1", "localhost", "127.8.8.8"):
+        assert Settings(host=host).host == host and is_loopback(host)
+    for host in ("0.0.0.0", "::", "10.0.0.1", "example.com"):
+        with pytest.raises(ValidationError, match="ALLOW_PUBLIC_BIND"):
+            Settings(host=host)
+        assert Settings(host=host, allow_public_bind=True).host == host
+    monkeypatch.setenv("MAX_UPLOAD_BYTES", "123")
+    monkeypatch.setenv("HEARTBEAT_S", "1.5")
+    assert (Settings().max_upload_bytes, Settings().heartbeat_s) == (123, 1.5)
+
+
+async def test_readiness_tells_each_check(gateway: Served, worker: ScriptedWorker) -> None:
+    answer = await gateway.client.get("/readyz")
+    told = answer.json()
+    assert (answer.status_code, told["ready"]) == (503, False)
+    assert {name: check["ok"] for name, check in told["checks"].items()} == {
+        "redis": True,
+        "disk": True,
+        "workers": False,
+    }
+    await worker.show_card()
+    answer = await gateway.client.get("/readyz")
+    assert (answer.status_code, answer.json()["ready"]) == (200, True)
+    assert answer.json()["checks"]["workers"]["detail"] == "1 live: test/model"
+
+
+async def test_readiness_without_redis_or_room(serve: Serve) -> None:
+    async with serve(redis_url="redis://127.0.0.1:1/0", min_free_bytes=1 << 62) as gateway:
+        answer = await gateway.client.get("/readyz")
+        assert answer.status_code == 503
+        assert not any(check["ok"] for check in answer.json()["checks"].values())
+        assert (await gateway.client.get("/healthz")).status_code == 200
+
+
+async def test_the_openapi_document_is_true(gateway: Served) -> None:
+    told = (await gateway.client.get("/openapi.json")).json()
+    assert "HTTPValidationError" not in str(told)
+    problem = told["components"]["schemas"]["Problem"]
+    assert {"type", "title", "status", "detail", "code", "retryable"} <= set(problem["properties"])
+    post = told["paths"]["/captions"]["post"]
+    form = post["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert form["required"] == ["file"]
+    assert {"file", "mode", "interval_s", "hd_num", "metadata", "seed"} <= set(form["properties"])
+    assert set(post["responses"]) == {"200", "202", "413", "415", "422", "503", "507"}
+    assert "application/problem+json" in post["responses"]["422"]["content"]
+    assert "text/event-stream" in told["paths"]["/captions/{job_id}/events"]["get"]["responses"]["200"]["content"]
+    assert (await gateway.client.get("/docs")).status_code == 200
