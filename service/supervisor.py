@@ -29,7 +29,7 @@ FIRST_DELAY_S = 0.5
 LONGEST_DELAY_S = 10.0
 LIVED_S = 60.0
 """Once everything has been ready, a child that lived this long counts as having started well."""
-STOP_TIMEOUT_S = 10.0
+STOP_TIMEOUT_S = 15.0
 GUARD_TIMEOUT_S = 5.0
 READ_REST_S = 1.0
 LOG_BYTES = 10_000_000
