@@ -4,9 +4,8 @@ A `Supervisor` starts children, each in a process group of its own, writes what 
 again whatever dies (later and later), and gives up on a child that dies five times in a row before anything worked.
 Stopping takes the children down in the reverse order of their start, with all they started.
 
-No process is left behind, whatever happens: at the start a small *guard* process is forked that knows every group and
-waits for this process to end. If that happens without `stop` (SIGKILL, say), it ends the groups. What the children
-are and when they are ready is said elsewhere (`service.up`).
+No process is left behind, whatever happens: if this process ends without `stop` (SIGKILL, say), its guard ends the
+groups (`service.guard`). What the children are and when they are ready is said elsewhere (`service.up`).
 """
 
 import asyncio
@@ -24,13 +23,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import NoReturn, Self, TypeVar
 
+from service.guard import Guard, kill_group
+
 MAX_FAILURES = 5
 FIRST_DELAY_S = 0.5
 LONGEST_DELAY_S = 10.0
 LIVED_S = 60.0
 """Once everything has been ready, a child that lived this long counts as having started well."""
 STOP_TIMEOUT_S = 15.0
-GUARD_TIMEOUT_S = 5.0
 READ_REST_S = 1.0
 LOG_BYTES = 10_000_000
 LAST_WORDS = 30
@@ -52,36 +52,6 @@ class Child:
     name: str
     command: Sequence[str]
     env: Mapping[str, str] = field(default_factory=dict)
-
-
-class Guard:
-    """A forked process that outlives this one just long enough to end the process groups that it left."""
-
-    def __init__(self) -> None:
-        inlet, self._outlet = os.pipe()
-        self.pid = os.fork()
-        if self.pid == 0:
-            os.close(self._outlet)
-            _guard(inlet)
-        os.close(inlet)
-
-    def enter(self) -> None:
-        """Called in a new child, before it becomes its program: from here on its group is known to the guard."""
-        self._tell(f"+{os.getpid()}\n")
-
-    def leave(self, group: int) -> None:
-        """The group has ended, and its number may become another's."""
-        self._tell(f"-{group}\n")
-
-    def close(self) -> None:
-        """End the guard. Groups that are still there end with it."""
-        os.close(self._outlet)
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(self.pid, 0)
-
-    def _tell(self, line: str) -> None:
-        with contextlib.suppress(OSError):
-            os.write(self._outlet, line.encode())
 
 
 class Running:
@@ -210,16 +180,20 @@ class Supervisor:
 
     async def _live(self, running: Running) -> int:
         """Run the child once, to its end and that of its whole group; return its exit status."""
-        process = running.process = await asyncio.create_subprocess_exec(
-            *running.child.command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", **running.child.env},
-            start_new_session=True,
-            preexec_fn=self._guard.enter,
-        )
-        reading = asyncio.create_task(self._read(running, process))
+        outlet, inlet = os.pipe()  # not asyncio's: with that, a child counts as ended only when all it started has
+        reading = asyncio.create_task(self._read(running, outlet))
+        try:
+            process = running.process = await asyncio.create_subprocess_exec(
+                *running.child.command,
+                stdin=subprocess.DEVNULL,
+                stdout=inlet,
+                stderr=inlet,
+                env={**os.environ, "PYTHONUNBUFFERED": "1", **running.child.env},
+                start_new_session=True,
+                preexec_fn=self._guard.enter,
+            )
+        finally:
+            os.close(inlet)
         try:
             if self._stopping:
                 process.terminate()
@@ -230,15 +204,20 @@ class Supervisor:
             await asyncio.wait((reading,), timeout=READ_REST_S)  # what left the group may hold the pipe for ever
             reading.cancel()
 
-    async def _read(self, running: Running, process: asyncio.subprocess.Process) -> None:
-        assert process.stdout is not None
-        rest = b""
-        while chunk := await process.stdout.read(65536):
-            *lines, rest = (rest + chunk).split(b"\n")
-            for line in lines:
-                self._note(running, line.decode(errors="replace"))
-        if rest:
-            self._note(running, rest.decode(errors="replace"))
+    async def _read(self, running: Running, outlet: int) -> None:
+        stream = asyncio.StreamReader()
+        protocol = asyncio.StreamReaderProtocol(stream)
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, os.fdopen(outlet, "rb"))
+        try:
+            rest = b""
+            while chunk := await stream.read(65536):
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
+                    self._note(running, line.decode(errors="replace"))
+            if rest:
+                self._note(running, rest.decode(errors="replace"))
+        finally:
+            transport.close()
 
     def _note(self, running: Running, line: str) -> None:
         line = line.rstrip("\r")
@@ -255,34 +234,6 @@ class Supervisor:
     def _give_up(self, reason: str) -> None:
         if not self._given_up.done():
             self._given_up.set_exception(ChildFailed(reason))
-
-
-def kill_group(group: int, number: int = signal.SIGKILL) -> bool:
-    """Send a signal to a process group; return whether there was one."""
-    try:
-        os.killpg(group, number)
-    except (ProcessLookupError, PermissionError):
-        return False
-    return True
-
-
-def _guard(inlet: int) -> NoReturn:
-    """Note the groups that come and go until the other end of the pipe is closed, then end those that are left."""
-    os.setsid()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    groups: set[int] = set()
-    with os.fdopen(inlet) as lines:
-        for line in lines:
-            (groups.add if line[0] == "+" else groups.discard)(int(line[1:]))
-    left = {group for group in groups if kill_group(group, signal.SIGTERM)}
-    end = time.monotonic() + GUARD_TIMEOUT_S
-    while left and time.monotonic() < end:
-        time.sleep(0.05)
-        left = {group for group in left if kill_group(group, 0)}
-    for group in left:
-        kill_group(group)
-    os._exit(0)
 
 
 def _how(status: int) -> str:

@@ -45,7 +45,7 @@ def marked() -> Iterator[Living]:
         process.kill()
 
 
-async def until(condition: Callable[[], object], timeout_s: float = 10) -> None:
+async def until(condition: Callable[[], object], timeout_s: float = 60) -> None:
     end = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < end, "it did not come to that in time"
@@ -124,13 +124,12 @@ async def test_a_command_that_is_not_there_is_given_up(tmp_path: Path) -> None:
 async def test_having_been_ready_forgives_earlier_deaths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subject, "FIRST_DELAY_S", 0.01)
     births = tmp_path / "births"
-    code = f"open({str(births)!r}, 'a').write('x'); import time; time.sleep(0.1)"
+    code = f"open({str(births)!r}, 'a').write('x'); import time; time.sleep(0.2)"
     async with Supervisor(tmp_path / "logs") as supervisor:
         supervisor.start(python("worker", code))
-        for _ in range(60):
+        while not births.exists() or len(births.read_text()) <= subject.MAX_FAILURES:
             supervisor.everything_is_ready()
-            await supervisor.guarded(asyncio.sleep(0.05))
-    assert len(births.read_text()) > subject.MAX_FAILURES
+            await supervisor.guarded(asyncio.sleep(0.02))
 
 
 async def test_a_child_that_will_not_go_is_killed(
