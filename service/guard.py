@@ -8,7 +8,6 @@ import contextlib
 import os
 import signal
 import time
-from typing import NoReturn
 
 TIMEOUT_S = 5.0
 

@@ -23,6 +23,7 @@ import httpx
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from service.contract.store import Store
 from service.supervisor import Child, Supervisor
 
 LOCAL_HOST = "127.0.0.1"
@@ -181,10 +182,13 @@ async def _check_redis(redis_url: str) -> None:
 
 
 async def _until_redis_answers(redis_url: str) -> None:
-    async with Redis.from_url(redis_url) as redis:
+    """Wait for the embedded server, and forget the workers of its last life: with it they are gone."""
+    async with Redis.from_url(redis_url, decode_responses=True) as redis:
+        store = Store(redis)
         while True:
             with contextlib.suppress(RedisError, OSError):
-                await redis.ping()
+                for card in await store.workers():
+                    await store.hide_worker(card.id)
                 return
             await asyncio.sleep(POLL_S)
 
