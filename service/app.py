@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from service import problems
 from service.gateway import open_gateway
+from service.metrics import CountResponses, Metrics
 from service.routes import captions, clips, events, health, recaption
 from service.settings import Settings
 
@@ -24,10 +25,11 @@ EX_CONFIG = 78
 
 def create_app(settings: Settings) -> FastAPI:
     """Return the application; what it holds is made when it starts and let go when it stops."""
+    metrics = Metrics()
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_gateway(settings) as gateway:
+        async with open_gateway(settings, metrics) as gateway:
             app.state.gateway = gateway
             yield
 
@@ -36,6 +38,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     for module in (captions, clips, events, recaption, health):
         app.include_router(module.router)
+    app.add_middleware(CountResponses, metrics=metrics)
     problems.install(app)
     return app
 

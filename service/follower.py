@@ -118,6 +118,11 @@ class Follower:
                     if await self._is_deleted(job_id):
                         return
 
+    @property
+    def watchers(self) -> int:
+        """How many clients follow a job now."""
+        return sum(channel.watchers for channel in self._channels.values())
+
     def forget(self, job_id: str) -> None:
         """End all streams of a deleted job."""
         if channel := self._channels.get(job_id):

@@ -14,6 +14,7 @@ from redis.backoff import ExponentialBackoff
 from service import uploads
 from service.contract.store import Store
 from service.follower import Follower
+from service.metrics import Metrics
 from service.queue import Wakeups
 from service.settings import Settings
 
@@ -26,10 +27,11 @@ class Gateway:
     store: Store
     wakeups: Wakeups
     follower: Follower
+    metrics: Metrics
 
 
 @asynccontextmanager
-async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
+async def open_gateway(settings: Settings, metrics: Metrics) -> AsyncIterator[Gateway]:
     """Make the data directory and the Redis clients; Redis itself need not be there yet."""
     uploads.prepare(settings.data_dir)
     async with AsyncExitStack() as stack:
@@ -40,7 +42,7 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
         follower = Follower(store, reader)
         reading = asyncio.create_task(follower.run(), name="follower")
         try:
-            yield Gateway(settings, store, wakeups, follower)
+            yield Gateway(settings, store, wakeups, follower, metrics)
         finally:
             follower.close()
             reading.cancel()

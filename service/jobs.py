@@ -52,6 +52,8 @@ async def accept(
         with suppress(RedisError, OSError):
             await gateway.store.delete(record.id)
         raise QueueUnavailable("The queue cannot be reached; the job was not taken on.") from error
+    gateway.metrics.accepted.labels(kind.value).inc()
+    gateway.metrics.upload_bytes.inc((source.bytes if source else None) or 0)
     return record
 
 

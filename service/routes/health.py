@@ -1,11 +1,13 @@
-"""Whether the process lives, and whether the service can do its work."""
+"""Whether the process lives, whether the service can do its work, and its numbers."""
 
 from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 from redis.exceptions import RedisError
 
 from service.contract.errors import StorageFull
 from service.gateway import Gateway, Here
+from service.problems import responses
 from service.uploads import check_room
 
 router = APIRouter(tags=["health"])
@@ -33,6 +35,13 @@ async def ready(gateway: Here) -> Response:
     checks = {"redis": await _redis(gateway), "disk": _disk(gateway), "workers": await _workers(gateway)}
     told = Readiness(ready=all(check.ok for check in checks.values()), checks=checks)
     return Response(told.model_dump_json(), 200 if told.ready else 503, media_type="application/json")
+
+
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}, **responses()})
+async def metrics(gateway: Here) -> Response:
+    """Tell Prometheus."""
+    text = await gateway.metrics.text(gateway.store, gateway.follower)
+    return Response(text, media_type=CONTENT_TYPE_LATEST)
 
 
 async def _redis(gateway: Gateway) -> Check:

@@ -138,6 +138,28 @@ async def test_readiness_without_redis_or_room(serve: Serve) -> None:
         assert (await gateway.client.get("/healthz")).status_code == 200
 
 
+async def test_metrics_count_jobs_and_answers(gateway: Served, worker: ScriptedWorker, clip: Path) -> None:
+    await worker.show_card()
+    await gateway.post_video(clip)
+    await gateway.client.get("/captions/nobody/made/this/up")
+    await worker.claim((await gateway.post_video(clip)).json()["id"])
+    answer = await gateway.client.get("/metrics")
+    lines = answer.text.splitlines()
+    assert answer.headers["content-type"].startswith("text/plain")
+    for line in (
+        'sharecap_jobs_accepted_total{kind="video"} 2.0',
+        'sharecap_jobs_accepted_total{kind="recaption"} 0.0',
+        f"sharecap_upload_bytes_total {2 * clip.stat().st_size:.1f}",
+        'sharecap_http_responses_total{method="POST",route="/captions",status="202"} 2.0',
+        'sharecap_http_responses_total{method="GET",route="none",status="404"} 1.0',
+        'sharecap_jobs{state="queued"} 1.0',
+        'sharecap_jobs{state="running"} 1.0',
+        "sharecap_workers 1.0",
+        "sharecap_worker_slots 4.0",
+    ):
+        assert line in lines, answer.text
+
+
 async def test_the_openapi_document_is_true(gateway: Served) -> None:
     told = (await gateway.client.get("/openapi.json")).json()
     assert "HTTPValidationError" not in str(told)
