@@ -27,7 +27,7 @@ from service.contract.store import Store
 from service.supervisor import Child, Supervisor
 
 LOCAL_HOST = "127.0.0.1"
-POLL_S = 0.2
+POLL_S = 0.1
 LONGEST_SOCKET_PATH = 100
 """Unix socket addresses end at 108 bytes on Linux, 104 on macOS."""
 
