@@ -1,0 +1,63 @@
+"""What is said about the demo world can be read back, whatever the template."""
+
+import random
+
+import pytest
+
+from workers.demo import language, samples, scenes
+from workers.demo.scenes import State
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_texts_of_a_scene_are_read_back(seed: int) -> None:
+    scene, rng = scenes.make_scene(seed), random.Random(seed)
+    first = language.first_frame(rng, scene.states[0], favourite=0)
+    assert language.read_thing(first) == (scene.states[0].shape, scene.states[0].colour)
+    assert language.read_background(first) == scene.states[0].background
+    for kind, before, after in zip(scene.changes, scene.states, scene.states[1:], strict=False):
+        text = language.differential(rng, kind, before, after, favourite=0)
+        assert language.read_change(text) == kind, text
+        assert language.read_thing(text)[0] == (before.shape or after.shape), text
+
+
+def test_nothing_changes_is_read_back() -> None:
+    for shape in (None, "star"):
+        state = State(shape, "pink", "grey")
+        text = language.differential(random.Random(0), "none", state, state)
+        assert language.read_change(text) == "none"
+
+
+def test_summary_tells_changes_in_order_and_skips_stillness() -> None:
+    red, blue = State("circle", "red", "white"), State("circle", "blue", "white")
+    text = language.summary(red, [("left", red, red), ("none", red, red), ("colour", red, blue), ("leave", blue, blue)])
+    assert text == (
+        "The video shows a red circle on a white background. First, the red circle moves to the left. "
+        "Then the red circle turns blue. Then the blue circle leaves the frame."
+    )
+
+
+def test_articles() -> None:
+    assert language.article("orange star") == "an orange star"
+    assert language.article("blue star") == "a blue star"
+
+
+def test_every_role_asks_with_the_trained_prompt() -> None:
+    rng = random.Random(1)
+    step = samples.cause(rng, samples.random_state(rng))
+    assert samples.first_frame(rng, step[1])[0] == "This is the first frame of a video, describe it in detail."
+    assert samples.differential(rng, *step)[0].startswith("Here are the Video frame ")
+    assert samples.summary(rng, 3)[0].startswith("Summarize the following per frame descriptions:\nVideo frame 1 at ")
+    assert samples.recaption(rng)[0].startswith("Translate this brief generation prompt into a detailed caption: ")
+
+
+def test_recaption_keeps_what_the_prompt_names() -> None:
+    rng = random.Random(2)
+    for _ in range(200):
+        prompt, answer = samples.recaption(rng)
+        shape, colour = language.read_thing(prompt)
+        if answer == language.UNKNOWN:
+            assert shape is None
+            continue
+        assert language.read_thing(answer) == (shape, colour)
+        background = language.read_background(prompt)
+        assert (background or "plain") in answer

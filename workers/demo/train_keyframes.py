@@ -1,0 +1,148 @@
+"""Train the demo model's keyframe encoder: a tiny CLIP vision tower whose CLS feature tells changes from stillness.
+
+    python -m workers.demo.train_keyframes --checkpoint DIR
+
+A metric loss on frames that went through H.264: two frames of one state should agree (cosine 1), frames before and
+after any change of the world should not (cosine below `APART`). Writes `keyframe_encoder/` into the checkpoint, and
+into its config.json the threshold that errs least on held-out clips. Minutes on one core.
+"""
+
+import argparse
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm, trange  # type: ignore[import-untyped]
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+from workers.demo import scenes
+from workers.xcomposer2.image import CLIP_MEAN, CLIP_STD
+
+SIDE_PX = 64
+APART = 0.3
+BATCH = 64
+PREPROCESSOR = {
+    "image_processor_type": "CLIPImageProcessor",
+    "do_convert_rgb": True,
+    "do_resize": True,
+    "size": {"height": SIDE_PX, "width": SIDE_PX},
+    "resample": 2,
+    "do_center_crop": False,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": list(CLIP_MEAN),
+    "image_std": list(CLIP_STD),
+}
+
+Triples = npt.NDArray[np.uint8]  # [n, 3, side, side, 3]: a frame, the same state later, the next state
+
+
+def triples(seeds: range) -> Triples:
+    """Draw clips and return `(frame, later frame of its state, frame of the next state)` of each change."""
+    found = []
+    for seed in tqdm(seeds, desc="frames", mininterval=5):
+        scene = scenes.make_scene(seed)
+        drawn = [scenes.draw(s, scene.width, scene.height, seed) for s in scene.states for _ in range(3)]
+        decoded = scenes.through_h264(drawn, random.Random(seed).randint(18, 34))
+        small = [np.asarray(Image.fromarray(f).resize((SIDE_PX, SIDE_PX), Image.Resampling.BILINEAR)) for f in decoded]
+        found += [(small[3 * i], small[3 * i + 2], small[3 * i + 3]) for i in range(len(scene.changes))]
+        found += [(small[3 * i + 4], small[3 * i + 5], small[3 * i + 1]) for i in range(len(scene.changes))]
+    return np.array(found, np.uint8)
+
+
+def features(model: CLIPVisionModel, pictures: Tensor) -> Tensor:
+    """`[n, side, side, 3]` in 0..255 -> CLS of the last hidden state, of length 1: `[n, hidden]`."""
+    pixels = (pictures / 255 - torch.tensor(CLIP_MEAN)) / torch.tensor(CLIP_STD)
+    state = model(pixel_values=pixels.permute(0, 3, 1, 2)).last_hidden_state[:, 0]
+    return torch.nn.functional.normalize(state, dim=-1)
+
+
+def cosines(model: CLIPVisionModel, pictures: Tensor) -> tuple[Tensor, Tensor]:
+    """`[n, 3, side, side, 3]` -> cosine of each frame with the same state and with the next one."""
+    frame, same, changed = features(model, pictures.flatten(0, 1)).view(len(pictures), 3, -1).unbind(1)
+    return (frame * same).sum(-1), (frame * changed).sum(-1)
+
+
+def augmented(batch: npt.NDArray[np.uint8], rng: np.random.Generator) -> Tensor:
+    """Flip whole triples, and add a little noise to each picture."""
+    pictures = batch.astype(np.float32)
+    for axis in (2, 3):
+        which = rng.random(len(pictures)) < 0.5
+        pictures[which] = np.flip(pictures[which], axis)
+    spread = rng.uniform(0, 5, (len(pictures), 3, 1, 1, 1)).astype(np.float32)
+    return torch.from_numpy(pictures + spread * rng.standard_normal(pictures.shape, np.float32))
+
+
+def train(steps: int, clips: int) -> CLIPVisionModel:
+    config = CLIPVisionConfig(
+        hidden_size=64, intermediate_size=256, num_hidden_layers=2, num_attention_heads=2, image_size=SIDE_PX,
+        patch_size=16, projection_dim=64,
+    )  # fmt: skip
+    model = CLIPVisionModel(config)
+    data, rng = triples(range(5_000_000, 5_000_000 + clips)), np.random.default_rng(0)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.98), weight_decay=0.01)
+    bar = trange(steps, desc="training", mininterval=5)
+    for step in bar:
+        for group in optimiser.param_groups:
+            group["lr"] = 2e-3 * min(1.0, (step + 1) / 50, (1 - step / steps) / 0.4)
+        same, changed = cosines(model, augmented(data[rng.integers(0, len(data), BATCH)], rng))
+        loss = 2 * (1 - same).mean() + (changed - APART).clamp(min=0).mean()
+        optimiser.zero_grad()
+        torch.autograd.backward(loss)
+        optimiser.step()
+        bar.set_postfix(
+            loss=f"{loss.item():.4f}", same=f"{same.min().item():.3f}", changed=f"{changed.max().item():.3f}"
+        )
+    model.requires_grad_(False)
+    return model
+
+
+@torch.no_grad()
+def threshold(model: CLIPVisionModel, clips: int) -> dict[str, float]:
+    """Return the threshold that errs least on held-out clips, and what it misses and invents there."""
+    data = torch.from_numpy(triples(range(scenes.HELD_OUT_SEED, scenes.HELD_OUT_SEED + clips))).float()
+    pairs = [cosines(model, data[start : start + 200]) for start in range(0, len(data), 200)]
+    same, changed = torch.cat([s for s, _ in pairs]), torch.cat([c for _, c in pairs])
+    candidates = torch.linspace(0.5, 0.995, 100)
+    wrong = torch.stack([(same < c).float().mean() + (changed >= c).float().mean() for c in candidates])
+    best = candidates[wrong == wrong.min()]
+    chosen = round(best[len(best) // 2].item(), 3)
+    return {
+        "threshold": chosen,
+        "missed": (changed >= chosen).float().mean().item(),
+        "invented": (same < chosen).float().mean().item(),
+        "lowest_same": same.min().item(),
+        "highest_changed": changed.max().item(),
+        "pairs": len(same),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint folder with a config.json")
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--clips", type=int, default=800, help="clips to draw for training")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    model = train(arguments.steps, arguments.clips)
+    found = threshold(model, 100)
+    folder = arguments.checkpoint / "keyframe_encoder"
+    model.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR, indent=2) + "\n")
+    path = arguments.checkpoint / "config.json"
+    config = json.loads(path.read_text())
+    config["sharecap"]["similarity_threshold"] = found["threshold"]
+    path.write_text(json.dumps(config, indent=2) + "\n")
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
