@@ -42,9 +42,10 @@ RESERVED = [f"[UNUSED_TOKEN_{n}]" for n in range(147)]
 def train_tokenizer(path: Path) -> int:
     """Train a small SentencePiece model of the family's kind; returns the size of its vocabulary."""
     lines = [
-        "The quick brown fox jumps over the lazy dog, and a red circle moves left over a blue ground.",
+        "The quick brown fox jumps over the lazy dog, and a red circle moves left.",
         "This is the first frame of a video, describe it in detail. Second(s) of a video: 4.00, 12.50",
-        "Übergrößenträger, naïve café; 你好，世界。 今天天气很好。 こんにちは\nuser\nassistant\n    def f(x):\n\treturn x",
+        "Übergrößenträger, naïve café; 你好，世界。 今天天气很好。 こんにちは",
+        "user\nassistant\n    def f(x):\n\treturn x",
     ]
     model = io.BytesIO()
     SentencePieceTrainer.train(

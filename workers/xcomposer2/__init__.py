@@ -15,12 +15,12 @@ _MODEL = f"{__name__}.model:{ARCHITECTURE}"
 
 def register() -> None:
     """Make vLLM know the architecture, its config format and its tokenizer; safe to call again."""
-    from vllm.model_executor.models.registry import ModelRegistry
-    from vllm.renderers.registry import RENDERER_REGISTRY
-    from vllm.tokenizers.registry import TokenizerRegistry
-    from vllm.transformers_utils.config import register_config_parser
+    from vllm.model_executor.models.registry import ModelRegistry  # noqa: PLC0415
+    from vllm.renderers.registry import RENDERER_REGISTRY  # noqa: PLC0415
+    from vllm.tokenizers.registry import TokenizerRegistry  # noqa: PLC0415
+    from vllm.transformers_utils.config import register_config_parser  # noqa: PLC0415
 
-    from workers.xcomposer2.config import XComposer2ConfigParser
+    from workers.xcomposer2.config import XComposer2ConfigParser  # noqa: PLC0415
 
     if ARCHITECTURE in ModelRegistry.get_supported_archs():
         return
@@ -32,8 +32,8 @@ def register() -> None:
 
 def check_registered() -> None:
     """Load vLLM's plugins and raise RuntimeError if this one is not among them."""
-    from vllm.model_executor.models.registry import ModelRegistry
-    from vllm.plugins import load_general_plugins
+    from vllm.model_executor.models.registry import ModelRegistry  # noqa: PLC0415
+    from vllm.plugins import load_general_plugins  # noqa: PLC0415
 
     load_general_plugins()
     if ARCHITECTURE not in ModelRegistry.get_supported_archs():

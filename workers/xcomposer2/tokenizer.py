@@ -108,12 +108,20 @@ class TextStream:
 
     def push(self, token_ids: Iterable[int]) -> str:
         """Return the text that these further tokens complete; ids outside the vocabulary have none."""
-        count = len(self._surfaces)
-        self._pending += b"".join(
-            self._surfaces[number] for number in token_ids if 0 <= number < count and number not in self._skipped
-        )
-        text, self._pending = _decode_utf8(self._pending, final=False)
-        return text
+        text = []
+        for number in token_ids:
+            surface = self._surface(number)
+            if len(surface) == 1 and surface >= b"\x80":  # a byte of a longer character
+                self._pending += surface
+                whole, self._pending = _decode_utf8(self._pending, final=False)
+                text.append(whole)
+            else:  # any other token ends a run of bytes, one without text too
+                text += [self.finish(), surface.decode()]
+        return "".join(text)
+
+    def _surface(self, number: int) -> bytes:
+        known = 0 <= number < len(self._surfaces) and number not in self._skipped
+        return self._surfaces[number] if known else b""
 
     def finish(self) -> str:
         """Return what was held back, when no more tokens come."""

@@ -1,0 +1,66 @@
+"""Ask vLLM, with the plugin, what `reading.Reading` is asked: a program, so that each checkpoint has a process of its own.
+
+`python tests/reference/vllm_answers.py MODEL < QUESTIONS > ANSWERS`, both JSON. All questions go in at once, so that
+vLLM batches them; then those marked `alone` once more, one at a time.
+"""
+
+import json
+import os
+import sys
+from typing import Any
+
+os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1", "TQDM_DISABLE": "1"}
+
+from vllm import LLM, SamplingParams
+
+from tests.reference.checkpoint import random_image
+from workers.xcomposer2 import check_registered, engine_args, register
+from workers.xcomposer2.tokenizer import load_tokenizer, stop_ids, turn_ids
+
+
+def main() -> None:
+    """Read the questions, run them, print the answers."""
+    model, questions = sys.argv[1], json.load(sys.stdin)
+    register()
+    register()  # must be harmless
+    check_registered()
+    tokenizer = load_tokenizer(model)
+    llm = LLM(**engine_args(model, dtype="float32", enforce_eager=True, **questions["engine"]))
+
+    def prompt(question: dict[str, Any]) -> Any:
+        size, hd_num = question["size"], question["hd_num"]
+        parts: dict[str, Any] = {"prompt_token_ids": turn_ids(tokenizer, question["prompt"], image=size is not None)}
+        if size is not None:
+            parts["multi_modal_data"] = {"image": random_image(tuple(size), question["seed"])}
+        if hd_num is not None:
+            parts["mm_processor_kwargs"] = {"hd_num": hd_num}
+        return parts
+
+    def ask(batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        sampling = SamplingParams(temperature=0, max_tokens=questions["max_tokens"], stop_token_ids=stop_ids(tokenizer))
+        outputs = llm.generate([prompt(question) for question in batch], sampling, use_tqdm=False)
+        return [{"prompt": len(o.prompt_token_ids or ()), "ids": list(o.outputs[0].token_ids)} for o in outputs]
+
+    def refusal(question: dict[str, Any]) -> str:
+        try:
+            ask([question])
+        except ValueError as error:
+            return str(error)
+        return ""
+
+    answers = {
+        "together": ask(questions["questions"]),
+        "alone": [ask([question])[0] for question in questions["questions"] if question.get("alone")],
+        "refused": [refusal(question) for question in questions["refused"]],
+    }
+    json.dump(answers, sys.stdout)
+
+
+if __name__ == "__main__":
+    kept, sys.stdout = sys.stdout, sys.stderr
+    answers_out = os.dup(1)
+    os.dup2(2, 1)  # whatever libraries print
+    sys.stdout = os.fdopen(answers_out, "w")
+    main()
+    sys.stdout.close()
+    sys.stdout = kept

@@ -1,0 +1,148 @@
+"""vLLM with the plugin says, token for token, what the plain-torch reading says: float32, greedy.
+
+Three random checkpoints, one vLLM process each: both layouts of weights, both `model_type`s, with and without an
+`auto_map`. On each, twenty pictures from 1:8 to 8:1 and text alone, all at once, then some one at a time. One engine's
+budget is so small that images are cut into chunks.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.reference.checkpoint import random_image, write_checkpoint
+from tests.reference.reading import Answer, Reading
+
+ROOT = Path(__file__).resolve().parents[3]
+MAX_TOKENS = 10
+CHECKPOINTS: dict[str, dict[str, Any]] = {
+    "internlm2-safetensors": {"seed": 1, "model_type": "internlm2", "layout": "safetensors", "auto_map": True},
+    "internlmxcomposer2-bin": {"seed": 2, "model_type": "internlmxcomposer2", "layout": "bin", "auto_map": False},
+    "internlm2-bin-chunks": {"seed": 3, "model_type": "internlm2", "layout": "bin", "auto_map": True},
+}
+SMALL_BUDGET = {"max_num_batched_tokens": 48, "max_num_seqs": 6}
+PROMPTS = ["This is the first frame of a video, describe it in detail.", "hi", "What is   this?\n你好 👩‍👩‍👧", ""]
+
+
+def questions() -> list[dict[str, Any]]:
+    """Twenty pictures, 1:8 to 8:1, each with a budget of its own; two budgets for one of them; text alone."""
+    asked: list[dict[str, Any]] = []
+    for number in range(20):
+        ratio = 8 ** (number / 9.5 - 1)  # width / height
+        size = [round(150 * ratio**0.5), round(150 / ratio**0.5)]
+        hd_num = [1, 2, 4, 9, 16, None][number % 6]
+        asked.append({"prompt": PROMPTS[number % 4], "size": size, "seed": number, "hd_num": hd_num})
+    asked += [{**asked[9], "hd_num": 16}, {**asked[9], "hd_num": 1}]
+    asked += [{"prompt": prompt, "size": None, "seed": 0, "hd_num": None} for prompt in PROMPTS]
+    for number in (0, 9, 19, 22):
+        asked[number]["alone"] = True
+    return asked
+
+
+@dataclass
+class Compared:
+    """Both sides' answers for one checkpoint."""
+
+    reading: Reading
+    expected: list[Answer]
+    answers: dict[str, Any]
+    log: str
+
+
+@pytest.fixture(scope="module", params=CHECKPOINTS)
+def compared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Compared:
+    options = CHECKPOINTS[request.param]
+    directory = write_checkpoint(tmp_path_factory.mktemp("checkpoint") / request.param, **options)
+    asked = {
+        "questions": questions(),
+        "max_tokens": MAX_TOKENS,
+        "engine": SMALL_BUDGET if request.param.endswith("chunks") else {},
+        "refused": [{"prompt": "", "size": [99, 99], "seed": 0, "hd_num": bad} for bad in (0, 56, "9", True)],
+    }
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.reference.vllm_answers", str(directory)],
+        input=json.dumps(asked),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "VLLM_LOGGING_LEVEL": "INFO"},
+        timeout=500,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    reading = Reading(directory)
+    return Compared(
+        reading, [expected(reading, question) for question in questions()], json.loads(run.stdout), run.stderr
+    )
+
+
+def expected(reading: Reading, question: dict[str, Any]) -> Answer:
+    """What the plain-torch reading answers."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # tiny matrices: more threads only wait for each other
+    size = question["size"]
+    image = random_image(tuple(size), question["seed"]) if size else None
+    hd_num = question["hd_num"] or reading.config["sharecap"]["hd_num"]
+    answer = reading.answer(question["prompt"], image, hd_num, MAX_TOKENS)
+    torch.set_num_threads(threads)
+    return answer
+
+
+def test_token_for_token(compared: Compared) -> None:
+    together = compared.answers["together"]
+    assert [answer["ids"] for answer in together] == [answer.token_ids for answer in compared.expected]
+    assert [answer["prompt"] for answer in together] == [answer.prompt_tokens for answer in compared.expected]
+    alone = [answer for answer, question in zip(together, questions(), strict=True) if question.get("alone")]
+    assert compared.answers["alone"] == alone
+
+
+def test_the_comparison_can_tell(compared: Compared) -> None:
+    """Choices are well apart, so rounding decides none, and the pictures lead to different answers."""
+    assert min(answer.margin for answer in compared.expected) > 1e-4
+    assert len({tuple(answer.token_ids) for answer in compared.expected}) >= 20
+    assert {answer.image_tokens > 0 for answer in compared.expected} == {True, False}
+
+
+@pytest.mark.parametrize("damage", ["no partial LoRA", "no LoRA on one map", "separators swapped", "LoRA on text too"])
+def test_damage_shows(compared: Compared, damage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Had the plugin these faults, agreement would be lost on pictures; without a picture nothing changes."""
+    damaged = Reading.__new__(Reading)
+    damaged.__dict__ = {**compared.reading.__dict__, "tensors": dict(compared.reading.tensors)}
+    tensors = damaged.tensors
+    if damage == "separators swapped":
+        view_end, row_end = tensors["plora_glb_GN"], tensors["plora_sub_GN"]
+        tensors["plora_glb_GN"], tensors["plora_sub_GN"] = row_end, view_end
+    elif damage == "LoRA on text too":
+        plain = damaged.plora_linear
+        monkeypatch.setattr(
+            damaged, "plora_linear", lambda x, is_image, name: plain(x, torch.ones_like(is_image), name), raising=False
+        )
+    else:
+        part = "wqkv.Plora_B" if damage == "no LoRA on one map" else "Plora_B"
+        for name in [name for name in tensors if part in name]:
+            tensors[name] = torch.zeros_like(tensors[name])
+    changed = [
+        expected(damaged, question).token_ids != answer.token_ids
+        for question, answer in zip(questions(), compared.expected, strict=True)
+        if question["size"]
+    ]
+    assert sum(changed) > len(changed) / 2
+    text = next(question for question in questions() if not question["size"])
+    same = expected(damaged, text).token_ids == expected(compared.reading, text).token_ids
+    assert same == (damage != "LoRA on text too")
+
+
+def test_a_start_is_quiet_and_runs_no_remote_code(compared: Compared) -> None:
+    assert "ERROR" not in compared.log
+    assert "remote code" not in compared.log
+
+
+def test_impossible_budgets_are_refused(compared: Compared) -> None:
+    for message in compared.answers["refused"]:
+        assert "hd_num must be a whole number from 1 to" in message
