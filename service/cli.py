@@ -11,9 +11,9 @@ starts them and imports none of them, so that the command itself is quick.
 
 import asyncio
 import os
-import subprocess
 import sys
 import tempfile
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -194,25 +194,25 @@ def demo(*, model: Model = None, verbose: Verbose = False) -> None:
 
 
 async def _demo(settings: UpSettings, verbose: bool) -> int:
-    clip = settings.data_dir / "clip.mp4"
-    _draw(clip)
     async with _running(settings, verbose) as supervisor:
-        return await supervisor.guarded(_show(settings.url, clip))
+        return await supervisor.guarded(_show(settings))
 
 
-async def _show(url: str, clip: Path) -> int:
+async def _show(settings: UpSettings) -> int:
+    clip = settings.data_dir / "clip.mp4"
+    await _draw(clip)
     out.print("\n[bold]Captioning[/] a clip of a drawn scene, keyframe by keyframe:")
-    status = await caption_video(Client(url), str(clip), {}, out)
+    status = await caption_video(Client(settings.url), str(clip), {}, out)
     out.print(f"\n[bold]Writing out[/] the prompt “{DEMO_PROMPT}”:")
-    return await recaption_prompt(Client(url), DEMO_PROMPT, out) or status
+    return await recaption_prompt(Client(settings.url), DEMO_PROMPT, out) or status
 
 
-def _draw(clip: Path) -> None:
-    drawing = subprocess.run(
-        [sys.executable, "-m", "workers.demo.scenes", "--out", str(clip)], capture_output=True, text=True, check=False
-    )
+async def _draw(clip: Path) -> None:
+    command = (sys.executable, "-m", "workers.demo.scenes", "--out", str(clip))
+    drawing = await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=PIPE)
+    _, said = await drawing.communicate()
     if drawing.returncode != 0:
-        raise CommandFailed(f"the sample clip could not be drawn:\n{drawing.stderr.strip()}")
+        raise CommandFailed(f"the sample clip could not be drawn:\n{said.decode(errors='replace').strip()}")
 
 
 # -- what the commands share

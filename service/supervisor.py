@@ -2,7 +2,7 @@
 
 A `Supervisor` starts children, each in a process group of its own, writes what they print to one log file each, starts
 again whatever dies (later and later), and gives up on a child that dies five times in a row before anything worked.
-Stopping takes the children down in the reverse order of their start, with all they started.
+Stopping takes the children down with all they started, the one that the others stand on last.
 
 No process is left behind, whatever happens: if this process ends without `stop` (SIGKILL, say), its guard ends the
 groups (`service.guard`). What the children are and when they are ready is said elsewhere (`service.up`).
@@ -47,11 +47,12 @@ class ChildFailed(Exception):
 
 @dataclass(frozen=True)
 class Child:
-    """What to run: `env` is added to this process's environment."""
+    """What to run: `env` is added to this process's environment. The others need a `base`: it stops after them."""
 
     name: str
     command: Sequence[str]
     env: Mapping[str, str] = field(default_factory=dict)
+    base: bool = False
 
 
 class Running:
@@ -63,7 +64,7 @@ class Running:
         self.failures = 0
         self.last_words: deque[str] = deque(maxlen=LAST_WORDS)
         self.log = RotatingFileHandler(log_dir / f"{child.name}.log", maxBytes=LOG_BYTES, backupCount=1)
-        self.task: asyncio.Task[None] | None = None
+        self.task: asyncio.Task[None]
 
 
 class Supervisor:
@@ -106,8 +107,8 @@ class Supervisor:
     def start(self, child: Child) -> None:
         """Start a child and keep it running until `stop`."""
         running = Running(child, self._log_dir)
-        self._children.append(running)
         running.task = asyncio.create_task(self._keep(running), name=f"keep {child.name}")
+        self._children.append(running)
 
     async def guarded(self, work: Awaitable[T]) -> T:
         """Return what `work` returns; raise ChildFailed as soon as a child is given up."""
@@ -127,15 +128,10 @@ class Supervisor:
             running.failures = 0
 
     async def stop(self) -> None:
-        """End the children, the last one started first: SIGTERM, then SIGKILL for whatever is left of its group."""
+        """End the children, a base after the others: SIGTERM, then SIGKILL for whatever is left of a group."""
         self._stopping = True
-        for running in reversed(self._children):
-            if running.process is not None and running.process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    running.process.terminate()
-            if running.task is not None:
-                await self._end(running)
-            running.log.close()
+        for base in (False, True):
+            await asyncio.gather(*(self._end(running) for running in self._children if running.child.base == base))
         self._children.clear()
 
     def _signalled(self, number: signal.Signals) -> None:
@@ -148,13 +144,14 @@ class Supervisor:
                 kill_group(running.process.pid)
 
     async def _end(self, running: Running) -> None:
-        assert running.task is not None
+        if running.process is not None and running.process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                running.process.terminate()
         done, _ = await asyncio.wait((running.task,), timeout=STOP_TIMEOUT_S)
         if not done:
-            if running.process is not None:
-                kill_group(running.process.pid)
-            running.task.cancel()
+            running.task.cancel()  # its way out kills the group
             await asyncio.gather(running.task, return_exceptions=True)
+        running.log.close()
 
     async def _keep(self, running: Running) -> None:
         while True:

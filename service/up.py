@@ -27,7 +27,7 @@ from service.contract.store import Store
 from service.supervisor import Child, Supervisor
 
 LOCAL_HOST = "127.0.0.1"
-POLL_S = 0.1
+POLL_S = 0.25
 LONGEST_SOCKET_PATH = 100
 """Unix socket addresses end at 108 bytes on Linux, 104 on macOS."""
 
@@ -99,7 +99,8 @@ def valkey(directory: Path, socket_path: Path) -> Child:
         "save": "",
         "daemonize": "no",
     }
-    return Child("valkey", [str(_valkey_binary()), *(part for k, v in options.items() for part in (f"--{k}", v))])
+    arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
+    return Child("valkey", [str(_valkey_binary()), *arguments], base=True)
 
 
 def gateway(env: dict[str, str], host: str, port: int) -> Child:

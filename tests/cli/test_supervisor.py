@@ -143,6 +143,17 @@ async def test_a_child_that_will_not_go_is_killed(
     assert marked() == []
 
 
+async def test_a_base_stops_after_the_others(tmp_path: Path) -> None:
+    lines: list[str] = []
+    leave = "lambda *_: (time.sleep(0.5), print('gone'), sys.exit())"
+    code = f"import signal, sys, time; signal.signal(signal.SIGTERM, {leave}); print('up'); time.sleep(600)"
+    async with Supervisor(tmp_path, lambda name, line: lines.append(f"{name} {line}")) as supervisor:
+        supervisor.start(Child("base", [PYTHON, "-c", code], base=True))
+        supervisor.start(python("other", code))
+        await until(lambda: len(lines) == 2)
+    assert lines[2:] == ["other gone", "base gone"]
+
+
 SUPERVISES = f"""
 import asyncio, pathlib, sys
 from service.supervisor import Child, Supervisor
