@@ -37,7 +37,7 @@ check: $(STAMP) ## style, types, and what the gateway may import
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@$(BIN)/python -m pytest tests/service/test_imports.py
+	@$(BIN)/python -m pytest tests/service/test_process.py -k imports_nothing_heavy
 
 clean: ## remove the virtual environment and all caches
 	@rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
