@@ -1,12 +1,13 @@
-"""Ask vLLM, with the plugin, what `reading.Reading` is asked: a program, so that each checkpoint has a process of its own.
+"""Ask vLLM, with the plugin, what `reading.Reading` is asked; a program, so that each checkpoint has its own process.
 
-`python tests/reference/vllm_answers.py MODEL < QUESTIONS > ANSWERS`, both JSON. All questions go in at once, so that
-vLLM batches them; then those marked `alone` once more, one at a time.
+`python -m tests.reference.vllm_answers MODEL ANSWERS < QUESTIONS`, both JSON. All questions go in at once, so that vLLM
+batches them; then those marked `alone` once more, one at a time.
 """
 
 import json
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1", "TQDM_DISABLE": "1"}
@@ -19,7 +20,7 @@ from workers.xcomposer2.tokenizer import load_tokenizer, stop_ids, turn_ids
 
 
 def main() -> None:
-    """Read the questions, run them, print the answers."""
+    """Read the questions, run them, write the answers."""
     model, questions = sys.argv[1], json.load(sys.stdin)
     register()
     register()  # must be harmless
@@ -53,14 +54,8 @@ def main() -> None:
         "alone": [ask([question])[0] for question in questions["questions"] if question.get("alone")],
         "refused": [refusal(question) for question in questions["refused"]],
     }
-    json.dump(answers, sys.stdout)
+    Path(sys.argv[2]).write_text(json.dumps(answers))
 
 
 if __name__ == "__main__":
-    kept, sys.stdout = sys.stdout, sys.stderr
-    answers_out = os.dup(1)
-    os.dup2(2, 1)  # whatever libraries print
-    sys.stdout = os.fdopen(answers_out, "w")
     main()
-    sys.stdout.close()
-    sys.stdout = kept

@@ -65,8 +65,9 @@ def compared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         "engine": SMALL_BUDGET if request.param.endswith("chunks") else {},
         "refused": [{"prompt": "", "size": [99, 99], "seed": 0, "hd_num": bad} for bad in (0, 56, "9", True)],
     }
+    answers = directory.parent / "answers.json"
     run = subprocess.run(
-        [sys.executable, "-m", "tests.reference.vllm_answers", str(directory)],
+        [sys.executable, "-m", "tests.reference.vllm_answers", str(directory), str(answers)],
         input=json.dumps(asked),
         capture_output=True,
         text=True,
@@ -77,9 +78,8 @@ def compared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     )
     assert run.returncode == 0, run.stderr[-3000:]
     reading = Reading(directory)
-    return Compared(
-        reading, [expected(reading, question) for question in questions()], json.loads(run.stdout), run.stderr
-    )
+    told = [expected(reading, question) for question in questions()]
+    return Compared(reading, told, json.loads(answers.read_text()), run.stdout + run.stderr)
 
 
 def expected(reading: Reading, question: dict[str, Any]) -> Answer:
@@ -129,8 +129,7 @@ def test_damage_shows(compared: Compared, damage: str, monkeypatch: pytest.Monke
             tensors[name] = torch.zeros_like(tensors[name])
     changed = [
         expected(damaged, question).token_ids != answer.token_ids
-        for question, answer in zip(questions(), compared.expected, strict=True)
-        if question["size"]
+        for question, answer in list(zip(questions(), compared.expected, strict=True))[:20:4]
     ]
     assert sum(changed) > len(changed) / 2
     text = next(question for question in questions() if not question["size"])
