@@ -54,6 +54,7 @@ class JobPage(BaseModel):
 async def caption_video(request: Request, gateway: Here) -> Response:
     """Caption a video: multipart with `file`, or JSON with `url`, each with the options."""
     wait_s = await waiting_time(gateway, request)
+    await gateway.store.redis.ping()  # without a queue not a byte of a long upload is worth reading
     content_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if content_type == "multipart/form-data":
         record = await _from_upload(request, gateway)

@@ -49,24 +49,29 @@ def wait_until_alive(url: str, timeout_s: float) -> None:
             time.sleep(0.02)
 
 
-def test_the_gateway_imports_neither_torch_nor_vllm() -> None:
+def test_the_gateway_imports_nothing_heavy_and_within_two_seconds() -> None:
+    """Of processor time, for the machine that tests may be busy."""
     script = """
-import sys
+import resource, sys
 from service.app import create_app
 from service.settings import Settings
 create_app(Settings()).openapi()
+used = resource.getrusage(resource.RUSAGE_SELF)
 heavy = {"torch", "vllm", "transformers", "numpy", "av", "decord", "decord2", "workers"} & set(sys.modules)
 print(sorted(heavy))
+print(used.ru_utime + used.ru_stime)
 """
     told = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, env=environment(), check=True, timeout=60
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment(), check=True, timeout=120
     )
-    assert told.stdout.strip() == "[]"
+    heavy, seconds = told.stdout.split()
+    assert heavy == "[]"
+    assert float(seconds) < 2.0
 
 
 def test_it_starts_fast_and_stops_cleanly_with_streams_open(redis_url: str, tmp_path: Path) -> None:
     with gateway_process(redis_url, tmp_path) as (process, url):
-        wait_until_alive(url, 20)
+        wait_until_alive(url, 60)
         with httpx.Client(base_url=url, trust_env=False, timeout=10) as client:
             job = client.post("/recaption", json={"prompt": "A fox"}, headers={"Prefer": "wait=0"}).json()
             with client.stream("GET", job["links"]["events"]) as stream:
@@ -74,19 +79,8 @@ def test_it_starts_fast_and_stops_cleanly_with_streams_open(redis_url: str, tmp_
                 assert next(parts).startswith(b"retry")
                 process.send_signal(signal.SIGTERM)
                 list(parts)  # ends, and not by an error
-        assert process.wait(5) == 0
+        assert process.wait(20) == 0
         assert process.stdout is not None and "Traceback" not in process.stdout.read()
-
-
-def test_processor_time_to_import_stays_under_two_seconds() -> None:
-    script = (
-        "import service.app, resource; u = resource.getrusage(resource.RUSAGE_SELF); print(u.ru_utime + u.ru_stime)"
-    )
-    told = [
-        float(subprocess.run([sys.executable, "-c", script], capture_output=True, env=environment(), check=True).stdout)
-        for _ in range(2)
-    ]
-    assert min(told) < 2.0
 
 
 def test_a_bad_setting_is_told_in_words(tmp_path: Path) -> None:
@@ -97,7 +91,7 @@ def test_a_bad_setting_is_told_in_words(tmp_path: Path) -> None:
             text=True,
             env=environment(DATA_DIR=str(tmp_path), **env),
             check=False,
-            timeout=30,
+            timeout=120,
         )
         assert result.returncode == 78
         assert told in result.stderr and "Traceback" not in result.stderr

@@ -10,7 +10,9 @@ from pathlib import Path
 import httpx
 import pytest
 from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 
+from service.contract.jobs import JobKind
 from service.contract.store import Store
 from service.uploads import plain_name
 from tests.service.scripted import ScriptedWorker, Serve, Served, eventually, video_events
@@ -239,7 +241,20 @@ async def test_a_client_that_breaks_off_leaves_nothing(gateway: Served, store: S
     await nothing_kept(gateway, store)
 
 
-async def test_without_redis_the_upload_is_refused_and_removed(serve: Serve, clip: Path) -> None:
+async def test_an_upload_that_cannot_be_queued_is_removed(
+    gateway: Served, store: Store, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(kind: JobKind, job_id: str) -> None:
+        assert await store.record(job_id), "the record is written before the wake-up"
+        assert gateway.files == [job_id]
+        raise RedisConnectionError("gone")
+
+    monkeypatch.setattr(gateway.app.state.gateway.wakeups, "wake", fail)
+    problem(await gateway.post_video(clip), 503, "queue_unavailable")
+    await nothing_kept(gateway, store)
+
+
+async def test_without_redis_an_upload_is_refused(serve: Serve, clip: Path) -> None:
     async with serve(redis_url="redis://127.0.0.1:1/0") as gateway:
         answer = await gateway.post_video(clip)
         problem(answer, 503, "queue_unavailable")
