@@ -16,8 +16,7 @@ from service.contract.events import Keyframes, fold
 from service.contract.files import keyframe_path, upload_path
 from service.contract.jobs import Job, Record, Timings
 from service.contract.store import Lease, Store
-from workers.encoder import FrameEncoder
-from workers.engine import Captioner
+from workers.engine import Captioner, FrameEncoder
 from workers.frames import DecodeLimits
 from workers.publisher import Publisher, persistently
 from workers.settings import Settings
@@ -77,6 +76,10 @@ class Attempt:
     @property
     def upload(self) -> Path:
         return upload_path(self.tools.settings.data_dir, self.record.id)
+
+    def remove_upload(self) -> None:
+        """Remove the video: nothing will read it again."""
+        self.upload.unlink(missing_ok=True)
 
     def keyframe_file(self, index: int) -> Path:
         return keyframe_path(self.tools.settings.data_dir, self.record.id, index)

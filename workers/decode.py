@@ -13,6 +13,7 @@ there PyAV seeks, and each frame is known by its own timestamp.
 import json
 import os
 import resource
+import signal
 import struct
 import sys
 from array import array
@@ -298,6 +299,7 @@ def main(spec: Spec, out: BinaryIO) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the worker, which gives its jobs back
     av.logging.set_level(None)
     SPEC = Spec(**json.loads(sys.argv[1]))
     give_up_rights(SPEC.cpu_s)

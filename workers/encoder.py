@@ -8,7 +8,7 @@ import asyncio
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,14 +17,9 @@ from huggingface_hub import hf_hub_download
 from PIL import Image
 from transformers import CLIPVisionModel
 
-Features = npt.NDArray[np.float32]  # [frames, hidden], each of length 1
+from workers.engine import Features
+
 MAX_BATCH = 32
-
-
-class FrameEncoder(Protocol):
-    async def encode(self, images: Sequence[Image.Image]) -> Features:
-        """Return a feature of length 1 for each RGB image, float32 [images, hidden]."""
-        ...
 
 
 class Preprocessor:

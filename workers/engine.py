@@ -1,18 +1,23 @@
-"""What the pipeline asks of a model: a `Turn` goes in, pieces of text come out.
+"""What the pipeline asks of its two models: a `Turn` goes in, pieces of text come out; frames go in, features come out.
 
-`Captioner` is the interface; `vllm_captioner.py` has the engine behind it. Nothing above this module knows vLLM.
+`Captioner` and `FrameEncoder` are the interfaces; `vllm_captioner.py` and `encoder.py` have the models behind them.
+Nothing above this module knows vLLM or torch.
 """
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from service.contract.jobs import Decoding, Usage
 
 CLIP_L_336 = "openai/clip-vit-large-patch14-336"
 CLIP_L_THRESHOLD = 0.93
+
+Features = npt.NDArray[np.float32]  # [frames, hidden], each of length 1
 
 
 @dataclass(frozen=True)
@@ -77,3 +82,11 @@ class Captioner(Protocol):
 
     @property
     def alive(self) -> bool: ...
+
+
+class FrameEncoder(Protocol):
+    """A model that tells how alike frames are: by the cosine of their features."""
+
+    async def encode(self, images: Sequence[Image.Image]) -> Features:
+        """Return a feature of length 1 for each RGB image, float32 [images, hidden]."""
+        ...

@@ -6,6 +6,8 @@ At most one frame is in memory here at a time; the child waits while nobody read
 
 import asyncio
 import json
+import os
+import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator
@@ -130,7 +132,6 @@ async def open_frames(path: Path, info: VideoInfo, part: Part, limits: DecodeLim
         stdout=PIPE,
         stderr=DEVNULL,
         env={},
-        start_new_session=True,
         limit=PIPE_BUFFER_BYTES,
     )
     try:
@@ -138,6 +139,7 @@ async def open_frames(path: Path, info: VideoInfo, part: Part, limits: DecodeLim
         await frames.open()
         yield frames
     finally:
-        with suppress(ProcessLookupError):
-            child.kill()
+        if child.returncode is None:  # not `child.kill()`, which may reap it under asyncio's hands
+            with suppress(ProcessLookupError):
+                os.kill(child.pid, signal.SIGKILL)
         await asyncio.shield(child.wait())

@@ -17,7 +17,7 @@ from service.contract.files import keyframe_url
 from service.contract.jobs import Keyframe
 from service.contract.probe import VideoInfo, probe
 from workers.attempt import Attempt
-from workers.encoder import FrameEncoder
+from workers.engine import FrameEncoder
 from workers.frames import Frame, Frames, Part, open_frames
 from workers.turns import video_options
 
@@ -192,6 +192,8 @@ async def _choose(attempt: Attempt, log: KeyframeLog, frames: Frames) -> None:
             attempt.timings.decode = frames.read_s
             if new or last:
                 await attempt.publisher.append(Keyframes(keyframes=new, complete=last))
+                if last:
+                    attempt.remove_upload()
                 log.add(new, last)
 
 

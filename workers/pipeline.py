@@ -24,6 +24,7 @@ async def run(attempt: Attempt) -> None:
     await attempt.publisher.append(Started(attempt=attempt.number))
     if attempt.job.caption is None:
         await attempt.publisher.append(await _caption(attempt))
+    attempt.remove_upload()
     await attempt.publisher.append(Completed(usage=attempt.turns.usage, timings_s=attempt.timings))
 
 

@@ -5,6 +5,7 @@ attempts run side by side. What an attempt does is said in `pipeline.py`.
 """
 
 import asyncio
+import contextlib
 import logging
 import shutil
 from collections.abc import Callable
@@ -109,8 +110,6 @@ class Runner:
                 await self._end(attempt, running.why or Released())
             except Exception as error:
                 await self._end(attempt, error)
-            else:
-                self._remove_upload(attempt)
         except Exception:
             log.exception("%s: could not be worked on", running.lease.job_id)
         finally:
@@ -131,17 +130,21 @@ class Runner:
                     await self._forget_if_deleted(attempt)
                     return
                 case CancelRequested():
-                    await attempt.publisher.append(Cancelled())
+                    await self._close(attempt, Cancelled())
                 case SharecapError():
-                    await attempt.publisher.append(Failed.of(why))
+                    await self._close(attempt, Failed.of(why))
                 case _:
                     log.error("%s: unexpected", attempt.record.id, exc_info=why)
-                    await attempt.publisher.append(Failed.of(EngineFailed("The worker met an unexpected error.")))
+                    await self._close(attempt, Failed.of(EngineFailed("The worker met an unexpected error.")))
         except Fenced:
             await self._forget_if_deleted(attempt)
-        except CancelRequested:
-            pass  # the last event is written
-        self._remove_upload(attempt)
+
+    async def _close(self, attempt: Attempt, event: Cancelled | Failed) -> None:
+        """Write the job's last event. Its upload goes first, but only while nobody else may be working with it."""
+        with contextlib.suppress(CancelRequested):
+            await persistently(lambda: self._store.renew(attempt.publisher.lease))
+        attempt.remove_upload()
+        await attempt.publisher.append(event)
 
     async def _release(self, lease: Lease, kind: JobKind) -> None:
         await self._store.release(lease)
@@ -150,11 +153,8 @@ class Runner:
     async def _forget_if_deleted(self, attempt: Attempt) -> None:
         """Remove the files of a job whose record was deleted while it was in work."""
         if await self._store.record(attempt.record.id) is None:
-            self._remove_upload(attempt)
+            attempt.remove_upload()
             shutil.rmtree(keyframes_dir(self._tools.settings.data_dir, attempt.record.id), ignore_errors=True)
-
-    def _remove_upload(self, attempt: Attempt) -> None:
-        attempt.upload.unlink(missing_ok=True)
 
     # -- all jobs
 

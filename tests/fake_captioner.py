@@ -1,0 +1,78 @@
+"""A scripted model and a scripted frame encoder, for tests whose subject is timing, resuming or failing.
+
+`FakeCaptioner` answers from a queue; when that is empty it echoes what it was asked, so that a text tells where it came
+from. A token is a word.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+
+import numpy as np
+from PIL import Image
+
+from service.contract.errors import EngineFailed
+from service.contract.jobs import Usage
+from workers.engine import Done, Features, ModelDefaults, Piece, Turn
+
+IMAGE_TOKENS = 50
+Answer = str | Exception | Callable[[Turn], str]
+
+
+class FakeCaptioner:
+    """`answers`: what to say next, or to raise. `delay_s`: time before each word."""
+
+    def __init__(self, answers: Sequence[Answer] = (), *, delay_s: float = 0.0, context_tokens: int = 4096) -> None:
+        self.answers = list(answers)
+        self.delay_s = delay_s
+        self.context_tokens = context_tokens
+        self.defaults = ModelDefaults()
+        self.alive = True
+        self.turns: list[Turn] = []
+        self.running: set[str] = set()
+        self.most_running = 0
+        self.aborted: list[str] = []
+        self.on_turn: Callable[[int], None] = lambda _: None
+
+    async def generate(self, turn: Turn, request_id: str) -> AsyncGenerator[Piece | Done, None]:
+        tokens = self.prompt_tokens(turn) + turn.max_tokens
+        assert tokens <= self.context_tokens, f"context error: {tokens} tokens"
+        self.turns.append(turn)
+        self.running.add(request_id)
+        self.most_running = max(self.most_running, len(self.running))
+        self.on_turn(len(self.turns))
+        answer = self.answers.pop(0) if self.answers else f"answer {len(self.turns)}"
+        if isinstance(answer, Exception):
+            self.alive = not isinstance(answer, EngineFailed)
+            self.running.discard(request_id)
+            raise answer
+        words = (answer if isinstance(answer, str) else answer(turn)).split(" ")[: turn.max_tokens]
+        try:
+            for k, word in enumerate(words):
+                await asyncio.sleep(self.delay_s)
+                yield Piece(f" {word}" if k else word)
+            image_tokens = IMAGE_TOKENS if turn.image else 0
+            yield Done(Usage(prompt_tokens=100, image_tokens=image_tokens, completion_tokens=len(words)), stopped=True)
+        except (asyncio.CancelledError, GeneratorExit):
+            self.aborted.append(request_id)
+            raise
+        finally:
+            self.running.discard(request_id)
+
+    def prompt_tokens(self, turn: Turn) -> int:
+        return self.count_tokens(turn.prompt) + 8 + (IMAGE_TOKENS * (turn.hd_num or 1) if turn.image else 0)
+
+    def count_tokens(self, text: str) -> int:
+        return len(text.split())
+
+
+class FakeEncoder:
+    """Frames differ as much as their mean colours do."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    async def encode(self, images: Sequence[Image.Image]) -> Features:
+        self.batches.append(len(images))
+        means = np.stack([np.asarray(image, np.float32).mean(axis=(0, 1)) + 1e-3 for image in images])
+        features: Features = means / np.linalg.norm(means, axis=1, keepdims=True)
+        return features

@@ -1,0 +1,72 @@
+"""Clips whose frames carry their own number, so that a test can tell which frame it was given."""
+
+import struct
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image
+
+BITS = 9
+SIZE = (160, 120)
+
+
+def numbered(number: int, size: tuple[int, int] = SIZE) -> np.ndarray:
+    """Return a grey frame with `number` in white blocks, least bit on the left; uint8 [height, width, 3]."""
+    width, height = size
+    frame = np.full((height, width, 3), 70, np.uint8)
+    for bit in range(BITS):
+        left, right = (width * k // (BITS + 1) for k in (bit, bit + 1))
+        frame[height // 4 : height * 3 // 4, left:right] = 230 if number >> bit & 1 else 20
+    return frame
+
+
+def number_of(image: Image.Image) -> int:
+    """Return the number that a frame of `numbered` carries."""
+    pixels = np.asarray(image.convert("L"), np.float32)
+    height, width = pixels.shape
+    blocks = [pixels[height * 2 // 5 : height * 3 // 5, :][:, _middle(width, bit)].mean() for bit in range(BITS)]
+    return sum(int(level > 125) << bit for bit, level in enumerate(blocks))
+
+
+def _middle(width: int, bit: int) -> slice:
+    left, right = (width * k // (BITS + 1) for k in (bit, bit + 1))
+    quarter = max(1, (right - left) // 4)
+    return slice(left + quarter, right - quarter)
+
+
+def write(
+    path: Path,
+    frames: Sequence[np.ndarray],
+    *,
+    fps: int = 25,
+    codec: str = "h264",
+    times_s: Sequence[float] | None = None,
+    **options: str,
+) -> Path:
+    """Write `frames` as a video; `times_s` gives each its own time (a variable frame rate)."""
+    height, width, _ = frames[0].shape
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream(codec, rate=fps, options=options)
+        stream.width, stream.height, stream.pix_fmt, stream.gop_size = width, height, "yuv420p", 50
+        if times_s is not None:
+            stream.codec_context.time_base = Fraction(1, 1000)
+        for k, pixels in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            if times_s is not None:
+                frame.pts, frame.time_base = round(times_s[k] * 1000), Fraction(1, 1000)
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+    return path
+
+
+def turn(source: Path, target: Path) -> Path:
+    """Copy an MP4 with a display matrix that turns it by 90° clockwise, as a phone held upright writes it."""
+    data = bytearray(source.read_bytes())
+    matrix = data.index(b"tkhd") + 4 + 40  # version 0
+    unit = 1 << 16
+    data[matrix : matrix + 36] = struct.pack(">9i", 0, unit, 0, -unit, 0, 0, 0, 0, 1 << 30)
+    target.write_bytes(data)
+    return target
