@@ -227,13 +227,17 @@ async def _running(settings: UpSettings, verbose: bool) -> AsyncIterator[Supervi
     if not verbose:
         status.start()
     try:
-        async with running(settings, echo) as supervisor:
+        async with running(settings, echo, None if verbose else _tell) as supervisor:
             status.stop()
             name = settings.model or "the demo model"
             notes.print(f"sharecap is ready on {settings.url} with {name} after {monotonic() - began:.1f} s")
             yield supervisor
     finally:
         status.stop()
+
+
+def _tell(line: str) -> None:
+    notes.print(f"sharecap: {line}", soft_wrap=True)
 
 
 def _echo(name: str, line: str) -> None:

@@ -39,6 +39,8 @@ EX_CONFIG = os.EX_CONFIG
 """A child that ends with this status (78) cannot work with the settings it has: starting it again is no use."""
 
 T = TypeVar("T")
+Echo = Callable[[str, str], None]
+Tell = Callable[[str], None]
 
 
 class ChildFailed(Exception):
@@ -68,16 +70,20 @@ class Running:
 
 
 class Supervisor:
-    """Keeps children running between `async with` and its end. `echo` gets every line they print, with the name.
+    """Keeps children running between `async with` and its end.
+
+    `echo` gets every line that they print, with the name; `tell` gets what this has to say itself: who died, and what
+    is done about it.
 
     In between, the first SIGTERM, SIGINT or SIGHUP cancels the task that entered, and `signal` says which it was; a
     second one kills the children instead of asking them.
     """
 
-    def __init__(self, log_dir: Path, echo: Callable[[str, str], None] | None = None) -> None:
+    def __init__(self, log_dir: Path, echo: Echo | None = None, tell: Tell | None = None) -> None:
         log_dir.mkdir(parents=True, exist_ok=True)
         self._log_dir = log_dir
         self._echo = echo
+        self._tell = tell
         self._children: list[Running] = []
         self._was_ready = False
         self._stopping = False
@@ -170,7 +176,10 @@ class Supervisor:
                 self._give_up(_obituary(running, status))
                 return
             delay_s = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2 ** (running.failures - 1))
-            self._note(running, f"ended ({_how(status)}); starting it again in {delay_s:g} s")
+            said = f"ended ({_how(status)}); starting it again in {delay_s:g} s"
+            self._note(running, said)
+            if self._tell is not None:
+                self._tell(f"{running.child.name} {said}")
             await self._pause(delay_s)
             if self._stopping:
                 return

@@ -14,7 +14,7 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from service.contract.store import Store
-from service.supervisor import Child, Supervisor
+from service.supervisor import Child, Echo, Supervisor, Tell
 
 LOCAL_HOST = "127.0.0.1"
 POLL_S = 0.25
@@ -62,16 +62,18 @@ def free_port() -> int:
 
 
 @asynccontextmanager
-async def running(settings: UpSettings, echo: Callable[[str, str], None] | None = None) -> AsyncIterator[Supervisor]:
+async def running(
+    settings: UpSettings, echo: Echo | None = None, tell: Tell | None = None
+) -> AsyncIterator[Supervisor]:
     """Start everything, wait until the service is ready, and stop everything at the end.
 
-    `echo` gets each line of the children's output with the child's name; it is in the data directory's `logs` too.
+    `echo` and `tell` are the supervisor's; what the children print is in the data directory's `logs` too.
     Raises CannotStart before anything was started, `ChildFailed` if a part keeps dying.
     """
     _check_port(settings.host, settings.port)
     _check_model(settings.model)
     with _locked(settings.data_dir), _socket_path(settings.data_dir) as socket_path:
-        async with Supervisor(settings.data_dir / "logs", echo) as supervisor:
+        async with Supervisor(settings.data_dir / "logs", echo, tell) as supervisor:
             redis_url = settings.redis_url or f"unix://{socket_path}"
             if settings.redis_url is None:
                 supervisor.start(valkey(settings.data_dir / "valkey", socket_path))

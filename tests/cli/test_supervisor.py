@@ -96,12 +96,16 @@ async def test_a_killed_child_is_started_again(tmp_path: Path, marked: Living, n
 async def test_five_deaths_in_a_row_end_it_with_the_last_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subject, "FIRST_DELAY_S", 0.01)
     births = tmp_path / "births"
+    told: list[str] = []
     code = f"open({str(births)!r}, 'a').write('x'); print('no such model'); raise SystemExit(3)"
     with pytest.raises(ChildFailed, match=r"worker ended 5 times in a row \(exit status 3\)[\s\S]*no such model"):
-        async with Supervisor(tmp_path / "logs") as supervisor:
+        async with Supervisor(tmp_path / "logs", tell=told.append) as supervisor:
             supervisor.start(python("worker", code))
             await supervisor.guarded(asyncio.sleep(60))
     assert births.read_text() == "x" * 5
+    assert told == [
+        f"worker ended (exit status 3); starting it again in {s} s" for s in ("0.01", "0.02", "0.04", "0.08")
+    ]
 
 
 async def test_a_child_that_can_never_work_is_not_tried_again(tmp_path: Path) -> None:
