@@ -8,8 +8,10 @@ goes to stderr.
 import argparse
 import contextlib
 import json
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -49,33 +51,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> Turn:
     """Load the checkpoint, run one greedy turn and return it. Raises whatever stands in the way, ValueError mostly."""
     image = _open_image(options.image) if options.image else None
-    # vLLM reads these when it is imported: one process, a small cache, errors only.
-    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    arguments = engine_args(options.model, dtype=options.dtype, enforce_eager=True)
+    _hush()
+    arguments = engine_args(options.model, dtype=options.dtype, enforce_eager=True, use_tqdm_on_load=False)
     from workers.xcomposer2.config import XComposer2Config  # noqa: PLC0415
     from workers.xcomposer2.tokenizer import TextStream, load_tokenizer, stop_ids, turn_ids  # noqa: PLC0415
 
     config = XComposer2Config.from_published(read_config(options.model))
     tokenizer = load_tokenizer(arguments["tokenizer"])
     prompt: Any = {"prompt_token_ids": turn_ids(tokenizer, options.prompt, image=image is not None)}
-    needed = len(prompt["prompt_token_ids"]) + options.max_tokens
+    length = len(prompt["prompt_token_ids"])
     if image is not None:
         hd_num = config.hd_num if options.hd_num is None else options.hd_num
         tiling = plan_tiling(*image.size, hd_num, config.vision_config.image_size)
-        needed += tiling.image_tokens(config.merged_side) - 1  # the placeholder makes room
+        length += tiling.image_tokens(config.merged_side) - 1  # the placeholder makes room
         prompt |= {"multi_modal_data": {"image": image}, "mm_processor_kwargs": {"hd_num": hd_num}}
-    if needed > config.max_position_embeddings:
-        raise ValueError(f"{needed} tokens with the answer, and the checkpoint takes {config.max_position_embeddings}")
+    room = config.max_position_embeddings - length
+    if room < 1:
+        raise ValueError(f"the prompt has {length} tokens, and the checkpoint takes {config.max_position_embeddings}")
     arguments["limit_mm_per_prompt"] = {"image": int(image is not None)}
 
     check_registered()
     from vllm import LLM, SamplingParams  # noqa: PLC0415
 
-    sampling = SamplingParams(temperature=0, max_tokens=options.max_tokens, stop_token_ids=stop_ids(tokenizer))
+    sampling = SamplingParams(
+        temperature=0, max_tokens=min(options.max_tokens, room), stop_token_ids=stop_ids(tokenizer)
+    )
     output = LLM(**arguments).generate(prompt, sampling, use_tqdm=False)[0]
     token_ids, prompt_ids = list(output.outputs[0].token_ids), list(output.prompt_token_ids or ())
     stream = TextStream(tokenizer)
@@ -85,6 +85,18 @@ def run(options: argparse.Namespace) -> Turn:
         token_ids=token_ids,
         text=stream.push(token_ids) + stream.finish(),
     )
+
+
+def _hush() -> None:
+    """One process, a small cache, and errors only; most of it is read when vLLM is imported."""
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -111,7 +123,7 @@ def _open_image(path: Path) -> Image.Image:
         with Image.open(path) as image:
             return image.convert("RGB")
     except (OSError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} cannot be read as a picture: {error}") from error
+        raise ValueError(f"{path} cannot be read as a picture: {error}") from None
 
 
 @contextlib.contextmanager
