@@ -6,7 +6,7 @@
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
-pip="$1/bin/python -m pip install --disable-pip-version-check --no-input --quiet --no-deps --no-compile"
+pip="$1/bin/python -m pip install --disable-pip-version-check --no-input -qq --no-deps --no-compile"
 torch=$(grep '^torch==' "$here/cpu.txt")
 
 echo "sharecap: installing $torch"
