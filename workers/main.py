@@ -15,7 +15,6 @@ import sys
 import threading
 from collections.abc import Coroutine
 from concurrent.futures import Future
-from types import FrameType
 from typing import Any, TypeVar
 
 import torch
@@ -23,23 +22,16 @@ from pydantic import ValidationError
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 from redis.exceptions import RedisError
-from rq import Queue
-from rq.serializers import JSONSerializer
-from rq.worker import SimpleWorker
 
-from service.contract.jobs import JobKind
 from service.contract.store import LEASE_S, Store, WorkerCard
 from workers.attempt import Tools
 from workers.encoder import ClipEncoder
 from workers.settings import SLOTS_ON_CPU, SLOTS_ON_GPU, Settings
-from workers.tasks import Runner, wake_up_class
+from workers.slot_worker import SlotWorker
+from workers.tasks import Runner
 from workers.vllm_captioner import VllmCaptioner, model_defaults
 from workers.wakeups import Wakeups
 
-QUEUES = (JobKind.RECAPTION, JobKind.CLIP, JobKind.VIDEO)
-"""Short text jobs never wait behind long videos."""
-POLL_S = 1.0
-POLL_FULL_S = 0.2
 EX_CONFIG = os.EX_CONFIG
 
 log = logging.getLogger("sharecap.worker")
@@ -48,41 +40,6 @@ T = TypeVar("T")
 
 class CannotWork(Exception):
     """The settings or the installation are wrong: starting again is no use."""
-
-
-class SlotWorker(SimpleWorker):
-    """RQ's SimpleWorker, listening to the video queue only while a video slot is free."""
-
-    max_connection_wait_time = 5.0
-
-    def __init__(self, runner: Runner, redis: Redis) -> None:
-        queues = [Queue(kind.value, connection=redis, serializer=JSONSerializer) for kind in QUEUES]
-        super().__init__(
-            queues,
-            connection=redis,
-            job_class=wake_up_class(runner),
-            serializer=JSONSerializer,
-            log_job_description=False,
-        )
-        self._runner = runner
-        self.asked_to_stop = False
-
-    def dequeue_job_and_maintain_ttl(self, timeout: int | None, max_idle_time: int | None = None) -> Any:
-        """Wait for the next wake-up, as long as it takes."""
-        found = None
-        while found is None:
-            free = self._runner.video_slot_is_free
-            self._ordered_queues = self.queues if free else self.queues[:-1]
-            poll_s: Any = POLL_S if free else POLL_FULL_S  # RQ hands it on to BLPOP, which takes fractions
-            found = super().dequeue_job_and_maintain_ttl(poll_s, poll_s)
-        return found
-
-    def run_maintenance_tasks(self) -> None:
-        """RQ's clean-up of abandoned jobs is not used: leases see to that, and it would run callbacks."""
-
-    def request_stop(self, signum: int, frame: FrameType | None) -> None:
-        self.asked_to_stop = True
-        super().request_stop(signum, frame)  # type: ignore[no-untyped-call]
 
 
 class LoopThread:

@@ -1,6 +1,6 @@
 """Whose jobs these are: claims, leases, cancellation, and how each attempt ends.
 
-`run_job` is the only function that RQ may call here. It hands a job's id to the worker's loop and returns; there the
+`run_job` is the only thing that a wake-up can do. It hands a job's id to the worker's loop and returns; there the
 attempts run side by side. What an attempt does is said in `pipeline.py`.
 """
 
@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from redis.exceptions import RedisError
-from rq.job import Job as RqJob
 
 from service.contract.errors import EngineFailed, SharecapError
 from service.contract.events import Cancelled, Failed
@@ -22,7 +21,7 @@ from service.contract.store import RENEW_EVERY_S, CancelRequested, Fenced, Lease
 from workers import pipeline
 from workers.attempt import Attempt, Tools
 from workers.publisher import persistently
-from workers.wakeups import TASK, Wakeups
+from workers.wakeups import Wakeups
 
 SHOW_EVERY_S = 5.0
 CLAIM_TIMEOUT_S = 60.0
@@ -33,10 +32,6 @@ log = logging.getLogger("sharecap.worker")
 
 class Released(Exception):
     """The worker stops: the job goes back for another one to take up."""
-
-
-class Refused(Exception):
-    """A wake-up that asks for anything but `run_job` with one job's id."""
 
 
 @dataclass
@@ -205,23 +200,3 @@ class Runner:
             await asyncio.wait_for(self._store.hide_worker(self._card.id), RELEASE_TIMEOUT_S)
         except (RedisError, TimeoutError):
             log.warning("Redis cannot be reached; the worker's card will expire")
-
-
-def wake_up_class(runner: Runner) -> type[RqJob]:
-    """Return the class of RQ jobs for this worker: whoever can write to Redis can wake it, and do nothing else."""
-
-    class WakeUp(RqJob):
-        def perform(self) -> None:
-            if self.func_name != TASK or self.kwargs or len(self.args) != 1 or not isinstance(self.args[0], str):
-                raise Refused(f"a wake-up may only call {TASK} with a job's id")
-            runner.run_job(self.args[0])
-
-        def execute_success_callback(self, *_: object) -> None: ...
-
-        def execute_failure_callback(self, *_: object) -> None: ...
-
-        def execute_stopped_callback(self, *_: object) -> None: ...
-
-        def send_webhooks(self, *_: object, **__: object) -> None: ...
-
-    return WakeUp

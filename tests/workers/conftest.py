@@ -1,0 +1,106 @@
+"""A worker in this process, with a scripted model: everything else is real, the store and the sandbox included."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from service.contract.events import Event
+from service.contract.files import upload_path
+from service.contract.jobs import (
+    ClipOptions,
+    Job,
+    JobKind,
+    Options,
+    RecaptionOptions,
+    Record,
+    Source,
+    VideoOptions,
+    new_job_id,
+)
+from service.contract.store import Store, WorkerCard
+from tests.fake_captioner import FakeCaptioner, FakeEncoder
+from workers.attempt import Tools
+from workers.settings import Settings
+from workers.tasks import Runner
+from workers.wakeups import Wakeups
+
+
+@dataclass
+class Bench:
+    """Puts jobs in, runs workers, reads what came out."""
+
+    store: Store
+    redis_url: str
+    data_dir: Path
+    runners: list[Runner] = field(default_factory=list)
+
+    def runner(self, captioner: FakeCaptioner, slots: int = 4, encoder: FakeEncoder | None = None) -> Runner:
+        """Start a worker on this loop."""
+        settings = Settings(redis_url=self.redis_url, data_dir=self.data_dir, slots=slots)
+        tools = Tools(settings, self.store, captioner, encoder or FakeEncoder(), asyncio.Semaphore(4))
+        card = WorkerCard(id=f"test-{len(self.runners)}", model="fake", slots=slots)
+        runner = Runner(tools, Wakeups(Redis.from_url(self.redis_url)), card, on_engine_death=lambda: None)
+        self.runners.append(runner)
+        return runner
+
+    async def video(self, clip: Path, **options: Any) -> str:
+        job_id = await self._create(JobKind.VIDEO, VideoOptions(**options), Source(filename=clip.name))
+        upload = upload_path(self.data_dir, job_id)
+        upload.parent.mkdir(parents=True, exist_ok=True)
+        upload.write_bytes(clip.read_bytes())
+        return job_id
+
+    async def clip(self, parent: str, start_s: float, end_s: float) -> str:
+        return await self._create(JobKind.CLIP, ClipOptions(start_s=start_s, end_s=end_s), parent=parent)
+
+    async def recaption(self, prompt: str, **options: Any) -> str:
+        return await self._create(JobKind.RECAPTION, RecaptionOptions(prompt=prompt, **options))
+
+    async def _create(
+        self, kind: JobKind, options: Options, source: Source | None = None, parent: str | None = None
+    ) -> str:
+        now = datetime.now(UTC)
+        record = Record(id=new_job_id(), kind=kind, options=options, source=source, parent=parent, created_at=now)
+        assert await self.store.create(record)
+        return record.id
+
+    async def run(self, runner: Runner, job_id: str) -> Job:
+        """Hand the job to `runner` as RQ does; return it once it has ended."""
+        await asyncio.to_thread(runner.run_job, job_id)
+        return await self.ended(job_id)
+
+    async def ended(self, job_id: str, timeout_s: float = 120) -> Job:
+        return await self.until(job_id, lambda job: job.status.ended, timeout_s)
+
+    async def until(self, job_id: str, holds: Callable[[Job], bool], timeout_s: float = 120) -> Job:
+        """Return the job as soon as `holds` says so."""
+        async with asyncio.timeout(timeout_s):
+            while True:
+                job = await self.store.job(job_id)
+                assert job is not None
+                if holds(job):
+                    return job
+                await asyncio.sleep(0.02)
+
+    async def events(self, job_id: str) -> list[Event]:
+        """Return what happened, after checking that it happened in order and that nothing follows the end."""
+        async with aclosing(self.store.events(job_id)) as stored:  # type: ignore[type-var]
+            found = [event async for event in stored]
+        assert [event.seq for event in found] == list(range(1, len(found) + 1))
+        assert not any(event.last for event in found[:-1])
+        return [event.event for event in found]
+
+
+@pytest.fixture
+async def bench(store: Store, redis_url: str, tmp_path: Path) -> AsyncIterator[Bench]:
+    bench = Bench(store, redis_url, tmp_path / "data")
+    yield bench
+    for runner in bench.runners:
+        await runner.stop(0)

@@ -1,0 +1,260 @@
+"""What a job says from its start to its end, with a scripted model and everything else real."""
+
+import asyncio
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from service.contract.events import Caption, Completed, Delta, Differential, Keyframes, Started, Video
+from service.contract.files import keyframe_path, upload_path
+from service.contract.jobs import JobStatus
+from tests.fake_captioner import FakeCaptioner, FakeEncoder
+from tests.workers.clips import number_of, numbered, write
+from tests.workers.conftest import Bench
+from workers import prompts
+from workers.collage import PAIR_GAP_PX
+from workers.keyframes import batched
+from workers.summary import within
+from workers.turns import DELTA_EVERY_S
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    """Eight seconds at ten frames a second, each with its number."""
+    return write(tmp_path / "clip.mp4", [numbered(k) for k in range(80)], fps=10)
+
+
+async def test_sliding_tells_everything_in_order(bench: Bench, clip: Path) -> None:
+    captioner = FakeCaptioner()
+    job_id = await bench.video(clip, keyframes="interval")
+    job = await bench.run(bench.runner(captioner), job_id)
+    events = await bench.events(job_id)
+
+    assert [event.type for event in events[:3]] == ["queued", "started", "video"]
+    assert [event.type for event in events[-2:]] == ["caption", "completed"]
+    [video] = [event for event in events if isinstance(event, Video)]
+    assert (video.width, video.height, video.fps, video.interval_s) == (160, 120, 10, 2.0)
+    assert video.duration_s == pytest.approx(8)
+    found = [event for event in events if isinstance(event, Keyframes)]
+    assert [event.complete for event in found] == [False] * (len(found) - 1) + [True]
+    assert [k.time_s for k in job.keyframes] == [0, 2, 4, 6, 7.9]
+    assert [k.index for k in job.keyframes] == [0, 1, 2, 3, 4]
+    assert [(d.keyframe, d.time_s) for d in job.differentials] == [(k.index, k.time_s) for k in job.keyframes]
+    for told in (*job.differentials, None):
+        deltas = [e for e in events if isinstance(e, Delta) and e.keyframe == (told.keyframe if told else None)]
+        assert "".join(delta.text for delta in deltas) == (told.text if told else job.caption)
+        assert {delta.of for delta in deltas} == {"differential" if told else "caption"}
+    assert job.status is JobStatus.COMPLETED
+    assert job.usage is not None and job.timings_s is not None
+    assert (job.usage.prompt_tokens, job.usage.image_tokens, job.usage.completion_tokens) == (600, 250, 12)
+    assert all(value is not None for value in job.timings_s.model_dump().values())
+    assert not upload_path(bench.data_dir, job_id).exists()
+
+
+async def test_sliding_asks_what_the_model_was_trained_on(bench: Bench, clip: Path) -> None:
+    captioner = FakeCaptioner(["A square.", "It moved.", "It left."])
+    job_id = await bench.video(clip, keyframes="interval", interval_s=5, hd_num=3, max_tokens=99, temperature=0.5)
+    await bench.run(bench.runner(captioner), job_id)
+
+    first, second, third, whole = captioner.turns
+    assert first.prompt == prompts.FIRST_FRAME
+    assert second.prompt == prompts.differential(0, 0.0, 5.0, "A square.")
+    assert third.prompt == prompts.differential(1, 5.0, 7.9, "It moved.")
+    assert whole.prompt == prompts.summary([(0.0, "A square."), (5.0, "It moved."), (7.9, "It left.")])
+    assert [(t.hd_num, t.max_tokens, t.decoding.temperature) for t in captioner.turns[:3]] == [(3, 99, 0.5)] * 3
+    assert whole.image is None
+    assert first.image is not None and third.image is not None
+    assert number_of(first.image) == 0
+    assert third.image.size == (160, 2 * 120 + PAIR_GAP_PX)
+    assert number_of(third.image.crop((0, 0, 160, 120))) == 50
+    assert number_of(third.image.crop((0, 170, 160, 290))) == 79
+
+
+async def test_the_model_sees_what_the_keyframe_files_hold(bench: Bench, clip: Path) -> None:
+    captioner = FakeCaptioner()
+    job_id = await bench.video(clip, keyframes="interval")
+    await bench.run(bench.runner(captioner), job_id)
+    image = captioner.turns[0].image
+    assert image is not None
+    with Image.open(keyframe_path(bench.data_dir, job_id, 0)) as file:
+        assert file.format == "JPEG"
+        assert (np.asarray(file) == np.asarray(image)).all()
+
+
+async def test_fast_makes_one_call_of_all_keyframes(bench: Bench, clip: Path) -> None:
+    captioner = FakeCaptioner(["All of it."])
+    job_id = await bench.video(clip, mode="fast", keyframes="interval")
+    job = await bench.run(bench.runner(captioner), job_id)
+    [turn] = captioner.turns
+    assert turn.prompt == prompts.FAST
+    assert turn.hd_num == 16
+    assert turn.image is not None
+    assert turn.image.size == (100 + 160 + 20, 5 * 140 + 20)
+    assert (job.caption, job.keyframes_seen, job.differentials) == ("All of it.", 5, [])
+
+
+async def test_fast_shows_at_most_sixteen(bench: Bench, clip: Path) -> None:
+    captioner = FakeCaptioner()
+    job = await bench.run(
+        bench.runner(captioner), await bench.video(clip, mode="fast", keyframes="interval", interval_s=0.1)
+    )
+    assert (len(job.keyframes), job.keyframes_seen) == (80, 16)
+    image = captioner.turns[0].image
+    assert image is not None
+    shown = [number_of(image.crop((100, 10 + k * 140, 260, 130 + k * 140))) for k in range(16)]
+    assert shown[0] == 0 and shown[-1] == 79
+    assert {b - a for a, b in pairwise(shown)} <= {5, 6}
+
+
+def flat(level: int) -> np.ndarray:
+    frame = np.full((120, 160, 3), (60, level, 90), np.uint8)
+    frame[:60, :80] = 200  # not a single colour
+    return frame
+
+
+async def test_semantic_keyframes_are_those_that_differ_from_the_last(bench: Bench, tmp_path: Path) -> None:
+    levels = [20] * 25 + [240] * 20 + [238] * 10 + [20] * 25  # changes at 2.5 s and 5.5 s
+    path = write(tmp_path / "levels.mp4", [flat(level) for level in levels], fps=10)
+    encoder = FakeEncoder()
+    runner = bench.runner(FakeCaptioner(), encoder=encoder)
+    job = await bench.run(runner, await bench.video(path, interval_s=1.0, similarity_threshold=0.95))
+    assert [k.time_s for k in job.keyframes] == [0, 3, 6, 7.9]
+    assert sum(encoder.batches) == 9
+    every = await bench.run(runner, await bench.video(path, interval_s=1.0, similarity_threshold=1.0))
+    assert len(every.keyframes) >= 4
+    last = await bench.run(runner, await bench.video(path, interval_s=1.0, similarity_threshold=-1))
+    assert [k.time_s for k in last.keyframes] == [0, 7.9]
+
+
+async def test_captions_start_before_the_video_is_read(bench: Bench, tmp_path: Path) -> None:
+    path = write(tmp_path / "long.mp4", [numbered(k) for k in range(400)], fps=10)
+    job_id = await bench.video(path, keyframes="interval", interval_s=0.1)
+    await bench.run(bench.runner(FakeCaptioner()), job_id)
+    kinds = [e.type if not isinstance(e, Keyframes) else f"{e.type} {e.complete}" for e in await bench.events(job_id)]
+    assert kinds.index("differential") < kinds.index("keyframes True")
+
+
+async def test_batches_hold_back_until_the_end_is_known() -> None:
+    async def numbers():  # type: ignore[no-untyped-def]
+        for k in range(20):
+            yield k
+
+    got = [batch async for batch in batched(numbers(), 8)]  # type: ignore[arg-type]
+    assert [n for batch, _ in got for n in batch] == list(range(20))
+    assert [last for _, last in got] == [False] * (len(got) - 1) + [True]
+    assert all(1 <= len(batch) <= 8 for batch, _ in got)
+
+
+async def test_deltas_come_at_most_ten_a_second(bench: Bench) -> None:
+    captioner = FakeCaptioner(["word " * 200], delay_s=0.004)
+    job_id = await bench.recaption("a cat")
+    job = await bench.run(bench.runner(captioner), job_id)
+    stored = [e async for e in bench.store.events(job_id) if e.event.type == "delta"]
+    gaps = [(b.at - a.at).total_seconds() for a, b in pairwise(stored)]
+    assert len(gaps) > 3
+    assert sum(gaps) / len(gaps) >= DELTA_EVERY_S * 0.95
+    assert "".join(e.event.text for e in stored if isinstance(e.event, Delta)) == job.caption == ("word " * 200).strip()
+
+
+async def test_recaption(bench: Bench) -> None:
+    captioner = FakeCaptioner(["A very long cat."])
+    job_id = await bench.recaption("a cat", max_tokens=7)
+    job = await bench.run(bench.runner(captioner), job_id)
+    assert job.caption == "A very long cat."
+    assert captioner.turns[0].prompt == prompts.recaption("a cat")
+    assert captioner.turns[0].max_tokens == 7
+    kinds = [e.type for e in await bench.events(job_id)]
+    assert [kind for kind in kinds if kind != "delta"] == ["queued", "started", "caption", "completed"]
+
+
+async def test_a_clip_is_told_from_what_is_stored(bench: Bench, clip: Path) -> None:
+    captioner = FakeCaptioner()
+    runner = bench.runner(captioner)
+    parent = await bench.video(clip, keyframes="interval")
+    told = (await bench.run(runner, parent)).differentials
+    assert not upload_path(bench.data_dir, parent).exists(), "there is no video to read any more"
+    job = await bench.run(runner, await bench.clip(parent, 3.0, 6.5))
+    expected = [(d.time_s, d.text) for d in told[1:4]]  # 2.0 s is in force at 3.0 s
+    assert captioner.turns[-1].prompt == prompts.summary(expected)
+    assert job.caption == f"answer {len(captioner.turns)}"
+    assert within(told, 0.0, 2.0) == told[:2]
+    assert within(told, 100.0, 200.0) == told[-1:]
+
+
+async def test_a_clip_of_a_running_job_and_of_none(bench: Bench, clip: Path) -> None:
+    runner = bench.runner(FakeCaptioner(delay_s=0.05))
+    parent = await bench.video(clip, keyframes="interval", interval_s=0.5)
+    await asyncio.to_thread(runner.run_job, parent)
+    early = await bench.run(runner, await bench.clip(parent, 0, 1))
+    assert early.error is not None and early.error.code == "invalid_option"
+    await bench.until(parent, lambda job: len(job.differentials) >= 2)
+    job = await bench.run(runner, await bench.clip(parent, 0, 60))
+    assert job.status is JobStatus.COMPLETED
+    assert (await bench.store.kind_and_status(parent))[1] is JobStatus.RUNNING  # type: ignore[index]
+    lost = await bench.run(runner, await bench.clip("cap_gone", 0, 1))
+    assert lost.error is not None and lost.error.code == "not_found"
+
+
+async def test_many_differentials_are_summarised_in_groups(bench: Bench, clip: Path) -> None:
+    """1,000 differentials of up to 400 words through a context of 2,048."""
+    lengths = np.random.default_rng(1).integers(0, 400, 1000)
+    captioner = FakeCaptioner(context_tokens=2048)
+    runner = bench.runner(captioner)
+    parent = await bench.video(clip)
+    lease = await bench.store.claim(parent)
+    assert lease is not None
+    for k, length in enumerate(lengths):
+        event = Differential(keyframe=k, time_s=k * 2.0, text="A sentence of five words. " * (int(length) // 5))
+        await bench.store.append(lease, k + 2, event)
+    captioner.answers = ["A summary of ten words, all of which are told. " * 200] * 1000
+    job = await bench.run(runner, await bench.clip(parent, 0, 5000))
+    assert job.status is JobStatus.COMPLETED, job.error
+    assert len(captioner.turns) > 100
+    last = captioner.turns[-1].prompt
+    assert last.startswith("Summarize the following per frame descriptions:\nVideo frame 1 at 0.00 Second(s)")
+    deltas = [e for e in await bench.events(job.id) if isinstance(e, Delta)]
+    assert "".join(d.text for d in deltas) == job.caption, "only the last summary is the caption"
+
+
+async def test_nothing_is_too_long_for_the_context(bench: Bench, clip: Path) -> None:
+    captioner = FakeCaptioner(["A sentence of five words. " * 2000] * 50, context_tokens=2048)
+    runner = bench.runner(captioner)
+    job = await bench.run(runner, await bench.video(clip, keyframes="interval", max_tokens=8192))
+    assert job.status is JobStatus.COMPLETED, job.error
+    assert captioner.turns[1].prompt.endswith("A sentence of five words.")
+    refused = await bench.run(runner, await bench.video(clip, hd_num=55))
+    assert refused.error is not None and refused.error.code == "invalid_option"
+    long = await bench.run(runner, await bench.recaption("word " * 799))
+    assert long.status is JobStatus.COMPLETED
+    captioner.context_tokens = 512
+    longer = await bench.run(runner, await bench.recaption("word " * 799))
+    assert longer.error is not None and longer.error.code == "invalid_option"
+
+
+async def test_max_keyframes_is_said(bench: Bench, clip: Path) -> None:
+    job = await bench.run(
+        bench.runner(FakeCaptioner()), await bench.video(clip, keyframes="interval", interval_s=0.5, max_keyframes=3)
+    )
+    assert [k.time_s for k in job.keyframes] == [0, 3.9, 7.9]
+    assert job.interval_s == pytest.approx(3.95)
+
+
+@pytest.mark.parametrize("selection", ["semantic", "interval"])
+async def test_the_real_clips_go_through(bench: Bench, videos: list[Path], selection: str) -> None:
+    runner = bench.runner(FakeCaptioner())
+    for path in videos:
+        job_id = await bench.video(path, keyframes=selection)
+        job = await bench.run(runner, job_id)
+        assert job.status is JobStatus.COMPLETED, job.error
+        assert job.source is not None and job.source.duration_s is not None
+        times = [k.time_s for k in job.keyframes]
+        assert times[0] == 0 and times == sorted(set(times))
+        assert job.source.duration_s - 0.1 <= times[-1] < job.source.duration_s
+        if selection == "interval":
+            assert times[:-1] == pytest.approx([2.0 * k for k in range(len(times) - 1)], abs=0.04)
+        assert [d.time_s for d in job.differentials] == times
+        events = await bench.events(job_id)
+        assert sum(isinstance(e, Started | Video | Caption | Completed) for e in events) == 4

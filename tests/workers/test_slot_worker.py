@@ -1,0 +1,126 @@
+"""RQ's side: what is listened to when, what a wake-up may do. The main thread is pytest's, as RQ wants it."""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+from rq import Queue
+from rq.serializers import JSONSerializer
+
+from service.contract.jobs import JobKind
+from workers.slot_worker import SlotWorker
+from workers.wakeups import Wakeups
+
+MARK = "sharecap-test-mark"
+
+
+class Jobs:
+    """Stands in for `tasks.Runner`: notes what it is handed; a video takes a slot until it is let go."""
+
+    def __init__(self) -> None:
+        self.handed: list[str] = []
+        self.free = 1
+
+    @property
+    def video_slot_is_free(self) -> bool:
+        return self.free > 0
+
+    def run_job(self, job_id: str) -> None:
+        self.handed.append(job_id)
+        self.free -= job_id.startswith("video")
+
+
+@pytest.fixture
+def redis(redis_url: str) -> Iterator[Redis]:
+    with Redis.from_url(redis_url) as client:
+        yield client
+
+
+def work(jobs: Jobs, redis: Redis, count: int) -> SlotWorker:
+    """Let a worker take `count` wake-ups."""
+    worker = SlotWorker(jobs, redis)  # type: ignore[arg-type]
+    worker.work(max_jobs=count, logging_level="CRITICAL")
+    return worker
+
+
+def test_text_goes_before_videos_and_does_not_wait_for_a_slot(redis: Redis) -> None:
+    wakeups, jobs = Wakeups(redis), Jobs()
+    for name in ("video-1", "video-2"):
+        wakeups.wake(JobKind.VIDEO, name)
+    wakeups.wake(JobKind.CLIP, "clip")
+    wakeups.wake(JobKind.RECAPTION, "recaption")
+    work(jobs, redis, 3)
+    assert jobs.handed == ["recaption", "clip", "video-1"]
+
+    wakeups.wake(JobKind.RECAPTION, "another")
+    work(jobs, redis, 1)
+    assert jobs.handed[3:] == ["another"], "the second video waits for a slot, the text does not"
+
+    with ThreadPoolExecutor() as pool:
+        pool.submit(lambda: (time.sleep(0.5), setattr(jobs, "free", 1)))
+        start = time.monotonic()
+        work(jobs, redis, 1)
+    assert jobs.handed[4:] == ["video-2"]
+    assert time.monotonic() - start >= 0.5
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        {"func": "pathlib.Path.touch", "args": (MARK,)},
+        {"func": "os.system", "args": (f"touch {MARK}",)},
+        {"func": "workers.tasks.run_job", "args": ("a", "b")},
+        {"func": "workers.tasks.run_job", "args": (7,)},
+        {"func": "workers.tasks.run_job", "args": ("a",), "kwargs": {"job_id": "b"}},
+    ],
+)
+def test_a_wake_up_can_do_one_thing_only(
+    redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: dict[str, Any]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    jobs = Jobs()
+    queue = Queue("recaption", connection=redis, serializer=JSONSerializer)
+    queue.enqueue_call(**call)
+    Wakeups(redis).wake(JobKind.RECAPTION, "good")
+    work(jobs, redis, 2)
+    assert jobs.handed == ["good"], "the worker lives on"
+    assert not list(tmp_path.iterdir())
+
+
+def test_callbacks_are_never_run(redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    jobs = Jobs()
+    queue = Queue("recaption", connection=redis, serializer=JSONSerializer)
+    good = queue.enqueue_call("workers.tasks.run_job", args=("good",))
+    bad = queue.enqueue_call("workers.tasks.run_job", args=(1,))
+    for job in (good, bad):
+        for callback in ("success_callback_name", "failure_callback_name", "stopped_callback_name"):
+            redis.hset(job.key, callback, f"{__name__}.touch_mark")
+    work(jobs, redis, 2)
+    assert jobs.handed == ["good"]
+    assert not list(tmp_path.iterdir())
+
+
+def touch_mark(*_: object) -> None:
+    Path(MARK).touch()
+
+
+def test_a_signal_stops_the_worker_while_it_waits(redis: Redis) -> None:
+    main = threading.main_thread().ident
+    assert main is not None
+    timer = threading.Timer(1.0, signal.pthread_kill, (main, signal.SIGTERM))
+    before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
+    timer.start()
+    try:
+        worker = work(Jobs(), redis, 1)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert worker.asked_to_stop
+    assert redis.smembers("rq:workers") == set()

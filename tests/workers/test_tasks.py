@@ -1,0 +1,281 @@
+"""Claims, leases and how jobs end: two workers, lost connections, cancellation, failures."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from service.contract.errors import EngineFailed
+from service.contract.events import Caption, Delta, Event, Failed, Keyframes, Started, Video
+from service.contract.files import keyframes_dir, upload_path
+from service.contract.jobs import JobKind, JobStatus
+from service.contract.store import Lease, Store, job_key
+from tests.fake_captioner import FakeCaptioner, FakeEncoder
+from tests.workers.clips import numbered, write
+from tests.workers.conftest import Bench
+from workers.engine import Features
+from workers.publisher import Publisher
+from workers.wakeups import Wakeups
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    return write(tmp_path / "clip.mp4", [numbered(k) for k in range(80)], fps=10)
+
+
+async def steal(bench: Bench, job_id: str) -> None:
+    """Let the job's lease run out, as if its worker had been frozen."""
+    await bench.store.redis.hset(job_key(job_id), "until", 1)
+
+
+async def test_a_second_worker_goes_on_at_the_first_missing_differential(bench: Bench, clip: Path) -> None:
+    slow, quick = FakeCaptioner(["one", "two", "three " * 400], delay_s=0.02), FakeCaptioner(["THREE", "FOUR"])
+    first, second = bench.runner(slow), bench.runner(quick)
+    job_id = await bench.video(clip, keyframes="interval")
+    await asyncio.to_thread(first.run_job, job_id)
+    await bench.until(job_id, lambda job: len(job.differentials) == 2)
+    async with asyncio.timeout(30):
+        while not any(isinstance(e, Delta) and e.keyframe == 2 for e in await bench.events(job_id)):
+            await asyncio.sleep(0.05)
+    await steal(bench, job_id)
+    job = await bench.run(second, job_id)
+
+    assert job.status is JobStatus.COMPLETED
+    assert job.attempts == 2
+    assert [d.text for d in job.differentials[:4]] == ["one", "two", "THREE", "FOUR"]
+    assert quick.turns[0].prompt.endswith("What happend before is: two")
+    assert len(job.differentials) == len(job.keyframes) == 5
+    events = await bench.events(job_id)
+    assert sum(isinstance(e, Video) for e in events) == 1
+    assert [e.attempt for e in events if isinstance(e, Started)] == [1, 2]
+    async with asyncio.timeout(30):
+        while slow.running:  # fenced: it stops generating, and says nothing
+            await asyncio.sleep(0.05)
+    assert await bench.events(job_id) == events
+
+
+class GatedEncoder(FakeEncoder):
+    """Encodes `batches` batches, then waits for ever."""
+
+    def __init__(self, batches: int) -> None:
+        super().__init__()
+        self._left = batches
+
+    async def encode(self, images: Sequence[Image.Image]) -> Features:
+        self._left -= 1
+        if self._left < 0:
+            await asyncio.Event().wait()
+        return await super().encode(images)
+
+
+async def test_a_second_worker_goes_on_finding_keyframes(bench: Bench, clip: Path) -> None:
+    options = {"interval_s": 0.2, "similarity_threshold": 0.9}
+    whole = await bench.run(bench.runner(FakeCaptioner()), await bench.video(clip, **options))
+    assert 5 < len(whole.keyframes) < 40
+
+    job_id = await bench.video(clip, **options)
+    await asyncio.to_thread(bench.runner(FakeCaptioner(), encoder=GatedEncoder(2)).run_job, job_id)
+    half = await bench.until(job_id, lambda job: len(job.keyframes) >= 2)
+    await steal(bench, job_id)
+    job = await bench.run(bench.runner(FakeCaptioner()), job_id)
+    assert len(half.keyframes) < len(job.keyframes)
+    assert [k.time_s for k in job.keyframes] == [k.time_s for k in whole.keyframes]
+    assert [k.index for k in job.keyframes] == list(range(len(job.keyframes)))
+    assert sum(e.complete for e in await bench.events(job_id) if isinstance(e, Keyframes)) == 1
+
+
+async def test_jobs_given_back_are_finished_by_the_next_worker(bench: Bench, clip: Path) -> None:
+    captioner = FakeCaptioner(delay_s=0.3)
+    runner = bench.runner(captioner)
+    job_id = await bench.video(clip, keyframes="interval")
+    await asyncio.to_thread(runner.run_job, job_id)
+    await bench.until(job_id, lambda job: len(job.differentials) == 1)
+    await runner.stop(0)
+    assert not captioner.running
+    assert len(captioner.aborted) == 1
+    with Redis.from_url(bench.redis_url) as redis:
+        assert redis.llen("rq:queue:video") == 1, "it was waked again"
+    job = await bench.run(bench.runner(FakeCaptioner()), job_id)
+    assert (job.status, job.attempts) == (JobStatus.COMPLETED, 2)
+    assert not await bench.store.redis.exists("sharecap:worker:test-0")
+
+
+async def test_a_worker_that_stops_lets_jobs_finish_in_time(bench: Bench) -> None:
+    runner = bench.runner(FakeCaptioner(["a few words"], delay_s=0.1))
+    job_id = await bench.recaption("a cat")
+    await asyncio.to_thread(runner.run_job, job_id)
+    await runner.stop(30)
+    job = await bench.ended(job_id)
+    assert (job.status, job.attempts) == (JobStatus.COMPLETED, 1)
+    late = await bench.recaption("a dog")
+    await asyncio.to_thread(runner.run_job, late)
+    assert (await bench.store.kind_and_status(late)) == (JobKind.RECAPTION, JobStatus.QUEUED)
+
+
+async def test_a_lease_is_kept_while_the_model_thinks(bench: Bench) -> None:
+    runner, other = bench.runner(FakeCaptioner(delay_s=12)), bench.runner(FakeCaptioner())
+    job_id = await bench.recaption("a cat")
+    await asyncio.to_thread(runner.run_job, job_id)
+    await asyncio.sleep(11)
+    await asyncio.to_thread(other.run_job, job_id)
+    job = await bench.store.job(job_id)
+    assert job is not None and job.attempts == 1, "nobody else can have it"
+
+
+async def test_cancelling_stops_the_model(bench: Bench, clip: Path) -> None:
+    captioner = FakeCaptioner(delay_s=600)
+    job_id = await bench.video(clip)
+    await asyncio.to_thread(bench.runner(captioner).run_job, job_id)
+    async with asyncio.timeout(30):
+        while not captioner.running:
+            await asyncio.sleep(0.02)
+    start = time.monotonic()
+    await bench.store.cancel(job_id)
+    job = await bench.ended(job_id)
+    assert job.status is JobStatus.CANCELLED
+    assert time.monotonic() - start < 10
+    assert len(captioner.aborted) == 1 and not captioner.running
+    await bench.events(job_id)
+    assert not upload_path(bench.data_dir, job_id).exists()
+
+
+async def test_a_write_notices_the_cancellation_too(bench: Bench) -> None:
+    captioner = FakeCaptioner(["word " * 1000], delay_s=0.05)
+    job_id = await bench.recaption("a cat")
+    await asyncio.to_thread(bench.runner(captioner).run_job, job_id)
+    await bench.until(job_id, lambda job: job.status is JobStatus.RUNNING)
+    start = time.monotonic()
+    await bench.store.cancel(job_id)
+    assert (await bench.ended(job_id)).status is JobStatus.CANCELLED
+    assert time.monotonic() - start < 2.5, "sooner than the next renewal need be"
+
+
+async def test_nothing_is_left_of_a_job_deleted_while_it_runs(bench: Bench, clip: Path) -> None:
+    captioner = FakeCaptioner(delay_s=0.05)
+    job_id = await bench.video(clip, keyframes="interval")
+    await asyncio.to_thread(bench.runner(captioner).run_job, job_id)
+    await bench.until(job_id, lambda job: len(job.differentials) == 1)
+    await bench.store.delete(job_id)
+    async with asyncio.timeout(30):
+        while keyframes_dir(bench.data_dir, job_id).exists():
+            await asyncio.sleep(0.05)
+    assert not captioner.running
+    assert await bench.store.redis.keys(f"*{job_id}*") == []
+
+
+async def failure(bench: Bench, captioner: FakeCaptioner, job_id: str) -> Failed:
+    """Run the job, which must fail exactly once; return what it says."""
+    job = await bench.run(bench.runner(captioner), job_id)
+    assert job.status is JobStatus.FAILED
+    [failed] = [e for e in await bench.events(job_id) if isinstance(e, Failed)]
+    return failed
+
+
+async def test_what_is_no_video_fails_and_leaves_nothing(bench: Bench, tmp_path: Path) -> None:
+    text = tmp_path / "text.mp4"
+    text.write_text("not a video at all" * 100)
+    job_id = await bench.video(text)
+    failed = await failure(bench, FakeCaptioner(), job_id)
+    assert (failed.error.code, failed.error.retryable) == ("not_a_video", False)
+    assert not upload_path(bench.data_dir, job_id).exists()
+
+
+async def test_a_missing_video_fails(bench: Bench, clip: Path) -> None:
+    job_id = await bench.video(clip)
+    upload_path(bench.data_dir, job_id).unlink()
+    assert (await failure(bench, FakeCaptioner(), job_id)).error.code == "not_found"
+
+
+async def test_an_unexpected_error_says_nothing_of_the_inside(bench: Bench, clip: Path) -> None:
+    captioner = FakeCaptioner(["one", RuntimeError("secret/path.py line 3")])
+    failed = await failure(bench, captioner, await bench.video(clip))
+    assert failed.error.code == "engine_failed"
+    assert "secret" not in failed.error.detail
+    assert captioner.alive
+
+
+async def test_a_dead_engine_fails_its_jobs_and_ends_the_worker(bench: Bench) -> None:
+    captioner = FakeCaptioner([EngineFailed("The captioning engine stopped.")])
+    failed = await failure(bench, captioner, await bench.recaption("a cat"))
+    assert (failed.error.code, failed.error.retryable) == ("engine_failed", True)
+    assert bench.runners[0].engine_died
+
+
+async def test_a_job_is_tried_three_times(bench: Bench) -> None:
+    job_id = await bench.recaption("a cat")
+    for attempt in (1, 2, 3):
+        lease = await bench.store.claim(job_id)
+        assert lease is not None
+        await bench.store.append(lease, attempt + 1, Started(attempt=attempt))
+        await steal(bench, job_id)
+    assert (await failure(bench, FakeCaptioner(), job_id)).error.code == "attempts_exhausted"
+
+
+async def test_many_videos_at_once_and_text_beside_them(bench: Bench, clip: Path) -> None:
+    captioner = FakeCaptioner(delay_s=0.2)
+    runner = bench.runner(captioner, slots=3)
+    jobs = []
+    while runner.video_slot_is_free:
+        jobs.append(await bench.video(clip, keyframes="interval"))
+        await asyncio.to_thread(runner.run_job, jobs[-1])
+    assert len(jobs) == 3
+    text = await bench.run(runner, await bench.recaption("a cat"))
+    assert text.status is JobStatus.COMPLETED
+    for job_id in jobs:
+        assert (await bench.ended(job_id)).status is JobStatus.COMPLETED
+    assert captioner.most_running >= 3
+    assert runner.video_slot_is_free
+
+
+class LossyStore(Store):
+    """Every other answer to a write is lost on the way."""
+
+    count = 0
+
+    async def append(self, lease: Lease, seq: int, event: Event) -> None:
+        await super().append(lease, seq, event)
+        self.count += 1
+        if self.count % 2:
+            raise RedisConnectionError("connection lost")
+
+
+async def test_lost_answers_neither_lose_nor_double_an_event(bench: Bench) -> None:
+    job_id = await bench.recaption("a cat")
+    store = LossyStore(bench.store.redis)
+    lease = await store.claim(job_id)
+    assert lease is not None
+    publisher = Publisher(store, lease, 1)
+    await asyncio.gather(*(publisher.append(Delta(of="caption", text=str(k))) for k in range(20)))
+    assert [e.text for e in await bench.events(job_id) if isinstance(e, Delta)] == [str(k) for k in range(20)]
+
+
+async def test_a_writer_that_is_cancelled_leaves_the_next_place_right(bench: Bench) -> None:
+    job_id = await bench.recaption("a cat")
+    lease = await bench.store.claim(job_id)
+    assert lease is not None
+    publisher = Publisher(bench.store, lease, 1)
+    for k in range(20):
+        writer = asyncio.create_task(publisher.append(Delta(of="caption", text=str(k))))
+        await asyncio.sleep(0.0003 * k)
+        writer.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await writer
+    await publisher.append(Caption(text="end"))
+    assert isinstance((await bench.events(job_id))[-1], Caption)
+
+
+async def test_a_sweep_wakes_what_nobody_holds(bench: Bench) -> None:
+    queued, held, lost = [await bench.recaption(text) for text in ("queued", "held", "lost")]
+    for job_id in (held, lost):
+        assert await bench.store.claim(job_id) is not None
+    await bench.store.redis.zadd("sharecap:leases", {lost: 1})
+    with Redis.from_url(bench.redis_url) as redis:
+        await asyncio.to_thread(Wakeups(redis).sweep)
+        waked = {name.decode().rsplit("-", 1)[0] for name in redis.lrange("rq:queue:recaption", 0, -1)}
+    assert waked == {queued, lost}

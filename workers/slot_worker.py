@@ -1,0 +1,81 @@
+"""RQ's side of a worker: which queues it listens to, and what a wake-up may do.
+
+Runs on the main thread and does nothing but hand ids of jobs to `tasks.Runner`.
+"""
+
+from types import FrameType
+from typing import Any
+
+from redis import Redis
+from rq import Queue
+from rq.job import Job as RqJob
+from rq.serializers import JSONSerializer
+from rq.worker import SimpleWorker
+
+from service.contract.jobs import JobKind
+from workers.tasks import Runner
+from workers.wakeups import TASK
+
+QUEUES = (JobKind.RECAPTION, JobKind.CLIP, JobKind.VIDEO)
+"""Short text jobs never wait behind long videos."""
+POLL_S = 1.0
+POLL_FULL_S = 0.2
+
+
+class Refused(Exception):
+    """A wake-up that asks for anything but `run_job` with one job's id."""
+
+
+def wake_up_class(runner: Runner) -> type[RqJob]:
+    """Return the class of RQ jobs for this worker: whoever can write to Redis can wake it, and do nothing else."""
+
+    class WakeUp(RqJob):
+        def perform(self) -> None:
+            if self.func_name != TASK or self.kwargs or len(self.args) != 1 or not isinstance(self.args[0], str):
+                raise Refused(f"a wake-up may only call {TASK} with a job's id")
+            runner.run_job(self.args[0])
+
+        def execute_success_callback(self, *_: object) -> None: ...
+
+        def execute_failure_callback(self, *_: object) -> None: ...
+
+        def execute_stopped_callback(self, *_: object) -> None: ...
+
+        def send_webhooks(self, *_: object, **__: object) -> None: ...
+
+    return WakeUp
+
+
+class SlotWorker(SimpleWorker):
+    """RQ's SimpleWorker, listening to the video queue only while a video slot is free."""
+
+    max_connection_wait_time = 5.0
+
+    def __init__(self, runner: Runner, redis: Redis) -> None:
+        queues = [Queue(kind.value, connection=redis, serializer=JSONSerializer) for kind in QUEUES]
+        super().__init__(
+            queues,
+            connection=redis,
+            job_class=wake_up_class(runner),
+            serializer=JSONSerializer,
+            log_job_description=False,
+        )
+        self._runner = runner
+        self.asked_to_stop = False
+
+    def dequeue_job_and_maintain_ttl(self, timeout: int | None, max_idle_time: int | None = None) -> Any:
+        """Wait for the next wake-up, as long as it takes."""
+        found = None
+        while found is None:
+            free = self._runner.video_slot_is_free
+            self._ordered_queues = self.queues if free else self.queues[:-1]
+            poll_s: Any = POLL_S if free else POLL_FULL_S  # RQ hands it on to BLPOP, which takes fractions
+            found = super().dequeue_job_and_maintain_ttl(poll_s, poll_s)
+        return found
+
+    def run_maintenance_tasks(self) -> None:
+        """RQ's clean-up of abandoned jobs is not used: leases see to that, and it would run callbacks."""
+
+    def request_stop(self, signum: int, frame: FrameType | None) -> None:
+        self.asked_to_stop = True
+        super().request_stop(signum, frame)  # type: ignore[no-untyped-call]
