@@ -27,7 +27,7 @@ from workers.xcomposer2.hd_tiling import plan_tiling
 @dataclass(frozen=True)
 class Turn:
     """A finished turn: all prompt tokens, those of them that are the image, the answer's ids (end mark
-    included when generated) and its text."""
+    included when generated) and the text before the end mark."""
 
     prompt_tokens: int
     image_tokens: int
@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> Turn:
     _hush()
     arguments = engine_args(options.model, dtype=options.dtype, enforce_eager=True, use_tqdm_on_load=False)
     from workers.xcomposer2.config import XComposer2Config  # noqa: PLC0415
-    from workers.xcomposer2.tokenizer import TextStream, load_tokenizer, stop_ids, turn_ids  # noqa: PLC0415
+    from workers.xcomposer2.tokenizer import load_tokenizer, stop_ids, turn_ids  # noqa: PLC0415
 
     config = XComposer2Config.from_published(read_config(options.model))
     tokenizer = load_tokenizer(arguments["tokenizer"])
@@ -73,17 +73,16 @@ def run(options: argparse.Namespace) -> Turn:
     check_registered()
     from vllm import LLM, SamplingParams  # noqa: PLC0415
 
-    sampling = SamplingParams(
-        temperature=0, max_tokens=min(options.max_tokens, room), stop_token_ids=stop_ids(tokenizer)
-    )
+    ends = stop_ids(tokenizer)
+    sampling = SamplingParams(temperature=0, max_tokens=min(options.max_tokens, room), stop_token_ids=ends)
     output = LLM(**arguments).generate(prompt, sampling, use_tqdm=False)[0]
     token_ids, prompt_ids = list(output.outputs[0].token_ids), list(output.prompt_token_ids or ())
-    stream = TextStream(tokenizer)
+    said = token_ids[:-1] if token_ids and token_ids[-1] in ends else token_ids
     return Turn(
         prompt_tokens=len(prompt_ids),
         image_tokens=prompt_ids.count(config.image_token_id),
         token_ids=token_ids,
-        text=stream.push(token_ids) + stream.finish(),
+        text=tokenizer.decode(said),
     )
 
 
