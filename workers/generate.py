@@ -82,7 +82,7 @@ def run(options: argparse.Namespace) -> Turn:
         prompt_tokens=len(prompt_ids),
         image_tokens=prompt_ids.count(config.image_token_id),
         token_ids=token_ids,
-        text=tokenizer.decode(said),
+        text=str(tokenizer.decode(said)),
     )
 
 
