@@ -19,6 +19,8 @@ from service.queue import Wakeups
 from service.settings import Settings
 
 CONNECTIONS = 64
+PROBES = 4
+"""How many uploads are looked into at once: each takes a process, and up to 2 GiB where it is malicious."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Gateway:
     wakeups: Wakeups
     follower: Follower
     metrics: Metrics
+    probing: asyncio.Semaphore
 
 
 @asynccontextmanager
@@ -42,7 +45,7 @@ async def open_gateway(settings: Settings, metrics: Metrics) -> AsyncIterator[Ga
         follower = Follower(store, reader)
         reading = asyncio.create_task(follower.run(), name="follower")
         try:
-            yield Gateway(settings, store, wakeups, follower, metrics)
+            yield Gateway(settings, store, wakeups, follower, metrics, asyncio.Semaphore(PROBES))
         finally:
             follower.close()
             reading.cancel()

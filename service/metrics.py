@@ -53,13 +53,23 @@ class CountResponses:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        begun = time.perf_counter()
+        begun, told = time.perf_counter(), False
+
+        def count(status: int) -> None:
+            nonlocal told
+            told = True
+            route = getattr(scope.get("route"), "path", "none")
+            self._metrics.responses.labels(scope["method"], route, status).inc()
+            self._metrics.seconds.labels(scope["method"], route).observe(time.perf_counter() - begun)
 
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
-                route = getattr(scope.get("route"), "path", "none")
-                self._metrics.responses.labels(scope["method"], route, message["status"]).inc()
-                self._metrics.seconds.labels(scope["method"], route).observe(time.perf_counter() - begun)
+                count(message["status"])
             await send(message)
 
-        await self._app(scope, receive, counted)
+        try:
+            await self._app(scope, receive, counted)
+        except Exception:
+            if not told:
+                count(500)
+            raise

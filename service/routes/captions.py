@@ -71,7 +71,8 @@ async def _from_upload(request: Request, gateway: Gateway) -> Record:
         chosen, metadata = options.from_form(JobKind.VIDEO, upload.form.fields)
         assert isinstance(chosen, VideoOptions)
         chosen = _capped(chosen, gateway.settings.max_keyframes)
-        info = await probe(upload.path, gateway.settings.video_limits)
+        async with gateway.probing:
+            info = await probe(upload.path, gateway.settings.video_limits)
         _check_part(chosen, info)
         await upload.keep()
         width, height = info.shown_size

@@ -63,6 +63,8 @@ async def test_an_error_of_our_own_tells_nothing_of_the_code(gateway: Served, st
     answer = await gateway.client.get(f"/captions/{job_id}")
     assert code(answer) == (500, "internal")
     assert "pydantic" not in answer.text and "Traceback" not in answer.text
+    told = (await gateway.client.get("/metrics")).text
+    assert 'sharecap_http_responses_total{method="GET",route="/captions/{job_id}",status="500"} 1.0' in told
 
 
 async def test_a_list_is_paged_and_filtered(gateway: Served, worker: ScriptedWorker, clip: Path) -> None:
