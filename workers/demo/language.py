@@ -1,7 +1,7 @@
 """What is said about the demo world: reference texts of every role, and how to read a caption back.
 
 Second description of a scene beside `scenes.py`. Each kind of sentence has several templates; the first of each list is
-the one that answers use most, and the only one in summaries, so that a summary puts every step into the same words.
+the one that answers use: what cannot be foretold would only be noise to learn from. Prompts quote all of them.
 """
 
 import random
@@ -42,7 +42,7 @@ EMPTY = {
 UNKNOWN = (
     "This demo model only knows coloured circles, squares, triangles and stars, so it cannot write out this prompt."
 )
-FAVOURITE = 0.7  # how often an answer takes the first template
+FAVOURITE = 0.6  # how often a text takes the first template outright
 
 
 def article(words: str) -> str:
@@ -81,16 +81,27 @@ def differential(rng: random.Random, kind: str, before: State, after: State, fav
 
 
 def summary(first: State | None, steps: list[tuple[str, State, State]]) -> str:
-    """Return the caption of a whole video: its first frame, where described, then every change in order."""
+    """Return the caption of a whole video: its first frame, where described, then what every frame changes, by number.
+
+    Frames are numbered as in the prompt, from 1: a small model that names the line it is at keeps its place.
+    """
     rng = random.Random(0)  # not used: the favourite template always
     sentences = []
     if first is not None:
         opening = first_frame(rng, first, 1.0)
         sentences.append("The video shows " + opening[0].lower() + opening[1:])
-    told = [differential(rng, kind, before, after, 1.0) for kind, before, after in steps if kind != "none"]
-    for index, sentence in enumerate(told):
-        sentences.append(("First, " if index == 0 else "Then ") + sentence[0].lower() + sentence[1:])
-    return " ".join(sentences if told else [*sentences, "Nothing changes."])
+    for number, (kind, before, after) in enumerate(steps, start=1 if first is None else 2):
+        told = "nothing changes." if kind == "none" else differential(rng, kind, before, after, 1.0)
+        sentences.append(f"In frame {number} " + told[0].lower() + told[1:])
+    return " ".join(sentences)
+
+
+def story(steps: list[tuple[str, State, State]]) -> str:
+    """Return the changes in order, told without frames: "First, … Then …"."""
+    rng = random.Random(0)  # not used: the favourite template always
+    told = [differential(rng, kind, before, after, 1.0) for kind, before, after in steps]
+    links = ["First, ", *["Then "] * len(told)]
+    return " ".join(link + text[0].lower() + text[1:] for link, text in zip(links, told, strict=False))
 
 
 def reference(scene: Scene) -> list[tuple[float, str]]:
@@ -130,7 +141,7 @@ def brief_prompt(rng: random.Random, state: State, steps: list[tuple[str, State,
 def dense_caption(state: State, steps: list[tuple[str, State, State]], on: bool) -> str:
     """Return the written-out caption of `brief_prompt`: no attribute of the prompt is lost, none is invented."""
     opening = f"The video shows {article(thing(state))} on a {state.background if on else 'plain'} background."
-    told = summary(None, steps) if steps else f"The {thing(state)} stays still in the middle of the frame."
+    told = story(steps) if steps else f"The {thing(state)} stays still in the middle of the frame."
     return f"{opening} {told}"
 
 

@@ -74,7 +74,7 @@ def previous_text(rng: random.Random, state: State) -> str:
 
 
 def first_frame(rng: random.Random, state: State) -> Turn:
-    return prompts.FIRST_FRAME, language.first_frame(rng, state)
+    return prompts.FIRST_FRAME, language.first_frame(rng, state, 1.0)
 
 
 def differential(rng: random.Random, kind: str, before: State, after: State) -> Turn:
@@ -82,7 +82,7 @@ def differential(rng: random.Random, kind: str, before: State, after: State) -> 
     step_s = rng.choice((1.0, 2.0, 2.0, 2.0, round(rng.uniform(0.1, 9.0), 2)))
     time_s = frame * step_s * rng.choice((1, 1, 1, 2, 1.5))
     prompt = prompts.differential(frame, time_s, time_s + step_s, previous_text(rng, before))
-    return prompt, language.differential(rng, kind, before, after)
+    return prompt, language.differential(rng, kind, before, after, 1.0)
 
 
 def steps_of(rng: random.Random, count: int) -> list[Step]:

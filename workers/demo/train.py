@@ -25,7 +25,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from workers.demo import evaluate, export, samples, tokens
 from workers.demo.data import unrecord
-from workers.demo.model import DemoModel, Sizes
+from workers.demo.model import DemoModel, Sizes, Tokens
 from workers.demo.muon import Muon
 from workers.demo.pictures import Pictures
 from workers.demo.scenes import CHANGES
@@ -33,10 +33,15 @@ from workers.demo.vision_heads import VisionHeads
 
 MUON_LR, ADAM_LR = 0.02, 3e-3
 WARMUP_STEPS, SAVE_EVERY_S, EVALUATE_EVERY_S, REFRESH_EVERY = 100, 240, 420, 200
-VISION_BATCH, PAIRS, SINGLES, SUMMARIES, RECAPTIONS = 64, 32, 16, 4, 8
-SEEN = 0.3  # rate of tower, projection and heads in the joint phase, relative to the rest
+VISION_BATCH, PAIRS, SINGLES, SUMMARY_STEPS, RECAPTIONS = 64, 24, 4, 32, 6
+DECAY = 0.25  # share of a phase in which the rates fall
+JOINT_RATE = {True: 0.15, False: 0.4}  # of tower, projection and heads, and of the rest, relative to the vision phase
+FROZEN = 1.0  # share of the joint phase in which the tower stays as it is: what is left to learn then is language
 AUXILIARY = 0.1  # weight of the vision heads in the joint phase
+GATHER = 0.5  # weight of what the last image token should gather
 IGNORE = -100
+
+Vocabulary = sentencepiece.SentencePieceProcessor
 
 
 @dataclass
@@ -93,7 +98,7 @@ def optimisers(model: DemoModel, heads: VisionHeads) -> list[torch.optim.Optimiz
 
 def rate(step: int, done: float, floor: float) -> float:
     """Return the factor of the learning rates: up over the first steps, level, down over the last quarter."""
-    return min(1.0, (step + 1) / WARMUP_STEPS) * max(floor, min(1.0, (1 - done) / 0.25))
+    return min(1.0, (step + 1) / WARMUP_STEPS) * max(floor, min(1.0, (1 - done) / DECAY))
 
 
 def steps(training: Training, budget_s: float, floor: float) -> Iterator[None]:
@@ -104,8 +109,7 @@ def steps(training: Training, budget_s: float, floor: float) -> Iterator[None]:
         factor = rate(training.step, training.seconds / budget_s, floor)
         for optimiser, base in zip(training.optimisers, (MUON_LR, ADAM_LR), strict=True):
             for group in optimiser.param_groups:
-                slow = training.phase == "joint" and group["sees"]
-                group["lr"] = base * factor * (SEEN if slow else 1.0)
+                group["lr"] = base * factor * (JOINT_RATE[group["sees"]] if training.phase == "joint" else 1.0)
             optimiser.zero_grad(set_to_none=True)
         yield
         torch.nn.utils.clip_grad_norm_(training.model.parameters(), 5.0)
@@ -155,7 +159,7 @@ class Batch:
     targets: Tensor  # [batch, length]
 
 
-def batch_of(turns: list[samples.Turn], sp: sentencepiece.SentencePieceProcessor) -> Batch:
+def batch_of(turns: list[samples.Turn], sp: Vocabulary) -> Batch:
     close = sp.piece_to_id(tokens.CHAT_CLOSE)
     rows = []
     for prompt, answer in turns:
@@ -175,13 +179,35 @@ def text_loss(model: DemoModel, batch: Batch, image: Tensor | None) -> Tensor:
     return F.cross_entropy(model.output(states[learned]), batch.targets[learned])
 
 
-def joint_step(
-    training: Training, train: Pictures, sp: sentencepiece.SentencePieceProcessor, rng: random.Random
+class Watch:
+    """What the language model's lower half makes of the last image token, for each forward pass with an image.
+
+    That token stands at one place and sees all of the image: once taught to gather what changed, it is where the text
+    finds it. Without this, the text has to find out where in the image to look, from the few words that tell.
+    """
+
+    def __init__(self, model: DemoModel) -> None:
+        self.seen: list[Tensor] = []
+        model.model.layers[model.sizes.layers // 2 - 1].register_forward_hook(self)
+
+    def __call__(self, layer: torch.nn.Module, inputs: Any, output: Tokens) -> None:
+        if output.image is not None and torch.is_grad_enabled():
+            self.seen.append(output.image[:, -1])
+
+    def loss(self, heads: VisionHeads, kinds: Tensor) -> Tensor:
+        """Cross entropy of what changed, over all passes since the last call."""
+        seen, self.seen = torch.cat(self.seen), []
+        return F.cross_entropy(heads.last(seen), kinds)
+
+
+def joint_step(  # noqa: PLR0917
+    training: Training, watch: Watch, train: Pictures, sp: Vocabulary, rng: random.Random, seeing: bool
 ) -> dict[str, float]:
-    """Gradients of one step over all four roles; return each loss."""
+    """Gradients of one step over all four roles, and where `seeing` of the tower too; return each loss."""
     model = training.model
     pixels, kinds, states = train.draw_kinds(pairs=PAIRS, singles=SINGLES)
-    patches, merged = model.see(pixels)
+    with torch.set_grad_enabled(seeing):
+        patches, merged = model.see(pixels)
     auxiliary, _ = training.heads.loss(patches, model.vision_proj(merged), kinds, states)
     image = model.image_tokens(merged, merged[:, None, None])  # one crop: the global view is the tile
     told = [[unrecord(row) for row in rows] for rows in states.numpy()]
@@ -192,18 +218,20 @@ def joint_step(
     singles = [samples.first_frame(rng, state) for state, _ in told[PAIRS:]]
     differential = text_loss(model, batch_of(pairs, sp), image[:PAIRS])
     first = text_loss(model, batch_of(singles, sp), image[PAIRS:])
-    torch.autograd.backward(differential + 0.5 * first + AUXILIARY * auxiliary)
-    longest = rng.choice((2, 4, 4, 6, 6, 12))
-    count = max(2, SUMMARIES * 5 // longest)
+    gathered = watch.loss(training.heads, kinds)
+    torch.autograd.backward(differential + 0.5 * first + AUXILIARY * auxiliary + GATHER * gathered)
+    longest = rng.choice((1, 2, 2, 3, 4, 6) if rng.random() < 0.8 else (8, 12))
+    count = max(2, SUMMARY_STEPS // longest)
     summary = text_loss(model, batch_of([samples.summary(rng, longest) for _ in range(count)], sp), None)
     recaption = text_loss(model, batch_of([samples.recaption(rng) for _ in range(RECAPTIONS)], sp), None)
-    torch.autograd.backward(0.5 * summary + 0.3 * recaption)
+    torch.autograd.backward(summary + 0.5 * recaption)
     losses = {
         "differential": differential,
         "first": first,
         "summary": summary,
         "recaption": recaption,
         "heads": auxiliary,
+        "gathered": gathered,
     }
     return {name: loss.item() for name, loss in losses.items()}
 
@@ -214,8 +242,10 @@ def joint_phase(training: Training, train: Pictures, held: Pictures, budget_s: f
     rng = random.Random(f"texts {training.step}")
     saving, evaluating = Clock(SAVE_EVERY_S), Clock(EVALUATE_EVERY_S)
     means: dict[str, float] = {}
+    watch = Watch(training.model)
     for _ in steps(training, budget_s, floor=0.0):
-        for name, loss in joint_step(training, train, sp, rng).items():
+        seeing = training.seconds > FROZEN * budget_s
+        for name, loss in joint_step(training, watch, train, sp, rng, seeing).items():
             means[name] = 0.95 * means.get(name, loss) + 0.05 * loss
         if training.step % 50 == 0:
             tqdm.write(f"{training.step} " + " ".join(f"{name} {mean:.3f}" for name, mean in means.items()))

@@ -21,11 +21,13 @@ from tqdm import tqdm, trange  # type: ignore[import-untyped]
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from workers.demo import scenes
+from workers.demo.muon import Muon
 from workers.xcomposer2.image import CLIP_MEAN, CLIP_STD
 
 SIDE_PX = 64
 APART = 0.3
 BATCH = 64
+MUON_LR, ADAM_LR = 0.01, 2e-3
 PREPROCESSOR = {
     "image_processor_type": "CLIPImageProcessor",
     "do_convert_rgb": True,
@@ -75,7 +77,7 @@ def augmented(batch: npt.NDArray[np.uint8], rng: np.random.Generator) -> Tensor:
     for axis in (2, 3):
         which = rng.random(len(pictures)) < 0.5
         pictures[which] = np.flip(pictures[which], axis)
-    spread = rng.uniform(0, 5, (len(pictures), 3, 1, 1, 1)).astype(np.float32)
+    spread = rng.uniform(0, 3, (len(pictures), 3, 1, 1, 1)).astype(np.float32)
     return torch.from_numpy(pictures + spread * rng.standard_normal(pictures.shape, np.float32))
 
 
@@ -86,16 +88,21 @@ def train(steps: int, clips: int) -> CLIPVisionModel:
     )  # fmt: skip
     model = CLIPVisionModel(config)
     data, rng = triples(range(5_000_000, 5_000_000 + clips)), np.random.default_rng(0)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.98), weight_decay=0.01)
+    matrices = [p for name, p in model.named_parameters() if ".layers." in name and p.ndim == 2]
+    rest = [p for name, p in model.named_parameters() if not (".layers." in name and p.ndim == 2)]
+    muon = Muon([{"params": matrices}])
+    adam = torch.optim.AdamW(rest, lr=ADAM_LR, betas=(0.9, 0.98), weight_decay=0.01)
     bar = trange(steps, desc="training", mininterval=5)
     for step in bar:
-        for group in optimiser.param_groups:
-            group["lr"] = 2e-3 * min(1.0, (step + 1) / 50, (1 - step / steps) / 0.4)
+        for optimiser, rate in ((muon, MUON_LR), (adam, ADAM_LR)):
+            optimiser.zero_grad()
+            for group in optimiser.param_groups:
+                group["lr"] = rate * min(1.0, (step + 1) / 50, (1 - step / steps) / 0.4)
         same, changed = cosines(model, augmented(data[rng.integers(0, len(data), BATCH)], rng))
         loss = 2 * (1 - same).mean() + (changed - APART).clamp(min=0).mean()
-        optimiser.zero_grad()
         torch.autograd.backward(loss)
-        optimiser.step()
+        muon.step()
+        adam.step()
         bar.set_postfix(
             loss=f"{loss.item():.4f}", same=f"{same.min().item():.3f}", changed=f"{changed.max().item():.3f}"
         )

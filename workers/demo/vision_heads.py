@@ -1,7 +1,8 @@
 """Auxiliary heads of the vision phase: what the image tokens should tell, asked directly. Thrown away afterwards.
 
 Per picture, by one attention pooling each: what changed, and of both frames shape, colour, background, place. Per
-patch: shape and colour of what covers it, which is by far the quickest teacher of shape.
+patch: shape and colour of what covers it, which is by far the quickest teacher of shape. Per image token: what changed;
+a language model finds what every token says at once, and what one certain token says only after long training.
 """
 
 import torch
@@ -34,6 +35,8 @@ class VisionHeads(nn.Module):
         self.queries = nn.Parameter(torch.zeros(len(TASKS), sizes.hidden))
         self.position = nn.Parameter(torch.zeros(len(TASKS), (sizes.grid // 2) ** 2))
         self.heads = nn.ModuleList(nn.Linear(sizes.hidden, classes) for classes in TASKS.values())
+        self.everywhere = nn.Linear(sizes.hidden, SINGLE + 1)
+        self.last = nn.Sequential(nn.RMSNorm(sizes.hidden), nn.Linear(sizes.hidden, SINGLE + 1))
         self.dense = nn.Linear(sizes.vision_hidden, len(SHAPES) + 1 + len(COLOURS) + 1)
 
     def forward(self, tokens: Tensor) -> dict[str, Tensor]:
@@ -76,6 +79,10 @@ class VisionHeads(nn.Module):
                 target = frame[:, 2].long()
             total = total + F.cross_entropy(answer, target)
             right[task] = (answer.argmax(-1) == target).float().mean().item()
+        everywhere = self.everywhere(self.norm(tokens))  # [batch, m², kinds]
+        repeated = kind[:, None].expand(everywhere.shape[:2])
+        total = total + F.cross_entropy(everywhere.flatten(0, 1), repeated.flatten())
+        right["kind_everywhere"] = (everywhere.argmax(-1) == repeated).float().mean().item()
         dense = self.dense(patches)
         shape, colour = self.patch_labels(states)
         split = len(SHAPES) + 1

@@ -27,13 +27,14 @@ def test_nothing_changes_is_read_back() -> None:
         assert language.read_change(text) == "none"
 
 
-def test_summary_tells_changes_in_order_and_skips_stillness() -> None:
+def test_summary_tells_every_frame_by_its_number_in_the_prompt() -> None:
     red, blue = State("circle", "red", "white"), State("circle", "blue", "white")
-    text = language.summary(red, [("left", red, red), ("none", red, red), ("colour", red, blue), ("leave", blue, blue)])
-    assert text == (
-        "The video shows a red circle on a white background. First, the red circle moves to the left. "
-        "Then the red circle turns blue. Then the blue circle leaves the frame."
+    steps = [("left", red, red), ("none", red, red), ("colour", red, blue)]
+    told = "the red circle moves to the left. In frame {} nothing changes. In frame {} the red circle turns blue."
+    assert language.summary(red, steps) == (
+        "The video shows a red circle on a white background. In frame 2 " + told.format(3, 4)
     )
+    assert language.summary(None, steps) == "In frame 1 " + told.format(2, 3)
 
 
 def test_articles() -> None:
