@@ -7,7 +7,7 @@ which beam wins is known at the end.
 from typing import Any
 
 from vllm.entrypoints.generate.beam_search.online import BeamSearchOnlineMixin
-from vllm.inputs import TokensPrompt
+from vllm.inputs import EngineInput
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import BeamSearchParams
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -40,7 +40,7 @@ class _Search(BeamSearchOnlineMixin):
 async def beam_search(
     llm: AsyncLLM,
     tokenizer: XComposer2Tokenizer,
-    prompt: TokensPrompt,
+    prompt: EngineInput,
     request_id: str,
     *,
     stop_id: int,
@@ -49,11 +49,10 @@ async def beam_search(
     temperature: float,
 ) -> RequestOutput:
     """Return the finished search; its first output is the best beam."""
-    [rendered] = await llm.renderer.render_cmpl_async([prompt])
     params = BeamSearchParams(beam_width=num_beams, max_tokens=max_tokens, temperature=temperature)
     search = _Search(llm, _EndMark(tokenizer, stop_id))
     last: RequestOutput | None = None
-    async for output in search.beam_search(rendered, request_id, params):
+    async for output in search.beam_search(prompt, request_id, params):
         last = output
     assert last is not None, "beam search ends with an output"
     return last

@@ -16,6 +16,7 @@ import torch
 from huggingface_hub import hf_hub_download
 from PIL import Image
 from transformers import CLIPVisionModel
+from transformers.utils.logging import disable_progress_bar
 
 from workers.engine import Features
 
@@ -60,6 +61,7 @@ class ClipEncoder:
         """Load the encoder `name`: a directory within `checkpoint` (itself a directory or a hub id), or a hub id."""
         place, folder = (checkpoint, name) if _lies_within(checkpoint, name) else (name, "")
         self._preprocess = Preprocessor(json.loads(_file(place, folder, "preprocessor_config.json").read_text()))
+        disable_progress_bar()  # type: ignore[no-untyped-call]
         gpu = torch.cuda.is_available()
         model: Any = CLIPVisionModel.from_pretrained(
             place, subfolder=folder, dtype=torch.float16 if gpu else torch.float32, trust_remote_code=False

