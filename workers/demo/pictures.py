@@ -59,10 +59,14 @@ class Pictures:
         return self.take(self.rng.integers(0, len(self), count), flip=True)
 
     def draw_kinds(self, pairs: int, singles: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return `pairs` pictures of two frames, then `singles` of one, as `take` does."""
-        single = self.kinds == SINGLE
-        index = [self.rng.choice(np.flatnonzero(~single), pairs), self.rng.choice(np.flatnonzero(single), singles)]
-        return self.take(np.concatenate(index), flip=True)
+        """Return `pairs` pictures of two frames, a fifth of them still, then `singles` of one, as `take` does.
+
+        A fifth: the last sample of a clip is always a keyframe, and mostly nothing changed since the one before.
+        """
+        still, single = self.kinds == CHANGES.index("none"), self.kinds == SINGLE
+        counts = ((~single & ~still, pairs - pairs // 5), (still, pairs // 5), (single, singles))
+        index = np.concatenate([self.rng.choice(np.flatnonzero(which), count) for which, count in counts])
+        return self.take(index, flip=True)
 
 
 def normalised(crops: Tensor) -> Tensor:
