@@ -31,7 +31,7 @@ from service.terminal import caption_video, printable, recaption_prompt
 from service.up import LOCAL_HOST, CannotStart, UpSettings, free_port, running
 
 DEFAULT_PORT = 8000
-DEMO_PROMPT = "a red circle that moves right and turns blue"
+DEMO_PROMPT = "a red star that moves right and turns cyan"
 EXIT_INTERRUPTED = 130
 
 app = typer.Typer(

@@ -200,16 +200,12 @@ def make_scene(seed: int, changes: int | None = None, size: tuple[int, int] | No
 
 
 def sample_clip() -> Scene:
-    """Return the scene of `make demo`: a red circle through five changes in about 14 s."""
-    start = State("circle", "red", "white", x=0.25, y=0.5, radius=0.24)
+    """Return the scene of `make demo`: a red star through three changes in 8 s."""
+    start = State("star", "red", "brown", x=0.25, y=0.5, radius=0.25)
     moved = replace(start, x=0.7)
-    blue = replace(moved, colour="blue")
-    grown = replace(blue, radius=0.36)
-    night = replace(grown, background="black")
-    states = (start, moved, blue, grown, night, replace(night, shape=None))
-    return Scene(
-        0, 640, 360, states, ("right", "colour", "grow", "background", "leave"), (2.5, 2.4, 2.4, 2.4, 2.4, 2.3)
-    )
+    turned = replace(moved, colour="cyan")
+    states = (start, moved, turned, replace(turned, shape=None))
+    return Scene(0, 640, 360, states, ("right", "colour", "leave"), (2.5, 2.0, 2.0, 1.5))
 
 
 def frames(scene: Scene, fps: int) -> Iterator[Frame]:

@@ -1,0 +1,241 @@
+"""The whole service as its users meet it: `sharecap up` with the demo model, over HTTP, with real videos.
+
+One service for the file: the engine is the real one, and starting it is what takes the time.
+"""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from httpx_sse import connect_sse
+
+from service.up import free_port
+from workers.demo import language, scenes
+
+ROOT = Path(__file__).parents[1]
+START_TIMEOUT_S = 240
+JOB_TIMEOUT_S = 240
+
+
+@dataclass(frozen=True)
+class Service:
+    process: psutil.Popen
+    data_dir: Path
+    http: httpx.Client
+
+    def submit(self, clip: Path, **options: object) -> str:
+        with clip.open("rb") as file:
+            answer = self.http.post("/captions", files={"file": (clip.name, file)}, data=options)
+        assert answer.status_code == 202, answer.text
+        assert answer.headers["location"] == f"/captions/{answer.json()['id']}"
+        return str(answer.json()["id"])
+
+    def events(self, job_id: str, after: int | None = None) -> list[tuple[int, str, dict[str, Any]]]:
+        """Follow the job to its last event."""
+        headers = {} if after is None else {"Last-Event-ID": str(after)}
+        with connect_sse(self.http, "GET", f"/captions/{job_id}/events", headers=headers) as source:
+            return [(int(e.id), e.event, json.loads(e.data)) for e in source.iter_sse() if e.id]
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        job: dict[str, Any] = self.http.get(f"/captions/{job_id}").raise_for_status().json()
+        return job
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    data_dir, port = tmp_path_factory.mktemp("service"), free_port()
+    command = [sys.executable, "-m", "service.cli", "up", "--port", str(port), "--data-dir", str(data_dir)]
+    process = psutil.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        line = process.stderr.readline()
+        assert f"sharecap is ready on http://127.0.0.1:{port} with the demo model" in line, line
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=JOB_TIMEOUT_S) as http:
+            yield Service(process, data_dir, http)
+        children = process.children(recursive=True)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        assert not psutil.wait_procs(children, timeout=5)[1], "a process was left behind"
+    finally:
+        if process.is_running():
+            process.kill()
+        process.stderr.close()
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("sample") / "sample.mp4"
+    scenes.write_clip(path, scenes.sample_clip())
+    return path
+
+
+def check_structure(events: list[tuple[int, str, dict[str, Any]]], job: dict[str, Any]) -> None:
+    """What holds for every completed sliding job, whatever the words."""
+    assert [place for place, _, _ in events] == list(range(1, len(events) + 1))
+    kinds = [kind for _, kind, _ in events]
+    assert kinds[:2] == ["queued", "started"]
+    assert kinds[-2:] == ["caption", "completed"]
+    found = [keyframe for _, kind, data in events if kind == "keyframes" for keyframe in data["keyframes"]]
+    assert [keyframe["index"] for keyframe in found] == list(range(len(found)))
+    times = [keyframe["time_s"] for keyframe in found]
+    assert times[0] < 0.1
+    assert times == sorted(set(times))
+    assert times[-1] <= job["source"]["duration_s"]
+    told = [data for _, kind, data in events if kind == "differential"]
+    assert [(d["keyframe"], d["time_s"]) for d in told] == list(enumerate(times))
+    assert job["keyframes"] == found
+    assert job["differentials"] == told
+    assert job["caption"] == events[-2][2]["text"]
+    assert job["status"] == "completed"
+    assert job["usage"]["prompt_tokens"] > job["usage"]["image_tokens"] > 0
+    for keyframe, data in enumerate(told):
+        deltas = [d["text"] for _, kind, d in events if kind == "delta" and d.get("keyframe") == keyframe]
+        assert "".join(deltas) == data["text"]
+
+
+def sentences(text: str) -> list[str]:
+    return re.split(r"(?<=\.) ", text)
+
+
+def changes_in(texts: list[str]) -> list[str | None]:
+    """What the texts say that changed, but for those that say that nothing did."""
+    return [change for change in map(language.read_change, texts) if change != "none"]
+
+
+def test_the_sample_clip_is_told_truly(service: Service, sample: Path) -> None:
+    job_id = service.submit(sample, metadata='{"set": "demo"}')
+    events = service.events(job_id)
+    job = service.job(job_id)
+    check_structure(events, job)
+    assert job["metadata"] == {"set": "demo"}
+    scene = scenes.sample_clip()
+    told = [d["text"] for d in job["differentials"]]
+    assert language.read_thing(told[0]) == (scene.states[0].shape, scene.states[0].colour)
+    assert changes_in(told[1:]) == list(scene.changes)
+    assert changes_in(sentences(job["caption"])[1:]) == list(scene.changes)
+    image = service.http.get(job["keyframes"][0]["image"])
+    assert image.headers["content-type"] == "image/jpeg"
+    assert image.content[:2] == b"\xff\xd8"
+    assert not list((service.data_dir / "uploads").iterdir()), "the upload is not needed any more"
+
+
+def test_a_stream_goes_on_where_it_was_cut(service: Service, sample: Path) -> None:
+    job_id = service.submit(sample)
+    with connect_sse(service.http, "GET", f"/captions/{job_id}/events") as source:
+        stream = source.iter_sse()
+        seen = [next(stream) for _ in range(6)]
+    rest = service.events(job_id, after=int(seen[-1].id))
+    whole = service.events(job_id)
+    assert whole == [(int(e.id), e.event, json.loads(e.data)) for e in seen] + rest
+    ended = service.http.get(f"/captions/{job_id}/events", headers={"Last-Event-ID": str(whole[-1][0])})
+    assert ended.status_code == 204
+
+
+@pytest.mark.parametrize("keyframes", ["semantic", "interval"])
+def test_real_videos_go_through(service: Service, videos: list[Path], keyframes: str) -> None:
+    """The demo model's words about them mean nothing; times, events and structure must be right."""
+    ids = [service.submit(video, keyframes=keyframes) for video in videos]
+    with ThreadPoolExecutor(len(ids)) as pool:
+        streams = list(pool.map(service.events, ids))
+    for job_id, events in zip(ids, streams, strict=True):
+        job = service.job(job_id)
+        check_structure(events, job)
+        if keyframes == "interval":
+            between = [k["time_s"] for k in job["keyframes"][:-1]]
+            assert between == pytest.approx([2.0 * k for k in range(len(between))], abs=0.05)
+
+
+def test_fast_mode_is_one_caption(service: Service, sample: Path) -> None:
+    job_id = service.submit(sample, mode="fast", keyframes="interval")
+    events = service.events(job_id)
+    job = service.job(job_id)
+    assert events[-1][1] == "completed"
+    assert job["caption"]
+    assert job["differentials"] == []
+    assert job["keyframes_seen"] == len(job["keyframes"]) > 2
+
+
+def test_recaption_waits_and_streams(service: Service) -> None:
+    prompt = "a red star that moves right and turns cyan"
+    waited = service.http.post("/recaption", json={"prompt": prompt})
+    assert waited.status_code == 200
+    caption = waited.json()["caption"]
+    assert language.read_thing(caption) == ("star", "red")
+    assert changes_in(sentences(caption)[1:]) == ["right", "colour"]
+    with connect_sse(service.http, "POST", "/recaption", json={"prompt": prompt, "stream": True}) as source:
+        events = [(e.event, json.loads(e.data)) for e in source.iter_sse()]
+    assert "".join(data["text"] for kind, data in events if kind == "delta") == caption
+    assert events[-1][0] == "completed"
+
+
+def test_a_clip_is_captioned_from_what_is_stored(service: Service, sample: Path) -> None:
+    job_id = service.submit(sample)
+    service.events(job_id)
+    answer = service.http.post(f"/captions/{job_id}/clips", json={"start_s": 3.0, "end_s": 8.0})
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["caption"]
+    assert answer.json()["usage"]["image_tokens"] == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "status", "code"),
+    [
+        (b"", {}, 422, "not_a_video"),
+        (b"just some words\n" * 100, {}, 422, "not_a_video"),
+        (None, {"interval": "2"}, 422, "invalid_option"),
+        (None, {"interval_s": "0"}, 422, "invalid_option"),
+    ],
+)
+def test_bad_input_is_a_documented_error_and_leaves_nothing(
+    service: Service, sample: Path, *, content: bytes | None, options: dict[str, str], status: int, code: str
+) -> None:
+    body = sample.read_bytes() if content is None else content
+    answer = service.http.post("/captions", files={"file": ("clip.mp4", body)}, data=options)
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["code"] == code
+    assert "Traceback" not in answer.text
+    assert not list((service.data_dir / "uploads").iterdir())
+
+
+def test_an_unknown_id_is_404(service: Service) -> None:
+    for path in ("/captions/cap_none", "/captions/cap_none/events"):
+        answer = service.http.get(path)
+        assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+
+
+def test_the_command_captions_a_file(service: Service, sample: Path) -> None:
+    url = str(service.http.base_url)
+    command = [sys.executable, "-m", "service.cli", "caption", str(sample), "--url", url]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=JOB_TIMEOUT_S, check=False)
+    assert shown.returncode == 0, shown.stderr
+    assert "red star" in shown.stdout
+    refused = subprocess.run(
+        [*command[:-3], str(ROOT / "LICENSE"), "--url", url], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert refused.returncode == 1
+    assert "not_a_video" in refused.stderr
+
+
+def test_a_killed_worker_comes_back_and_the_job_goes_on(service: Service, sample: Path) -> None:
+    """The supervisor starts it again, and the next attempt goes on at the first missing keyframe."""
+    before = [p for p in service.process.children(recursive=True) if "workers.main" in p.cmdline()]
+    assert len(before) == 1
+    before[0].kill()
+    job_id = service.submit(sample)
+    events = service.events(job_id)
+    check_structure(events, service.job(job_id))
+    time.sleep(0.1)
+    after = [p for p in service.process.children(recursive=True) if "workers.main" in p.cmdline()]
+    assert len(after) == 1
+    assert after[0].pid != before[0].pid
