@@ -38,6 +38,8 @@ SINGLE_COLOUR_SPREAD = 8
 """Levels out of 255 between which a frame of one single colour may vary once it has been encoded."""
 SEEK_BACK_S = (0, 1, 4, 16, 64)
 MAX_DECODE_ERRORS = 100
+MAX_DECORD_PIXELS = 4096 * 2304
+"""decord2 keeps up to about thirty decoded frames: larger ones would not fit into the child's memory."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,8 @@ class Decord:
 
 def open_decord(spec: Spec, video: Video) -> Decord | None:
     """Return decord2's reader where it is exact for this file."""
-    if spec.demuxer not in ("mov", "matroska") or not video.index.closed or len(video.container.streams.video) != 1:
+    exact = spec.demuxer in ("mov", "matroska") and video.index.closed and len(video.container.streams.video) == 1
+    if not exact or video.stream.width * video.stream.height > MAX_DECORD_PIXELS:
         return None
     try:
         reader = Decord(spec.path)
