@@ -139,7 +139,15 @@ async def open_frames(path: Path, info: VideoInfo, part: Part, limits: DecodeLim
         await frames.open()
         yield frames
     finally:
-        if child.returncode is None:  # not `child.kill()`, which may reap it under asyncio's hands
-            with suppress(ProcessLookupError):
-                os.kill(child.pid, signal.SIGKILL)
-        await asyncio.shield(child.wait())
+        await asyncio.shield(_end(child))
+
+
+async def _end(child: Process) -> None:
+    """Kill the child where it still lives, and let its pipe run dry, which closes it."""
+    if child.returncode is None:  # not `child.kill()`, which may reap it under asyncio's hands
+        with suppress(ProcessLookupError):
+            os.kill(child.pid, signal.SIGKILL)
+    assert child.stdout is not None
+    while await child.stdout.read(PIPE_BUFFER_BYTES):
+        pass
+    await child.wait()

@@ -5,6 +5,8 @@ The gateway asks before it accepts an upload, the workers ask before they decode
 
 import asyncio
 import json
+import os
+import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from contextlib import suppress
@@ -115,8 +117,9 @@ async def _ask_child(path: Path, limits: Limits) -> dict[str, Any]:
 
 async def _end(child: Process) -> None:
     """Kill the child where it still lives, and let its pipe run dry, which closes it."""
-    with suppress(ProcessLookupError):
-        child.kill()
+    if child.returncode is None:  # not `child.kill()`, which may reap it under asyncio's hands
+        with suppress(ProcessLookupError):
+            os.kill(child.pid, signal.SIGKILL)
     assert child.stdout is not None
     while await child.stdout.read(MAX_ANSWER_BYTES):
         pass
