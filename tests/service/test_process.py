@@ -61,9 +61,10 @@ heavy = {"torch", "vllm", "transformers", "numpy", "av", "decord", "decord2", "w
 print(sorted(heavy))
 print(used.ru_utime + used.ru_stime)
 """
-    told = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, env=environment(), check=True, timeout=120
-    )
+    for _ in range(2):  # the first start after an installation also compiles every module
+        told = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, env=environment(), check=True, timeout=120
+        )
     heavy, seconds = told.stdout.split()
     assert heavy == "[]"
     assert float(seconds) < 2.0
