@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -77,7 +77,7 @@ class Frames:
         if not found["samples"] and self.duration_s:
             raise InvalidOption(f"start_s lies after the end of the video, which lasts {self.duration_s:.2f} s.")
 
-    async def __aiter__(self) -> AsyncIterator[Frame]:
+    async def __aiter__(self) -> AsyncGenerator[Frame, None]:
         """Yield the samples in order. Raises DecodeFailed where the child ends badly or gives none."""
         count = 0
         while header := await self._read(self._stdout.read(1)):

@@ -1,5 +1,7 @@
 """Sampling real video files: the right frame, at the right time, whatever the container makes of it."""
 
+import asyncio
+from contextlib import aclosing
 from pathlib import Path
 
 import numpy as np
@@ -170,6 +172,19 @@ async def test_a_child_that_dies_is_a_failed_decode(tmp_path: Path) -> None:
     with pytest.raises(DecodeFailed, match="too long"):
         await sample(path, DecodeLimits(stall_s=0.01))
     assert not psutil.Process().children(), "no child is left behind"
+
+
+async def test_leaving_early_leaves_nothing_open(tmp_path: Path) -> None:
+    path = write(tmp_path / "clip.mp4", [numbered(k, (640, 480)) for k in range(200)])
+    part, info, here = Part(interval_s=0.1, max_samples=1000), await probe(path), psutil.Process()
+    before = None
+    for _ in range(4):
+        async with open_frames(path, info, part, DecodeLimits()) as frames, aclosing(aiter(frames)) as samples:
+            await anext(samples)
+            await asyncio.sleep(0.3)  # the pipe is full now
+        before = before or here.num_fds()
+    assert here.num_fds() == before
+    assert not here.children()
 
 
 async def test_the_child_knows_nothing_and_may_do_little(tmp_path: Path) -> None:
