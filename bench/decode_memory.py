@@ -89,7 +89,7 @@ async def run(options: argparse.Namespace) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hours", type=float, default=10.0)
-    parser.add_argument("--fps", type=int, default=4)
+    parser.add_argument("--fps", type=int, default=2)
     parser.add_argument("--allowed-mib", type=float, default=128.0)
     return asyncio.run(run(parser.parse_args()))
 

@@ -123,7 +123,8 @@ class Video:
         """Return frame `number` as it is shown, or the next that can be decoded; None where there is none."""
         target = self.index.pts[number]
         at = self._newest.pts if self._newest else None
-        if at is None or at > target or at < self._last_key(target):
+        keys = bisect_right(self.index.keys, target)  # keyframes up to there
+        if at is None or at > target or (keys and at < self.index.keys[keys - 1]):
             self._seek(target)
         while self._newest is None or self._newest.pts is None or self._newest.pts < target:
             following = self._next()
@@ -134,10 +135,6 @@ class Video:
             return None
         turns = round(self._newest.rotation / 90) % 4
         return np.ascontiguousarray(np.rot90(self._newest.to_ndarray(format="rgb24"), turns))
-
-    def _last_key(self, target: int) -> int:
-        place = bisect_right(self.index.keys, target)
-        return self.index.keys[place - 1] if place else target
 
     def _seek(self, target: int) -> None:
         """Go to a frame that can be decoded and is shown no later than `target`."""
