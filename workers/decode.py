@@ -170,9 +170,7 @@ class Decord:
             self._reader = decord.VideoReader(path, num_threads=1)
         except self._error as error:
             raise DecordFailed from error
-
-    def __len__(self) -> int:
-        return len(self._reader)
+        self.count = len(self._reader)
 
     def frame(self, number: int) -> Rgb:
         """Return frame `number` as it is shown."""
@@ -192,7 +190,7 @@ def open_decord(spec: Spec, video: Video) -> Decord | None:
         reader = Decord(spec.path)
     except DecordFailed:
         return None
-    return reader if len(reader) == len(video.index.pts) else None
+    return reader if reader.count == len(video.index.pts) else None
 
 
 def plan(seconds: npt.NDArray[np.float64], spec: Spec) -> tuple[list[int], float]:
@@ -218,10 +216,6 @@ def plan(seconds: npt.NDArray[np.float64], spec: Spec) -> tuple[list[int], float
     shown = np.searchsorted(seconds, times + TIME_ERROR_S, side="right") - 1
     numbers = np.unique(np.concatenate([np.clip(shown, first, last), [last]]))
     return [int(number) for number in numbers], interval_s
-
-
-def single_colour(frame: Rgb) -> bool:
-    return bool((np.ptp(frame.reshape(-1, 3), axis=0) <= SINGLE_COLOUR_SPREAD).all())
 
 
 def fit(frame: Rgb, max_side_px: int) -> Image.Image:
@@ -282,7 +276,7 @@ class Samples:
             frame = self._frame(number) if self.seconds[number] <= latest_s else None
             if frame is None:
                 break
-            if not single_colour(frame):
+            if (np.ptp(frame.reshape(-1, 3), axis=0) > SINGLE_COLOUR_SPREAD).any():
                 return sorted({number, *self.numbers[1:]})
         return self.numbers
 
