@@ -112,7 +112,8 @@ class Follower:
                 if entries:
                     continue
                 try:
-                    await asyncio.wait_for(changed.wait(), silence_s)
+                    async with asyncio.timeout(silence_s):
+                        await changed.wait()
                 except TimeoutError:
                     yield None
                     if await self._is_deleted(job_id):

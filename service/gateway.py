@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Annotated, cast
 
 from fastapi import Depends, Request
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 
 from service import uploads
+from service.contract.redis import connect
 from service.contract.store import Store
 from service.follower import Follower
 from service.metrics import Metrics
@@ -54,16 +55,8 @@ async def open_gateway(settings: Settings, metrics: Metrics) -> AsyncIterator[Ga
 
 
 def _redis(url: str, connections: int) -> Redis:
-    pool = BlockingConnectionPool.from_url(
-        url,
-        max_connections=connections,
-        timeout=5,
-        decode_responses=True,
-        socket_connect_timeout=2,
-        socket_timeout=5,
-        retry=Retry(ExponentialBackoff(cap=0.2, base=0.05), 1),
-    )
-    return Redis.from_pool(pool)
+    retry = Retry(ExponentialBackoff(cap=0.2, base=0.05), 1)
+    return connect(url, connections, socket_connect_timeout=2, socket_timeout=5, retry=retry)
 
 
 def _of_request(request: Request) -> Gateway:

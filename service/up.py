@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from service.contract.redis import connect
 from service.contract.store import Store
 from service.supervisor import Child, Echo, Supervisor, Tell
 
@@ -178,7 +178,7 @@ def _socket_path(data_dir: Path) -> Iterator[Path]:
 
 async def _check_redis(redis_url: str) -> None:
     try:
-        async with Redis.from_url(redis_url, socket_connect_timeout=5, socket_timeout=5) as redis:
+        async with connect(redis_url, socket_timeout=5) as redis:
             await redis.ping()
     except (RedisError, OSError, ValueError) as error:
         raise CannotStart(f"the server of REDIS_URL does not answer: {error}") from None
@@ -186,7 +186,7 @@ async def _check_redis(redis_url: str) -> None:
 
 async def _until_redis_answers(redis_url: str) -> None:
     """Wait for the embedded server, and forget the workers of its last life: with it they are gone."""
-    async with Redis.from_url(redis_url, decode_responses=True) as redis:
+    async with connect(redis_url) as redis:
         store = Store(redis)
         while True:
             with contextlib.suppress(RedisError, OSError):

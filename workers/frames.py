@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -99,11 +99,12 @@ class Frames:
         assert self._child.stdout is not None
         return self._child.stdout
 
-    async def _read(self, reading: "asyncio._CoroutineLike[bytes]") -> bytes:
+    async def _read(self, reading: Awaitable[bytes]) -> bytes:
         loop = asyncio.get_running_loop()
         start = loop.time()
         try:
-            return await asyncio.wait_for(reading, min(self._limits.stall_s, self._deadline - start))
+            async with asyncio.timeout(min(self._limits.stall_s, self._deadline - start)):
+                return await reading
         except TimeoutError:
             raise DecodeFailed("Decoding the video took too long.") from None
         finally:
@@ -111,7 +112,8 @@ class Frames:
 
     async def _failure(self) -> DecodeFailed:
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._child.wait(), 1)
+            async with asyncio.timeout(1):
+                await self._child.wait()
         how = {None: "did not answer", 0: "found no frame in it"}.get(self._child.returncode, "ended early")
         return DecodeFailed(f"The video could not be decoded: its decoder {how}.")
 

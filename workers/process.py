@@ -18,6 +18,7 @@ import torch
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
+from service.contract.redis import connect
 from service.contract.store import LEASE_S, Store, WorkerCard
 from workers.attempt import Tools
 from workers.encoder import ClipEncoder
@@ -64,9 +65,7 @@ class Worker:
     @classmethod
     async def start(cls, settings: Settings, wakeups: Wakeups) -> "Worker":
         """Load the models and take up the work; from then on the gateway knows of this worker."""
-        redis = AsyncRedis.from_url(
-            settings.redis_url, decode_responses=True, socket_connect_timeout=5, socket_timeout=10
-        )
+        redis = connect(settings.redis_url)
         defaults = model_defaults(settings.model)
         encoder = ClipEncoder(settings.model, defaults.keyframe_encoder)
         captioner = VllmCaptioner.start(settings)

