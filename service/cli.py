@@ -3,7 +3,7 @@
     up · demo                 everything on this machine, supervised
     serve · worker            one part, with its output in the terminal
     caption · recaption       a client of a running service
-    generate                  one turn of the model, without any service
+    generate · dedupe         one turn of the model, and filtering of captions, without any service
 
 The parts are other programs (`python -m service`, `python -m workers.main`, `python -m workers.generate`): this module
 starts them and imports none of them, so that the command itself is quick.
@@ -133,6 +133,12 @@ PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_optio
 def generate(context: typer.Context) -> None:
     """Run one greedy turn of the model, without any service; see `sharecap generate --help`."""
     _become("workers.generate", *context.args)
+
+
+@app.command(context_settings=PASS_ON)
+def dedupe(context: typer.Context) -> None:
+    """Keep the captions that are not too similar to one kept before; see `sharecap dedupe --help`."""
+    _become("workers.dedupe", *context.args)
 
 
 # -- using it
