@@ -100,7 +100,13 @@ class IdempotencyConflict(RequestError):
 
 
 class RateLimited(RequestError):
+    """`retry_after_s`: in how many seconds it is worth trying again."""
+
     code, status, title, retryable = "rate_limited", 429, "Too many requests", True
+
+    def __init__(self, detail: str, retry_after_s: int = 1) -> None:
+        super().__init__(detail)
+        self.retry_after_s = retry_after_s
 
 
 class StorageFull(RequestError):

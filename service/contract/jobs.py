@@ -166,7 +166,9 @@ class Record(BaseModel):
     """For a clip: the job whose differential captions it summarises."""
     metadata: Metadata = {}
     owner: str | None = None
-    """Public prefix of the API key that made the job."""
+    """Public part of the API key that made the job; none where it was made without one."""
+    idempotency: str | None = None
+    """SHA-256 of the request's `Idempotency-Key`."""
     created_at: datetime
 
     @model_validator(mode="before")

@@ -8,15 +8,16 @@ local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 """
 
-# KEYS job events jobs queued; ARGV id record kind type data
+# KEYS job events jobs queued and, where there is an owner, the owner's jobs; ARGV id record kind type data owner.
 CREATE = (
     NOW
     + """
 if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
-redis.call('HSET', KEYS[1], 'record', ARGV[2], 'kind', ARGV[3], 'status', 'queued', 'epoch', 0)
+redis.call('HSET', KEYS[1], 'record', ARGV[2], 'kind', ARGV[3], 'status', 'queued', 'epoch', 0, 'owner', ARGV[6])
 redis.call('XADD', KEYS[2], '1-0', 'type', ARGV[4], 'data', ARGV[5], 'at', now)
 redis.call('ZADD', KEYS[3], now, ARGV[1])
 redis.call('ZADD', KEYS[4], now, ARGV[1])
+if KEYS[5] then redis.call('ZADD', KEYS[5], now, ARGV[1]) end
 return 1
 """
 )

@@ -1,8 +1,9 @@
 """Every Redis key, and all reads and writes of jobs, events and leases.
 
-    sharecap:job:{id}      hash    record (JSON), kind, status, cancel, epoch, until
+    sharecap:job:{id}      hash    record (JSON), kind, status, owner, cancel, epoch, until
     sharecap:events:{id}   stream  ids 1-0, 2-0, …; fields type, data (JSON), at (ms)
     sharecap:jobs          zset    all job ids by creation time (ms)
+    sharecap:jobs:{owner}  zset    those of one API key
     sharecap:leases        zset    running job ids by the end of their lease (ms)
     sharecap:queued        zset    queued job ids by the last time they were waked (ms)
     sharecap:worker:{id}   string  a live worker's card (JSON), with a time to live
@@ -38,6 +39,10 @@ QUEUED = "sharecap:queued"
 
 def job_key(job_id: str) -> str:
     return f"sharecap:job:{job_id}"
+
+
+def owned_key(owner: str) -> str:
+    return f"sharecap:jobs:{owner}"
 
 
 def events_key(job_id: str) -> str:
@@ -111,8 +116,21 @@ class Store:
         event = Queued()
         return bool(
             await self._create(
-                keys=[job_key(record.id), events_key(record.id), JOBS, QUEUED],
-                args=[record.id, record.model_dump_json(), record.kind.value, event.type, _dump(event)],
+                keys=[
+                    job_key(record.id),
+                    events_key(record.id),
+                    JOBS,
+                    QUEUED,
+                    *([owned_key(record.owner)] if record.owner else ()),
+                ],
+                args=[
+                    record.id,
+                    record.model_dump_json(),
+                    record.kind.value,
+                    event.type,
+                    _dump(event),
+                    record.owner or "",
+                ],
             )
         )
 
@@ -126,17 +144,24 @@ class Store:
 
     async def delete(self, job_id: str) -> None:
         """Forget the record and the events; a worker still at it is fenced."""
+        owner = await self.redis.hget(job_key(job_id), "owner")
         async with self.redis.pipeline(transaction=True) as pipe:
             pipe.delete(job_key(job_id), events_key(job_id))
-            for index in (JOBS, LEASES, QUEUED):
+            for index in (JOBS, LEASES, QUEUED, *([owned_key(owner)] if owner else ())):
                 pipe.zrem(index, job_id)
             await pipe.execute()
 
-    async def page(self, before: tuple[int, str] | None, limit: int) -> list[tuple[int, str]]:
-        """Return up to `limit` pairs of creation time (ms) and job id, newest first, from after `before` on."""
+    async def page(
+        self, before: tuple[int, str] | None, limit: int, owner: str | None = None
+    ) -> list[tuple[int, str]]:
+        """Return up to `limit` pairs of creation time (ms) and job id, newest first, from after `before` on.
+
+        With `owner`, only of that API key's jobs.
+        """
+        index = owned_key(owner) if owner else JOBS
         top, found = (before[0] if before else "+inf"), []
         for start in count(0, limit):
-            rows = await self.redis.zrevrangebyscore(JOBS, top, "-inf", start=start, num=limit, withscores=True)
+            rows = await self.redis.zrevrangebyscore(index, top, "-inf", start=start, num=limit, withscores=True)
             places = [(int(score), job_id) for job_id, score in rows]
             found += [place for place in places if before is None or place < before]
             if len(found) >= limit or len(rows) < limit:
@@ -160,6 +185,11 @@ class Store:
     async def kind_and_status(self, job_id: str) -> tuple[JobKind, JobStatus] | None:
         kind, status = await self.redis.hmget(job_key(job_id), ["kind", "status"])
         return (JobKind(kind), JobStatus(status)) if kind else None
+
+    async def owner_and_status(self, job_id: str) -> tuple[str | None, JobStatus] | None:
+        """Return the public part of the API key that made the job (none: made without one) and the job's status."""
+        owner, status = await self.redis.hmget(job_key(job_id), ["owner", "status"])
+        return (owner or None, JobStatus(status)) if status else None
 
     async def job(self, job_id: str) -> Job | None:
         """Return the job as it stands now, None if unknown."""
