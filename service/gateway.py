@@ -2,21 +2,20 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated, cast
 
 from fastapi import Depends, Request
 from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import ExponentialBackoff
 
 from service import uploads
+from service.contract.reaper import Reaper
 from service.contract.redis import connect
 from service.contract.store import Store
+from service.contract.wakeups import Wakeups
 from service.follower import Follower
 from service.metrics import Metrics
-from service.queue import Wakeups
 from service.settings import Settings
 
 CONNECTIONS = 64
@@ -39,24 +38,25 @@ async def open_gateway(settings: Settings, metrics: Metrics) -> AsyncIterator[Ga
     """Make the data directory and the Redis clients; Redis itself need not be there yet."""
     uploads.prepare(settings.data_dir)
     async with AsyncExitStack() as stack:
-        store = Store(await stack.enter_async_context(_redis(settings.redis_url, CONNECTIONS)))
-        reader = Store(await stack.enter_async_context(_redis(settings.redis_url, 1)))
+        store = Store(await stack.enter_async_context(_redis(settings, CONNECTIONS)))
+        reader = Store(await stack.enter_async_context(_redis(settings, 1)))
         wakeups = Wakeups(settings.redis_url)
         stack.callback(wakeups.close)
         follower = Follower(store, reader)
-        reading = asyncio.create_task(follower.run(), name="follower")
+        reaper = Reaper(store, wakeups, settings.data_dir)
+        tasks = [asyncio.create_task(follower.run()), asyncio.create_task(reaper.run())]
         try:
             yield Gateway(settings, store, wakeups, follower, metrics, asyncio.Semaphore(PROBES))
         finally:
             follower.close()
-            reading.cancel()
-            with suppress(asyncio.CancelledError):
-                await reading
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _redis(url: str, connections: int) -> Redis:
-    retry = Retry(ExponentialBackoff(cap=0.2, base=0.05), 1)
-    return connect(url, connections, socket_connect_timeout=2, socket_timeout=5, retry=retry)
+def _redis(settings: Settings, connections: int) -> Redis:
+    patience_s = settings.redis_patience_s
+    return connect(settings.redis_url, connections, patience_s, socket_connect_timeout=2, socket_timeout=2)
 
 
 def _of_request(request: Request) -> Gateway:

@@ -18,6 +18,8 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True)
 
     redis_url: str = "redis://127.0.0.1:6379/0"
+    redis_patience_s: Annotated[float, Field(ge=0)] = 8.0
+    """How long a request waits for a Redis that does not answer, before it is told `queue_unavailable`."""
     data_dir: Path = Path("data")
     """Uploads and keyframes; the workers must see the same directory."""
     host: str = "127.0.0.1"
@@ -36,6 +38,8 @@ class Settings(BaseSettings):
     probe_timeout_s: Annotated[float, Field(gt=0)] = 20.0
     heartbeat_s: Annotated[float, Field(gt=0)] = 15.0
     """A comment goes out on a silent event stream this often."""
+    unread_s: Annotated[float, Field(ge=1, le=3600)] = 20.0
+    """A client that leaves what was sent to it unread for so long is cut off."""
 
     @property
     def video_limits(self) -> Limits:

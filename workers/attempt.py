@@ -5,6 +5,7 @@ An attempt begins by reading the job's events back: what they say is done is not
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,8 +22,6 @@ from workers.frames import DecodeLimits
 from workers.publisher import Publisher, persistently
 from workers.settings import Settings
 from workers.turns import Turns
-
-MAX_ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,8 @@ class Attempt:
     publisher: Publisher
     turns: Turns
     timings: Timings = field(default_factory=Timings)
+    _inside: Counter[str] = field(default_factory=Counter)
+    _since: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     async def begin(cls, tools: Tools, record: Record, lease: Lease) -> "Attempt":
@@ -86,9 +87,14 @@ class Attempt:
 
     @contextmanager
     def timed(self, stage: Literal["decode", "keyframes", "captioning", "summary"]) -> Iterator[None]:
-        """Add the time spent inside to the stage's."""
-        start = time.monotonic()
+        """Add the time spent inside to the stage's; what several spend inside at once counts once."""
+        if not self._inside[stage]:
+            self._since[stage] = time.monotonic()
+        self._inside[stage] += 1
         try:
             yield
         finally:
-            setattr(self.timings, stage, (getattr(self.timings, stage) or 0.0) + time.monotonic() - start)
+            self._inside[stage] -= 1
+            if not self._inside[stage]:
+                spent_s = time.monotonic() - self._since[stage]
+                setattr(self.timings, stage, (getattr(self.timings, stage) or 0.0) + spent_s)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from service.contract.errors import DecodeFailed, InvalidOption
+from service.contract.errors import DecodeFailed, DecoderDied, InvalidOption
 from service.contract.probe import VideoInfo
 from workers.decode import FRAME_HEADER, Spec
 
@@ -114,8 +114,10 @@ class Frames:
         with suppress(TimeoutError):
             async with asyncio.timeout(1):
                 await self._child.wait()
-        how = {None: "did not answer", 0: "found no frame in it"}.get(self._child.returncode, "ended early")
-        return DecodeFailed(f"The video could not be decoded: its decoder {how}.")
+        status = self._child.returncode
+        how = {None: "did not answer", 0: "found no frame in it"}.get(status, "ended early")
+        killed = status is not None and status < 0 and status != -signal.SIGXCPU
+        return (DecoderDied if killed else DecodeFailed)(f"The video could not be decoded: its decoder {how}.")
 
 
 @asynccontextmanager

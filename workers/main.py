@@ -21,6 +21,7 @@ ENGINE_ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "PYTHONWARNINGS": "ignore::FutureWarning",
+    "TORCH_LOGS": "-torch._library.triton",  # no Triton is normal without a GPU
 }
 """What the engine's processes read, where the operator has not said otherwise: a normal start is quiet."""
 
@@ -59,9 +60,10 @@ def main() -> int:
         for name, value in ENGINE_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
-        from workers.process import work  # noqa: PLC0415 (imports vLLM, for which the environment must be there)
+        from workers.models import load  # noqa: PLC0415 (imports vLLM, for which the environment must be there)
+        from workers.process import work  # noqa: PLC0415
 
-        return work(settings)
+        return work(settings, load)
     except (CannotWork, ValidationError) as error:
         log.error("%s", error)
         return os.EX_CONFIG

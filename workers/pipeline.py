@@ -8,19 +8,16 @@ Finding keyframes and captioning them run at the same time. Who may do this, and
 in `tasks.py`.
 """
 
-from service.contract.errors import AttemptsExhausted
 from service.contract.events import Caption, Completed, Started
 from service.contract.jobs import JobKind
 from workers import fast, recaption, sliding, summary
-from workers.attempt import MAX_ATTEMPTS, Attempt
+from workers.attempt import Attempt
 from workers.keyframes import selecting
 from workers.turns import video_options
 
 
 async def run(attempt: Attempt) -> None:
     """Do what is left of the job. Raises SharecapError, Fenced, CancelRequested."""
-    if attempt.number > MAX_ATTEMPTS:
-        raise AttemptsExhausted(f"{MAX_ATTEMPTS} attempts ended before the job did.")
     await attempt.publisher.append(Started(attempt=attempt.number))
     if attempt.job.caption is None:
         await attempt.publisher.append(await _caption(attempt))

@@ -1,7 +1,7 @@
 """A worker at work: models loaded, two threads running, and both ended cleanly.
 
 The main thread runs RQ's worker, which does nothing but wait for wake-ups; on the other runs the asyncio loop on which
-engine and jobs live.
+engine, jobs and reaper live. Neither ends because Redis goes away for a while.
 """
 
 import asyncio
@@ -10,26 +10,43 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import torch
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
+from redis.exceptions import RedisError
+from rq.exceptions import StopRequested
 
+from service.contract.reaper import Reaper
 from service.contract.redis import connect
-from service.contract.store import LEASE_S, Store, WorkerCard
+from service.contract.store import Store, WorkerCard
+from service.contract.wakeups import Wakeups
 from workers.attempt import Tools
-from workers.encoder import ClipEncoder
-from workers.settings import SLOTS_ON_CPU, SLOTS_ON_GPU, Settings
+from workers.engine import Captioner, FrameEncoder
+from workers.settings import Settings
 from workers.slot_worker import SlotWorker
 from workers.tasks import Runner
-from workers.vllm_captioner import VllmCaptioner, model_defaults
-from workers.wakeups import Wakeups
+
+CONNECTIONS = 64
+ANSWER_TIMEOUT_S = 2.0
+"""Far below the length of a lease: a lost answer must not cost the lease."""
+PAUSE_S = 1.0
 
 log = logging.getLogger("sharecap.worker")
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Models:
+    """What captions and what compares frames; `slots` videos may be in work at once; `stop` ends the engine."""
+
+    captioner: Captioner
+    encoder: FrameEncoder
+    slots: int
+    stop: Callable[[], None]
 
 
 class LoopThread:
@@ -55,31 +72,31 @@ def worker_id() -> str:
 
 
 class Worker:
-    """Everything that lives on the loop: engine, encoder, jobs."""
+    """Everything that lives on the loop: models, jobs, reaper."""
 
-    def __init__(self, runner: Runner, captioner: VllmCaptioner, redis: AsyncRedis) -> None:
+    def __init__(self, runner: Runner, models: Models, redis: AsyncRedis, reaper: Reaper) -> None:
         self.runner = runner
-        self._captioner = captioner
+        self._models = models
         self._redis = redis
+        self._reaping = asyncio.create_task(reaper.run())
 
     @classmethod
-    async def start(cls, settings: Settings, wakeups: Wakeups) -> "Worker":
+    async def start(cls, settings: Settings, load: Callable[[Settings], Models]) -> "Worker":
         """Load the models and take up the work; from then on the gateway knows of this worker."""
-        redis = connect(settings.redis_url)
-        defaults = model_defaults(settings.model)
-        encoder = ClipEncoder(settings.model, defaults.keyframe_encoder)
-        captioner = VllmCaptioner.start(settings)
-        slots = settings.slots or (SLOTS_ON_GPU if torch.cuda.is_available() else SLOTS_ON_CPU)
-        tools = Tools(settings, Store(redis), captioner, encoder, asyncio.Semaphore(settings.decoders))
-        card = WorkerCard(id=worker_id(), model=settings.model, slots=slots)
+        redis = connect(settings.redis_url, CONNECTIONS, patience_s=0, socket_timeout=ANSWER_TIMEOUT_S)
+        store, wakeups = Store(redis), Wakeups(settings.redis_url)
+        models = load(settings)
+        tools = Tools(settings, store, models.captioner, models.encoder, asyncio.Semaphore(settings.decoders))
+        card = WorkerCard(id=worker_id(), model=settings.model, slots=models.slots)
         runner = Runner(tools, wakeups, card, on_engine_death=wake_main_thread)
-        log.info("ready: %s, %d slots", settings.model, slots)
-        return cls(runner, captioner, redis)
+        log.info("ready: %s, %d slots", settings.model, models.slots)
+        return cls(runner, models, redis, Reaper(store, wakeups, settings.data_dir))
 
     async def stop(self, drain_s: float) -> None:
         """Give back what is not finished in time, and end the engine."""
+        self._reaping.cancel()
         await self.runner.stop(drain_s)
-        self._captioner.stop()
+        self._models.stop()
         await self._redis.aclose()
 
 
@@ -90,25 +107,29 @@ def wake_main_thread() -> None:
     signal.pthread_kill(main_thread, signal.SIGTERM)
 
 
-async def sweep(wakeups: Wakeups) -> None:
-    """Find work that a worker's end has left behind: at once, and when the leases of one that just died are over."""
-    for wait_s in (0.0, LEASE_S + 2):
-        await asyncio.sleep(wait_s)
-        await asyncio.to_thread(wakeups.sweep)
+def listen(runner: Runner, redis: Redis) -> None:
+    """Take wake-ups until SIGTERM or SIGINT. RQ's worker ends when Redis goes away; then a new one takes its place."""
+    stop = threading.Event()
+    while not stop.is_set():
+        try:
+            SlotWorker(runner, redis, stop).work(logging_level="WARNING")
+            stop.wait(PAUSE_S)
+        except RedisError as error:
+            log.warning("Redis cannot be reached: %s", error)
+            stop.wait(PAUSE_S)
+        except StopRequested:  # by a signal that came between two of RQ's workers
+            pass
 
 
-def work(settings: Settings) -> int:
-    """Run until asked to stop; return the exit status."""
+def work(settings: Settings, load: Callable[[Settings], Models]) -> int:
+    """Run until asked to stop, or until the engine dies; return the exit status."""
     redis = Redis.from_url(settings.redis_url)
     redis.ping()
-    thread, wakeups = LoopThread(), Wakeups(Redis.from_url(settings.redis_url))
-    worker = thread.run(Worker.start(settings, wakeups))
+    thread = LoopThread()
+    worker = thread.run(Worker.start(settings, load))
     try:
-        rq_worker = SlotWorker(worker.runner, redis)
-        sweeping = asyncio.run_coroutine_threadsafe(sweep(wakeups), thread.loop)
-        rq_worker.work(logging_level="WARNING")
-        sweeping.cancel()
+        listen(worker.runner, redis)
     finally:
         thread.run(worker.stop(settings.drain_s))
         thread.stop()
-    return 0 if rq_worker.asked_to_stop and not worker.runner.engine_died else 1
+    return 1 if worker.runner.engine_died else 0

@@ -3,6 +3,7 @@
 Runs on the main thread and does nothing but hand ids of jobs to `tasks.Runner`.
 """
 
+import threading
 from types import FrameType
 from typing import Any
 
@@ -13,8 +14,8 @@ from rq.serializers import JSONSerializer
 from rq.worker import SimpleWorker
 
 from service.contract.jobs import JobKind
+from service.contract.wakeups import TASK
 from workers.tasks import Runner
-from workers.wakeups import TASK
 
 QUEUES = (JobKind.RECAPTION, JobKind.CLIP, JobKind.VIDEO)
 """Short text jobs never wait behind long videos."""
@@ -47,11 +48,16 @@ def wake_up_class(runner: Runner) -> type[RqJob]:
 
 
 class SlotWorker(SimpleWorker):
-    """RQ's SimpleWorker, listening to the video queue only while a video slot is free."""
+    """RQ's SimpleWorker, listening to the video queue only while a video slot is free.
 
-    max_connection_wait_time = 5.0
+    Its `work` ends on SIGTERM or SIGINT, which set `stop`, and when Redis goes away.
+    """
 
-    def __init__(self, runner: Runner, redis: Redis) -> None:
+    max_connection_wait_time = 1.0
+    connection_timeout = 5
+    """RQ's own would wait seven minutes for a lost answer."""
+
+    def __init__(self, runner: Runner, redis: Redis, stop: threading.Event) -> None:
         queues = [Queue(kind.value, connection=redis, serializer=JSONSerializer) for kind in QUEUES]
         super().__init__(
             queues,
@@ -61,7 +67,7 @@ class SlotWorker(SimpleWorker):
             log_job_description=False,
         )
         self._runner = runner
-        self.asked_to_stop = False
+        self._stopping = stop
 
     def dequeue_job_and_maintain_ttl(self, timeout: int | None, max_idle_time: int | None = None) -> Any:
         """Wait for the next wake-up, as long as it takes."""
@@ -76,6 +82,11 @@ class SlotWorker(SimpleWorker):
     def run_maintenance_tasks(self) -> None:
         """RQ's clean-up of abandoned jobs is not used: leases see to that, and it would run callbacks."""
 
+    def subscribe(self) -> None:
+        """RQ's remote commands are not taken: whoever can write to Redis could stop workers by them."""
+
+    def unsubscribe(self) -> None: ...
+
     def request_stop(self, signum: int, frame: FrameType | None) -> None:
-        self.asked_to_stop = True
+        self._stopping.set()
         super().request_stop(signum, frame)  # type: ignore[no-untyped-call]

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 
 from redis.exceptions import RedisError
 
-from service.contract.errors import EngineFailed, SharecapError
+from service.contract.errors import DecoderDied, EngineFailed, SharecapError
 from service.contract.events import Cancelled, Failed
 from service.contract.files import keyframes_dir
 from service.contract.jobs import JobKind, Record
-from service.contract.store import RENEW_EVERY_S, CancelRequested, Fenced, Lease, WorkerCard
+from service.contract.store import RENEW_EVERY_S, CancelRequested, Fenced, Lease, Rewound, WorkerCard, new_token
+from service.contract.wakeups import Wakeups
 from workers import pipeline
 from workers.attempt import Attempt, Tools
 from workers.publisher import persistently
-from workers.wakeups import Wakeups
 
 SHOW_EVERY_S = 5.0
 CLAIM_TIMEOUT_S = 60.0
@@ -34,19 +34,25 @@ class Released(Exception):
     """The worker stops: the job goes back for another one to take up."""
 
 
+class EngineDied(EngineFailed):
+    """The engine is gone: maybe for this job's sake, maybe for another's."""
+
+
 @dataclass
 class Running:
     """A claimed job. `why` says what its work was interrupted for."""
 
     lease: Lease
     record: Record
+    attempt: "asyncio.Task[None] | None" = None
     work: "asyncio.Task[None] | None" = None
     why: Exception | None = None
 
     def interrupt(self, why: Exception) -> None:
-        if self.work is not None and self.why is None:
+        if self.why is None:
             self.why = why
-            self.work.cancel()
+            if self.work is not None:
+                self.work.cancel()
 
 
 class Runner:
@@ -61,7 +67,7 @@ class Runner:
         self._wakeups = wakeups
         self._card = card
         self._on_engine_death = on_engine_death
-        self._jobs: dict[str, Running] = {}
+        self._jobs: dict[Lease, Running] = {}
         self._attempts: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
         self._chores = [asyncio.create_task(chore()) for chore in (self._keep_leases, self._show_card)]
@@ -83,22 +89,32 @@ class Runner:
     # -- one job
 
     async def _start(self, job_id: str) -> None:
-        if self._stopping or job_id in self._jobs:
-            return
-        lease = await persistently(lambda: self._store.claim(job_id))
+        if self._stopping or self.engine_died:
+            return  # a reaper wakes another worker
+        token = new_token()
+        lease = await persistently(lambda: self._store.claim(job_id, token))
         record = await persistently(lambda: self._store.record(job_id)) if lease else None
         if lease is None or record is None:
             return
-        running = self._jobs[job_id] = Running(lease, record)
-        task = asyncio.create_task(self._attempt(running))
+        before = [running for running in self._jobs.values() if running.lease.job_id == job_id]
+        running = self._jobs[lease] = Running(lease, record)
+        task = running.attempt = asyncio.create_task(self._attempt(running, before))
         self._attempts.add(task)
         task.add_done_callback(self._attempts.discard)
 
-    async def _attempt(self, running: Running) -> None:
-        """Work on the job and see to it that it ends in exactly one way."""
+    async def _attempt(self, running: Running, before: list[Running]) -> None:
+        """Work on the job and see to it that it ends in exactly one way.
+
+        `before`: attempts at the same job that have lost their lease, while Redis was away, and do not know it yet.
+        """
         try:
+            for lost in before:
+                lost.interrupt(Fenced(lost.lease.job_id))
+            await asyncio.gather(*(lost.attempt for lost in before if lost.attempt), return_exceptions=True)
             attempt = await Attempt.begin(self._tools, running.record, running.lease)
             running.work = asyncio.create_task(pipeline.run(attempt))
+            if running.why is not None:
+                running.work.cancel()
             try:
                 await running.work
             except asyncio.CancelledError:
@@ -108,24 +124,25 @@ class Runner:
         except Exception:
             log.exception("%s: could not be worked on", running.lease.job_id)
         finally:
-            self._jobs.pop(running.lease.job_id, None)
+            self._jobs.pop(running.lease, None)
 
     async def _end(self, attempt: Attempt, why: Exception) -> None:
         """Tell the stream, where there is something to tell, why the work on it has ended."""
         if not self._tools.captioner.alive:
             self._engine_is_dead()
-            if self._stopping:  # a Ctrl-C that reached the engine too
-                why = Released()
+            # a Ctrl-C may have reached the engine too
+            why = Released() if self._stopping else EngineDied("The captioning engine stopped.")
         try:
             match why:
-                case Released():
-                    await self._release(attempt.publisher.lease, attempt.record.kind)
-                    return
+                case Released() | Rewound():
+                    await self._give_back(attempt)
                 case Fenced():
                     await self._forget_if_deleted(attempt)
-                    return
                 case CancelRequested():
                     await self._close(attempt, Cancelled())
+                case DecoderDied() | EngineDied():
+                    if not await self._give_back(attempt, strike=True):
+                        await self._close(attempt, Failed.of(why))
                 case SharecapError():
                     await self._close(attempt, Failed.of(why))
                 case _:
@@ -134,6 +151,15 @@ class Runner:
         except Fenced:
             await self._forget_if_deleted(attempt)
 
+    async def _give_back(self, attempt: Attempt, *, strike: bool = False) -> bool:
+        """Let another attempt follow; return False where there have been enough."""
+        lease = attempt.publisher.lease
+        given_back = await persistently(lambda: self._store.release(lease, strike=strike))
+        if given_back:
+            with contextlib.suppress(RedisError):  # a reaper wakes it then
+                await self._wakeups.wake(attempt.record.kind, lease.job_id, lease.epoch)
+        return given_back
+
     async def _close(self, attempt: Attempt, event: Cancelled | Failed) -> None:
         """Write the job's last event. Its upload goes first, but only while nobody else may be working with it."""
         with contextlib.suppress(CancelRequested):
@@ -141,13 +167,9 @@ class Runner:
         attempt.remove_upload()
         await attempt.publisher.append(event)
 
-    async def _release(self, lease: Lease, kind: JobKind) -> None:
-        await self._store.release(lease)
-        await asyncio.to_thread(self._wakeups.wake, kind, lease.job_id)
-
     async def _forget_if_deleted(self, attempt: Attempt) -> None:
         """Remove the files of a job whose record was deleted while it was in work."""
-        if await self._store.record(attempt.record.id) is None:
+        if await persistently(lambda: self._store.record(attempt.record.id)) is None:
             attempt.remove_upload()
             shutil.rmtree(keyframes_dir(self._tools.settings.data_dir, attempt.record.id), ignore_errors=True)
 
@@ -160,11 +182,12 @@ class Runner:
 
     async def _renew(self, running: Running) -> None:
         try:
-            await self._store.renew(running.lease)
+            async with asyncio.timeout(RENEW_EVERY_S):
+                await persistently(lambda: self._store.renew(running.lease))
         except (Fenced, CancelRequested) as why:
             running.interrupt(why)
-        except RedisError as error:
-            log.warning("%s: lease not renewed: %s", running.lease.job_id, error)
+        except (RedisError, TimeoutError) as error:
+            log.warning("%s: lease not renewed: %r", running.lease.job_id, error)
 
     async def _show_card(self) -> None:
         while True:

@@ -20,6 +20,7 @@
     │   └── NoWorker              503  retryable
     └── JobError                told by the job's `failed` event
         ├── DecodeFailed          422
+        │   └── DecoderDied         422  tried again first
         ├── AttemptsExhausted     500  retryable
         ├── EngineFailed          500  retryable
         └── DeadlineExceeded      504  retryable
@@ -123,6 +124,10 @@ class NoWorker(RequestError):
 
 class DecodeFailed(JobError):
     code, status, title = "decode_failed", 422, "The video could not be decoded"
+
+
+class DecoderDied(DecodeFailed):
+    """A signal ended the decoder: the video's fault, or the machine's."""
 
 
 class AttemptsExhausted(JobError):

@@ -4,8 +4,10 @@ Workers append these to the job's stream, the gateway replays and follows it; no
 A stored event's place in the stream is its id: 1, 2, 3 …
 """
 
+from bisect import insort
 from collections.abc import Iterable
 from datetime import datetime
+from operator import attrgetter
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field, TypeAdapter
@@ -25,9 +27,10 @@ from service.contract.jobs import (
 
 
 class EventBase(BaseModel):
-    """`status` is what the job becomes by this event, where it changes."""
+    """`status` is what the job becomes by this event, where it changes; `progress`: the attempt has finished a text."""
 
     status: ClassVar[JobStatus | None] = None
+    progress: ClassVar[bool] = False
     type: str
 
     def data(self) -> dict[str, Any]:
@@ -41,7 +44,7 @@ class Queued(EventBase):
 
 
 class Started(EventBase):
-    """With `attempt` > 1, text streamed after the last finished differential is void."""
+    """With `attempt` > 1, text streamed of what is not finished yet is void."""
 
     status = JobStatus.RUNNING
     type: Literal["started"] = "started"
@@ -77,6 +80,9 @@ class Delta(EventBase):
 
 
 class Differential(EventBase):
+    """Comes in the order of the keyframes, within each shot where the job is `parallel`."""
+
+    progress = True
     type: Literal["differential"] = "differential"
     keyframe: int
     time_s: float
@@ -86,6 +92,7 @@ class Differential(EventBase):
 class Caption(EventBase):
     """The whole caption. `keyframes_seen`: how many keyframes the fast mode showed to the model."""
 
+    progress = True
     type: Literal["caption"] = "caption"
     text: str
     keyframes_seen: int | None = None
@@ -168,7 +175,8 @@ def _apply(job: Job, stored: StoredEvent) -> None:
         case Keyframes():
             job.keyframes.extend(event.keyframes)
         case Differential():
-            job.differentials.append(DifferentialCaption(keyframe=event.keyframe, time_s=event.time_s, text=event.text))
+            told = DifferentialCaption(keyframe=event.keyframe, time_s=event.time_s, text=event.text)
+            insort(job.differentials, told, key=attrgetter("keyframe"))
         case Caption():
             job.caption = event.text
             job.keyframes_seen = event.keyframes_seen

@@ -3,16 +3,71 @@
 redis-py sends by `asyncio.wait_for`, which on Python 3.11 swallows a cancellation that comes as the sending ends
 (cpython issue 86296, mended in 3.12): a task asked to end would go on for ever. Here the time limit of sending is an
 `asyncio.timeout`, which loses none.
+
+Commands are tried again for some seconds, through a server's restart. That is safe for all that this service writes:
+its scripts may be repeated (`scripts.py`).
 """
 
 import asyncio
-from collections.abc import Iterable
-from typing import Any
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, TypeVar
 
 from redis.asyncio import BlockingConnectionPool, Connection, ConnectionPool, Redis, SSLConnection
 from redis.asyncio import UnixDomainSocketConnection as UnixConnection
 from redis.asyncio.connection import AbstractConnection
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import AbstractBackoff, ExponentialBackoff
 from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.retry import Retry
+
+T = TypeVar("T")
+Retryable = Callable[[Exception], bool]
+
+
+class _Until:
+    """Whether there is time for another try: until `patience_s` after the first one."""
+
+    def __init__(self, patience_s: float, also: Retryable | None) -> None:
+        self._end = time.monotonic() + patience_s
+        self._also = also
+
+    def __call__(self, error: Exception) -> bool:
+        return time.monotonic() < self._end and (self._also is None or self._also(error))
+
+
+def _backoff() -> AbstractBackoff:
+    return ExponentialBackoff(cap=0.5, base=0.05)
+
+
+class Patient(Retry):
+    """Tries a command again and again until `patience_s` seconds after the first try. For blocking clients."""
+
+    def __init__(self, patience_s: float) -> None:
+        super().__init__(_backoff(), retries=-1)
+        self._patience_s = patience_s
+
+    def call_with_retry(
+        self, do: Callable[[], T], fail: Any, is_retryable: Retryable | None = None, with_failure_count: bool = False
+    ) -> T:
+        return super().call_with_retry(do, fail, _Until(self._patience_s, is_retryable), with_failure_count)
+
+
+class AsyncPatient(AsyncRetry):
+    """The same for asynchronous clients."""
+
+    def __init__(self, patience_s: float) -> None:
+        super().__init__(_backoff(), retries=-1)
+        self._patience_s = patience_s
+
+    async def call_with_retry(
+        self,
+        do: Callable[[], Awaitable[T]],
+        fail: Any,
+        is_retryable: Retryable | None = None,
+        with_failure_count: bool = False,
+    ) -> T:
+        return await super().call_with_retry(do, fail, _Until(self._patience_s, is_retryable), with_failure_count)
 
 
 class _Cancellable(AbstractConnection):
@@ -46,11 +101,14 @@ _CONNECTIONS: dict[type[AbstractConnection], type[AbstractConnection]] = {
 }
 
 
-def connect(url: str, connections: int | None = None, **options: Any) -> Redis:
+def connect(url: str, connections: int | None = None, patience_s: float | None = None, **options: Any) -> Redis:
     """Return a client that decodes answers to `str`. With `connections`, whoever finds them all busy waits for one.
 
-    `options` are redis-py's. Raises ValueError for a URL that is none of Redis.
+    A command that fails is tried again for `patience_s`; none is redis-py's default. `options` are redis-py's. Raises
+    ValueError for a URL that is none of Redis.
     """
+    if patience_s is not None:
+        options["retry"] = AsyncPatient(patience_s)
     options = {"decode_responses": True, "socket_connect_timeout": 5, "socket_timeout": 10, **options}
     pool: ConnectionPool
     if connections is None:

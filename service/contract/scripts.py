@@ -1,18 +1,47 @@
 """The Lua scripts by which `store.py` writes: each one is a single step to everyone else.
 
-The keys are `store.py`'s. Every script takes the time from the server.
+The keys are `store.py`'s. Every script takes the time from the server. Every script may be repeated, because the reply
+to it can be lost: the second time it changes nothing and says the same, or says that it has nothing to do.
+
+A job whose record has a `holder` is held, until `until`; nobody but the reaper takes it from a holder whose time is up.
+The holder is a random token: it tells a repeated claim from another worker's, and it stays unique where a server that
+lost its last writes counts the same epoch twice.
 """
 
-NOW = """
+_OPEN = """
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
+local function open(status) return status == 'queued' or status == 'running' end
+"""
+
+# KEYS job events leases queued, in each script that uses it.
+_WRITE = """
+local function newest()
+  return tonumber(string.match(redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1][1], '^(%d+)'))
+end
+local function write(seq, kind, data)
+  redis.call('XADD', KEYS[2], seq .. '-0', 'type', kind, 'data', data, 'at', now)
+end
+local function close(id, status)
+  redis.call('HSET', KEYS[1], 'status', status)
+  redis.call('HDEL', KEYS[1], 'until')
+  redis.call('ZREM', KEYS[3], id)
+  redis.call('ZREM', KEYS[4], id)
+end
+local function finish(id, status, kind, data)
+  write(newest() + 1, kind, data)
+  redis.call('HDEL', KEYS[1], 'holder')
+  close(id, status)
+end
 """
 
 # KEYS job events jobs queued and, where there is an owner, the owner's jobs; ARGV id record kind type data owner.
+# Returns 1, or 0 where another job has the id.
 CREATE = (
-    NOW
+    _OPEN
     + """
-if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
+local known = redis.call('HGET', KEYS[1], 'record')
+if known then return known == ARGV[2] and 1 or 0 end
 redis.call('HSET', KEYS[1], 'record', ARGV[2], 'kind', ARGV[3], 'status', 'queued', 'epoch', 0, 'owner', ARGV[6])
 redis.call('XADD', KEYS[2], '1-0', 'type', ARGV[4], 'data', ARGV[5], 'at', now)
 redis.call('ZADD', KEYS[3], now, ARGV[1])
@@ -22,65 +51,68 @@ return 1
 """
 )
 
-# KEYS job leases queued; ARGV id lease_ms. Returns the new epoch, or 0 where there is nothing to claim.
+# KEYS job leases queued; ARGV id token lease_ms. Returns the epoch, or 0 where there is nothing to claim.
 CLAIM = (
-    NOW
+    _OPEN
     + """
-local status, till = unpack(redis.call('HMGET', KEYS[1], 'status', 'until'))
-if status ~= 'queued' and status ~= 'running' then return 0 end
-if till and tonumber(till) > now then return 0 end
-local epoch = redis.call('HINCRBY', KEYS[1], 'epoch', 1)
-redis.call('HSET', KEYS[1], 'until', now + ARGV[2])
-redis.call('ZADD', KEYS[2], now + ARGV[2], ARGV[1])
+local status, holder, till, epoch = unpack(redis.call('HMGET', KEYS[1], 'status', 'holder', 'until', 'epoch'))
+if not open(status) then return 0 end
+if holder then return holder == ARGV[2] and tonumber(till) > now and tonumber(epoch) or 0 end
+epoch = redis.call('HINCRBY', KEYS[1], 'epoch', 1)
+redis.call('HSET', KEYS[1], 'holder', ARGV[2], 'until', now + ARGV[3])
+redis.call('ZADD', KEYS[2], now + ARGV[3], ARGV[1])
 redis.call('ZREM', KEYS[3], ARGV[1])
 return epoch
 """
 )
 
-# KEYS job leases; ARGV id epoch lease_ms. Returns 1 kept, 2 kept and cancel asked for, 0 lost.
+# KEYS job leases; ARGV id token lease_ms. Returns 1 kept, 2 kept and cancel asked for, 0 lost.
 RENEW = (
-    NOW
+    _OPEN
     + """
-local epoch, till, cancel = unpack(redis.call('HMGET', KEYS[1], 'epoch', 'until', 'cancel'))
-if epoch ~= ARGV[2] or not till then return 0 end
+local holder, till, cancel = unpack(redis.call('HMGET', KEYS[1], 'holder', 'until', 'cancel'))
+if holder ~= ARGV[2] or not till or tonumber(till) <= now then return 0 end
 redis.call('HSET', KEYS[1], 'until', now + ARGV[3])
 redis.call('ZADD', KEYS[2], now + ARGV[3], ARGV[1])
 return cancel and 2 or 1
 """
 )
 
-# KEYS job leases queued; ARGV id epoch. Gives an unfinished job back at once; its wake-up is the caller's.
+# KEYS job leases queued; ARGV id token strike('1' or '') max_strikes. Gives an unfinished job back; its wake-up is the
+# caller's. Returns 1 given back, 0 not held any more, 2 where the strike would be the last: then nothing has changed.
 RELEASE = (
-    NOW
+    _OPEN
     + """
-local epoch, status = unpack(redis.call('HMGET', KEYS[1], 'epoch', 'status'))
-if epoch ~= ARGV[2] then return 0 end
-redis.call('HDEL', KEYS[1], 'until')
+local holder, status, strikes = unpack(redis.call('HMGET', KEYS[1], 'holder', 'status', 'strikes'))
+if holder ~= ARGV[2] or not open(status) then return 0 end
+if ARGV[3] ~= '' then
+  strikes = tonumber(strikes or 0) + 1
+  if strikes >= tonumber(ARGV[4]) then return 2 end
+  redis.call('HSET', KEYS[1], 'strikes', strikes)
+end
+redis.call('HDEL', KEYS[1], 'holder', 'until')
 redis.call('ZREM', KEYS[2], ARGV[1])
-if status == 'queued' or status == 'running' then redis.call('ZADD', KEYS[3], now, ARGV[1]) end
+redis.call('ZADD', KEYS[3], now, ARGV[1])
 return 1
 """
 )
 
-# KEYS job events leases queued; ARGV id epoch seq type data status ended('1' or '').
+# KEYS job events leases queued; ARGV id token seq type data status ended('1' or '') progress('1' or '').
 # Returns OK, CANCEL (written, and cancel was asked for), DUP, GAP or FENCED.
 APPEND = (
-    NOW
+    _OPEN
+    + _WRITE
     + """
-local epoch, status, cancel = unpack(redis.call('HMGET', KEYS[1], 'epoch', 'status', 'cancel'))
-if epoch ~= ARGV[2] then return 'FENCED' end
-local newest = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)
-local seq = tonumber(string.match(newest[1][1], '^(%d+)'))
-if tonumber(ARGV[3]) <= seq then return 'DUP' end
-if status ~= 'queued' and status ~= 'running' then return 'FENCED' end
-if tonumber(ARGV[3]) ~= seq + 1 then return 'GAP' end
-redis.call('XADD', KEYS[2], ARGV[3] .. '-0', 'type', ARGV[4], 'data', ARGV[5], 'at', now)
-if ARGV[6] ~= '' then redis.call('HSET', KEYS[1], 'status', ARGV[6]) end
-if ARGV[7] ~= '' then
-  redis.call('HDEL', KEYS[1], 'until')
-  redis.call('ZREM', KEYS[3], ARGV[1])
-  redis.call('ZREM', KEYS[4], ARGV[1])
-end
+local holder, status, till, cancel = unpack(redis.call('HMGET', KEYS[1], 'holder', 'status', 'until', 'cancel'))
+if holder ~= ARGV[2] then return 'FENCED' end
+local seq, place = newest(), tonumber(ARGV[3])
+if place <= seq then return 'DUP' end
+if not open(status) or tonumber(till) <= now then return 'FENCED' end
+if place ~= seq + 1 then return 'GAP' end
+write(place, ARGV[4], ARGV[5])
+if ARGV[8] ~= '' then redis.call('HDEL', KEYS[1], 'strikes') end
+if ARGV[7] ~= '' then close(ARGV[1], ARGV[6])
+elseif ARGV[6] ~= '' then redis.call('HSET', KEYS[1], 'status', ARGV[6]) end
 return cancel and 'CANCEL' or 'OK'
 """
 )
@@ -88,23 +120,68 @@ return cancel and 'CANCEL' or 'OK'
 # KEYS job events leases queued; ARGV id type data. A job that no worker has begun or holds ends at once, one that
 # is being worked on is asked to. Returns the status after it, or nothing for an unknown job.
 CANCEL = (
-    NOW
+    _OPEN
+    + _WRITE
     + """
 local status, till = unpack(redis.call('HMGET', KEYS[1], 'status', 'until'))
-if not status then return nil end
-if status ~= 'queued' and status ~= 'running' then return status end
+if not open(status) then return status end
 if status == 'running' and till and tonumber(till) > now then
   redis.call('HSET', KEYS[1], 'cancel', 1)
   return status
 end
-local newest = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)
-local seq = tonumber(string.match(newest[1][1], '^(%d+)'))
-redis.call('XADD', KEYS[2], (seq + 1) .. '-0', 'type', ARGV[2], 'data', ARGV[3], 'at', now)
-redis.call('HSET', KEYS[1], 'status', 'cancelled')
-redis.call('HINCRBY', KEYS[1], 'epoch', 1)
-redis.call('HDEL', KEYS[1], 'until')
-redis.call('ZREM', KEYS[3], ARGV[1])
-redis.call('ZREM', KEYS[4], ARGV[1])
+finish(ARGV[1], 'cancelled', ARGV[2], ARGV[3])
 return 'cancelled'
+"""
+)
+
+# KEYS leases queued; ARGV rewake_ms limit. Returns ids of jobs to be looked at by REAP, longest due first.
+DUE = (
+    _OPEN
+    + """
+local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[2])
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now - ARGV[1], 'LIMIT', 0, ARGV[2])) do
+  due[#due + 1] = id
+end
+return due
+"""
+)
+
+# KEYS job events leases queued; ARGV id rewake_ms max_strikes failed_type failed_data cancelled_type cancelled_data.
+# Takes the job from a holder whose lease has run out, which is a strike, and ends it where that was the last one or
+# where cancel was asked for. Returns the status, kind and epoch of a job that has ended or wants a wake-up now;
+# nothing where there is nothing to do, or another reaper has just done it.
+REAP = (
+    _OPEN
+    + _WRITE
+    + """
+local status, kind, epoch, holder, till, cancel =
+  unpack(redis.call('HMGET', KEYS[1], 'status', 'kind', 'epoch', 'holder', 'until', 'cancel'))
+if not open(status) then
+  redis.call('ZREM', KEYS[3], ARGV[1])
+  redis.call('ZREM', KEYS[4], ARGV[1])
+  return nil
+end
+if holder then
+  if tonumber(till) > now then
+    redis.call('ZADD', KEYS[3], till, ARGV[1])
+    redis.call('ZREM', KEYS[4], ARGV[1])
+    return nil
+  end
+  if cancel then
+    finish(ARGV[1], 'cancelled', ARGV[6], ARGV[7])
+    return {'cancelled', kind, epoch}
+  end
+  if redis.call('HINCRBY', KEYS[1], 'strikes', 1) >= tonumber(ARGV[3]) then
+    finish(ARGV[1], 'failed', ARGV[4], ARGV[5])
+    return {'failed', kind, epoch}
+  end
+  redis.call('HDEL', KEYS[1], 'holder', 'until')
+else
+  local waked = redis.call('ZSCORE', KEYS[4], ARGV[1])
+  if waked and tonumber(waked) > now - ARGV[2] then return nil end
+end
+redis.call('ZREM', KEYS[3], ARGV[1])
+redis.call('ZADD', KEYS[4], now, ARGV[1])
+return {status, kind, epoch}
 """
 )

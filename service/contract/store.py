@@ -1,6 +1,6 @@
 """Every Redis key, and all reads and writes of jobs, events and leases.
 
-    sharecap:job:{id}      hash    record (JSON), kind, status, owner, cancel, epoch, until
+    sharecap:job:{id}      hash    record (JSON), kind, status, owner, cancel, epoch, holder, until, strikes
     sharecap:events:{id}   stream  ids 1-0, 2-0, …; fields type, data (JSON), at (ms)
     sharecap:jobs          zset    all job ids by creation time (ms)
     sharecap:jobs:{owner}  zset    those of one API key
@@ -8,12 +8,17 @@
     sharecap:queued        zset    queued job ids by the last time they were waked (ms)
     sharecap:worker:{id}   string  a live worker's card (JSON), with a time to live
 
-A worker owns a job by its *epoch*: `claim` raises it, and every later write carries it. A write with an old
-epoch is refused (`Fenced`), one with a place already taken is dropped (the reply to the first was lost), so a
-worker that froze and comes back can neither repeat nor overwrite. Time is the server's clock alone.
+A worker owns a job by its *lease*: `claim` writes the lease's token into the record, and every later write carries
+it. A write without the token there, or after the lease's end, is refused (`Fenced`); one with a place already taken is
+dropped (the reply to the first was lost). So a worker that froze and comes back can neither repeat nor overwrite.
+Time is the server's clock alone.
+
+A *strike* is an attempt that ended badly: its lease ran out, or its decoder or engine died. `MAX_STRIKES` of them in a
+row, with no text finished in between, end the job.
 """
 
 import json
+import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,11 +29,15 @@ from pydantic import BaseModel
 from redis.asyncio import Redis
 
 from service.contract import scripts
-from service.contract.events import EVENT, LAST_TYPES, Cancelled, Event, Queued, StoredEvent, fold
+from service.contract.errors import AttemptsExhausted
+from service.contract.events import EVENT, LAST_TYPES, Cancelled, Event, Failed, Queued, StoredEvent, fold
 from service.contract.jobs import Job, JobKind, JobStatus, JobSummary, Record, summary
 
 LEASE_S = 10.0
 RENEW_EVERY_S = 3.0
+MAX_STRIKES = 3
+REWAKE_AFTER_S = 5.0
+"""A queued job whose wake-up nobody has taken is looked at this often."""
 WORKER_CARD_TTL_S = 15
 PAGE = 500
 
@@ -57,6 +66,10 @@ class Fenced(Exception):
     """The job is another worker's now, or has ended: drop it in silence."""
 
 
+class Rewound(Exception):
+    """The stream is shorter than this worker has written it: the server has lost its last writes."""
+
+
 class CancelRequested(Exception):
     """The client asked for the job to be cancelled."""
 
@@ -82,10 +95,26 @@ class Entry:
 
 @dataclass(frozen=True)
 class Lease:
-    """The right to write to one job."""
+    """The right to write to one job: the `epoch`-th since it was made."""
 
     job_id: str
     epoch: int
+    token: str
+
+
+@dataclass(frozen=True)
+class Reaped:
+    """A job that a reaper has ended, or has to wake."""
+
+    job_id: str
+    status: JobStatus
+    kind: JobKind
+    epoch: int
+
+
+def new_token() -> str:
+    """Return what tells one claim from all others."""
+    return secrets.token_hex(8)
 
 
 class WorkerCard(BaseModel):
@@ -108,11 +137,13 @@ class Store:
         self._release = redis.register_script(scripts.RELEASE)
         self._append = redis.register_script(scripts.APPEND)
         self._cancel = redis.register_script(scripts.CANCEL)
+        self._due = redis.register_script(scripts.DUE)
+        self._reap = redis.register_script(scripts.REAP)
 
     # -- the gateway's side
 
     async def create(self, record: Record) -> bool:
-        """Write the record and its `queued` event; return False where the id is taken already."""
+        """Write the record and its `queued` event; return False where another job has the id."""
         event = Queued()
         return bool(
             await self._create(
@@ -151,9 +182,7 @@ class Store:
                 pipe.zrem(index, job_id)
             await pipe.execute()
 
-    async def page(
-        self, before: tuple[int, str] | None, limit: int, owner: str | None = None
-    ) -> list[tuple[int, str]]:
+    async def page(self, before: tuple[int, str] | None, limit: int, owner: str | None = None) -> list[tuple[int, str]]:
         """Return up to `limit` pairs of creation time (ms) and job id, newest first, from after `before` on.
 
         With `owner`, only of that API key's jobs.
@@ -216,47 +245,60 @@ class Store:
 
     # -- the worker's side
 
-    async def claim(self, job_id: str) -> Lease | None:
-        """Take a job that nobody holds; return None where it is held, ended or unknown."""
-        epoch = await self._claim(keys=[job_key(job_id), LEASES, QUEUED], args=[job_id, int(LEASE_S * 1000)])
-        return Lease(job_id, int(epoch)) if epoch else None
+    async def claim(self, job_id: str, token: str | None = None) -> Lease | None:
+        """Take a job that nobody holds; return None where it is held, ended or unknown.
+
+        A claim repeated with the same `token` returns the same lease.
+        """
+        token = token or new_token()
+        epoch = await self._claim(keys=[job_key(job_id), LEASES, QUEUED], args=[job_id, token, int(LEASE_S * 1000)])
+        return Lease(job_id, int(epoch), token) if epoch else None
 
     async def renew(self, lease: Lease) -> None:
         """Hold the job for another `LEASE_S`; raise Fenced or CancelRequested."""
         answer = await self._renew(
-            keys=[job_key(lease.job_id), LEASES], args=[lease.job_id, lease.epoch, int(LEASE_S * 1000)]
+            keys=[job_key(lease.job_id), LEASES], args=[lease.job_id, lease.token, int(LEASE_S * 1000)]
         )
         if answer == 0:
             raise Fenced(lease.job_id)
         if answer == 2:
             raise CancelRequested(lease.job_id)
 
-    async def release(self, lease: Lease) -> None:
-        """Give an unfinished job back, to be claimed by whoever is waked next."""
-        await self._release(keys=[job_key(lease.job_id), LEASES, QUEUED], args=[lease.job_id, lease.epoch])
+    async def release(self, lease: Lease, *, strike: bool = False) -> bool:
+        """Give an unfinished job back, to be claimed by whoever is waked next.
+
+        Returns False where the strike would be the job's last: it is still held, and has to be ended.
+        """
+        answer = await self._release(
+            keys=[job_key(lease.job_id), LEASES, QUEUED],
+            args=[lease.job_id, lease.token, "1" if strike else "", MAX_STRIKES],
+        )
+        return bool(answer != 2)
 
     async def append(self, lease: Lease, seq: int, event: Event) -> None:
         """Write `event` at place `seq`; a repetition of a place already written is a no-op.
 
-        Raises Fenced where the lease is lost or the job has ended, CancelRequested where the event was written and
-        the client has asked to cancel.
+        Raises Fenced where the lease is lost or the job has ended, Rewound where places before `seq` are missing,
+        CancelRequested where the event was written and the client has asked to cancel.
         """
         status = event.status
         answer = await self._append(
             keys=[job_key(lease.job_id), events_key(lease.job_id), LEASES, QUEUED],
             args=[
                 lease.job_id,
-                lease.epoch,
+                lease.token,
                 seq,
                 event.type,
                 _dump(event),
                 status.value if status else "",
                 "1" if status and status.ended else "",
+                "1" if event.progress else "",
             ],
         )
         if answer == "FENCED":
             raise Fenced(lease.job_id)
-        assert answer != "GAP", f"{lease.job_id}: event {seq} would leave a gap"
+        if answer == "GAP":
+            raise Rewound(lease.job_id)
         if answer == "CANCEL" and not (status and status.ended):
             raise CancelRequested(lease.job_id)
 
@@ -272,6 +314,28 @@ class Store:
         keys = [key async for key in self.redis.scan_iter(match=worker_key("*"), count=1000)]
         cards = await self.redis.mget(keys) if keys else []
         return [WorkerCard.model_validate_json(card) for card in cards if card]
+
+    # -- the reapers'
+
+    async def due(self, limit: int) -> list[str]:
+        """Return ids of jobs whose lease has run out, and of queued ones not waked lately: `limit` of each at most."""
+        return list(await self._due(keys=[LEASES, QUEUED], args=[int(REWAKE_AFTER_S * 1000), limit]))
+
+    async def reap(self, job_id: str) -> Reaped | None:
+        """Take the job from a worker that has gone; return it where it has ended by that, or is to be waked now."""
+        failed = Failed.of(AttemptsExhausted(f"{MAX_STRIKES} attempts in a row ended before they finished a caption."))
+        cancelled = Cancelled()
+        found = await self._reap(
+            keys=[job_key(job_id), events_key(job_id), LEASES, QUEUED],
+            args=[
+                job_id,
+                int(REWAKE_AFTER_S * 1000),
+                MAX_STRIKES,
+                *(failed.type, _dump(failed)),
+                *(cancelled.type, _dump(cancelled)),
+            ],
+        )
+        return Reaped(job_id, JobStatus(found[0]), JobKind(found[1]), int(found[2])) if found else None
 
 
 def entry_of(entry_id: str, fields: dict[str, str]) -> Entry:

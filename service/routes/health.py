@@ -1,5 +1,7 @@
 """Whether the process lives, whether the service can do its work, and its numbers."""
 
+import asyncio
+
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
@@ -11,6 +13,7 @@ from service.problems import responses
 from service.uploads import check_room
 
 router = APIRouter(tags=["health"])
+TIMEOUT_S = 2.0
 
 
 class Check(BaseModel):
@@ -46,7 +49,8 @@ async def metrics(gateway: Here) -> Response:
 
 async def _redis(gateway: Gateway) -> Check:
     try:
-        await gateway.store.redis.ping()
+        async with asyncio.timeout(TIMEOUT_S):
+            await gateway.store.redis.ping()
     except (RedisError, OSError):
         return Check(ok=False, detail="not reached")
     return Check(ok=True, detail="reached")
@@ -62,7 +66,8 @@ def _disk(gateway: Gateway) -> Check:
 
 async def _workers(gateway: Gateway) -> Check:
     try:
-        cards = await gateway.store.workers()
+        async with asyncio.timeout(TIMEOUT_S):
+            cards = await gateway.store.workers()
     except (RedisError, OSError):
         cards = []
     models = ", ".join(sorted({card.model for card in cards}))

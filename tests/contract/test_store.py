@@ -36,14 +36,18 @@ from service.contract.jobs import (
 from service.contract.store import (
     JOBS,
     LEASES,
+    MAX_STRIKES,
     PAGE,
     QUEUED,
+    REWAKE_AFTER_S,
     CancelRequested,
     Fenced,
+    Rewound,
     Store,
     WorkerCard,
     events_key,
     job_key,
+    new_token,
 )
 
 
@@ -68,6 +72,18 @@ async def a_job(store: Store) -> str:
 async def lapse(store: Store, job_id: str) -> None:
     """Make the job's lease end now."""
     await store.redis.hset(job_key(job_id), "until", 1)
+    await store.redis.zadd(LEASES, {job_id: 1})
+
+
+async def taken_back(store: Store, job_id: str) -> None:
+    """Let the job's lease end, and a reaper see it."""
+    await lapse(store, job_id)
+    assert await store.reap(job_id)
+
+
+async def now_ms(store: Store) -> int:
+    seconds, micros = await store.redis.time()
+    return int(seconds * 1000 + micros // 1000)
 
 
 async def types(store: Store, job_id: str) -> list[tuple[int, str]]:
@@ -81,13 +97,6 @@ async def test_a_created_job_is_queued_and_reads_back(store: Store) -> None:
     assert await store.kind_and_status(record.id) == (JobKind.VIDEO, JobStatus.QUEUED)
     assert await types(store, record.id) == [(1, "queued")]
     assert await store.redis.zrange(QUEUED, 0, -1) == [record.id]
-
-
-async def test_an_id_is_taken_once(store: Store) -> None:
-    record = a_record()
-    assert await store.create(record)
-    assert not await store.create(record)
-    assert await types(store, record.id) == [(1, "queued")]
 
 
 async def test_only_one_of_many_claims_gets_the_job(store: Store) -> None:
@@ -119,7 +128,7 @@ async def test_a_gap_is_never_written(store: Store) -> None:
     job_id = await a_job(store)
     lease = await store.claim(job_id)
     assert lease
-    with pytest.raises(AssertionError, match="gap"):
+    with pytest.raises(Rewound):
         await store.append(lease, 3, Started(attempt=1))
     assert await types(store, job_id) == [(1, "queued")]
 
@@ -129,7 +138,7 @@ async def test_a_worker_that_lost_its_lease_is_fenced(store: Store) -> None:
     old = await store.claim(job_id)
     assert old
     await store.append(old, 2, Started(attempt=1))
-    await lapse(store, job_id)
+    await taken_back(store, job_id)
     new = await store.claim(job_id)
     assert new and new.epoch == 2
     with pytest.raises(Fenced):
@@ -172,9 +181,137 @@ async def test_renewing_holds_the_job(store: Store) -> None:
     job_id = await a_job(store)
     lease = await store.claim(job_id)
     assert lease
-    await store.redis.hset(job_key(job_id), "until", 1)
+    await store.redis.hincrby(job_key(job_id), "until", -9000)
     await store.renew(lease)
+    assert 9000 < int(await store.redis.hget(job_key(job_id), "until")) - await now_ms(store) <= 10_000
     assert await store.claim(job_id) is None
+
+
+async def test_a_lease_that_has_run_out_writes_nothing(store: Store) -> None:
+    job_id = await a_job(store)
+    lease = await store.claim(job_id)
+    assert lease
+    await lapse(store, job_id)
+    for write in (store.append(lease, 2, Started(attempt=1)), store.renew(lease)):
+        with pytest.raises(Fenced):
+            await write
+    assert await store.claim(job_id) is None, "only a reaper takes it back"
+    assert await types(store, job_id) == [(1, "queued")]
+
+
+async def test_everything_may_be_repeated(store: Store) -> None:
+    record = a_record()
+    assert await store.create(record) and await store.create(record)
+    assert not await store.create(record.model_copy(update={"metadata": {"k": "other"}})), "another job's id"
+    token = new_token()
+    lease = await store.claim(record.id, token)
+    assert lease and await store.claim(record.id, token) == lease
+    assert await store.claim(record.id) is None
+    assert await store.release(lease, strike=True) and await store.release(lease, strike=True)
+    assert await store.redis.hget(job_key(record.id), "strikes") == "1"
+    again = await store.claim(record.id)
+    assert again and again.epoch == 2
+    assert await store.release(lease), "a release that comes late does not take the job from its new holder"
+    await store.renew(again)
+    assert await store.claim(record.id, token) is None
+    await taken_back(store, record.id)
+    assert await store.reap(record.id) is None
+    assert await store.redis.hget(job_key(record.id), "strikes") == "2"
+    last = await store.claim(record.id)
+    assert last
+    await store.append(last, 2, Caption(text="x"))
+    assert await store.cancel(record.id) and await store.cancel(record.id)
+    assert await types(store, record.id) == [(1, "queued"), (2, "caption"), (3, "cancelled")]
+
+
+async def test_a_token_fences_where_an_epoch_would_not(store: Store) -> None:
+    """A server that lost its last writes counts an epoch again."""
+    job_id = await a_job(store)
+    before = await store.redis.dump(job_key(job_id))
+    old = await store.claim(job_id)
+    await store.redis.restore(job_key(job_id), 0, before, replace=True)
+    new = await store.claim(job_id)
+    assert old and new and old.epoch == new.epoch
+    with pytest.raises(Fenced):
+        await store.append(old, 2, Started(attempt=1))
+    await store.append(new, 2, Started(attempt=1))
+
+
+async def test_many_reapers_take_a_job_back_once(store: Store) -> None:
+    job_id = await a_job(store)
+    assert await store.claim(job_id)
+    assert await store.due(10) == [] and await store.reap(job_id) is None, "it is held"
+    await lapse(store, job_id)
+    assert await store.due(10) == [job_id]
+    found = [reaped for reaped in await asyncio.gather(*(store.reap(job_id) for _ in range(20))) if reaped]
+    assert [(r.job_id, r.status, r.kind, r.epoch) for r in found] == [(job_id, JobStatus.QUEUED, JobKind.VIDEO, 1)]
+    assert await store.redis.hget(job_key(job_id), "strikes") == "1"
+    assert await store.due(10) == []
+
+
+async def test_after_three_strikes_a_job_fails_once(store: Store) -> None:
+    job_id = await a_job(store)
+    for strike in range(1, MAX_STRIKES + 1):
+        assert await store.claim(job_id)
+        await lapse(store, job_id)
+        found = [reaped for reaped in await asyncio.gather(*(store.reap(job_id) for _ in range(20))) if reaped]
+        assert [r.status for r in found] == [JobStatus.FAILED if strike == MAX_STRIKES else JobStatus.QUEUED]
+    job = await store.job(job_id)
+    assert job and job.error and (job.error.code, job.error.retryable) == ("attempts_exhausted", True)
+    assert await types(store, job_id) == [(1, "queued"), (2, "failed")]
+    assert await store.claim(job_id) is None and await store.due(10) == []
+
+
+async def test_the_last_strike_leaves_the_end_to_the_worker(store: Store) -> None:
+    job_id = await a_job(store)
+    for strike in range(1, MAX_STRIKES + 1):
+        lease = await store.claim(job_id)
+        assert lease and await store.release(lease, strike=True) is (strike < MAX_STRIKES)
+    await store.append(lease, 2, Failed.of(DecodeFailed("Its decoder died.")))
+    assert await types(store, job_id) == [(1, "queued"), (2, "failed")]
+
+
+async def test_a_finished_text_forgives_strikes(store: Store) -> None:
+    job_id = await a_job(store)
+    for keyframe in range(2 * MAX_STRIKES):
+        lease = await store.claim(job_id)
+        assert lease
+        await store.append(lease, keyframe + 2, Differential(keyframe=keyframe, time_s=0, text="x"))
+        await taken_back(store, job_id)
+    assert await store.kind_and_status(job_id) == (JobKind.VIDEO, JobStatus.QUEUED)
+    for _ in range(MAX_STRIKES - 1):
+        lease = await store.claim(job_id)
+        assert lease
+        await store.append(lease, keyframe + 3, Delta(of="caption", text="x"))
+        keyframe += 1
+        await taken_back(store, job_id)
+    assert (await types(store, job_id))[-1] == (keyframe + 3, "failed")
+
+
+async def test_a_cancelled_job_whose_worker_has_gone_ends(store: Store) -> None:
+    job_id = await a_job(store)
+    lease = await store.claim(job_id)
+    assert lease
+    await store.append(lease, 2, Started(attempt=1))
+    assert await store.cancel(job_id) is JobStatus.RUNNING
+    await lapse(store, job_id)
+    found = await store.reap(job_id)
+    assert found and found.status is JobStatus.CANCELLED
+    assert await types(store, job_id) == [(1, "queued"), (2, "started"), (3, "cancelled")]
+
+
+async def test_a_wake_up_that_was_lost_is_due_again_and_again(store: Store) -> None:
+    job_id = await a_job(store)
+    for _ in range(3):
+        assert await store.due(10) == [] and await store.reap(job_id) is None
+        await store.redis.zincrby(QUEUED, -(REWAKE_AFTER_S * 1000 + 1), job_id)
+        assert await store.due(10) == [job_id]
+        assert await store.reap(job_id)
+    assert await store.redis.hget(job_key(job_id), "strikes") is None
+    gone = new_job_id()
+    await store.redis.zadd(QUEUED, {gone: 1})
+    await store.redis.zadd(LEASES, {gone: 1})
+    assert await store.reap(gone) is None and await store.due(10) == []
 
 
 async def test_a_queued_job_is_cancelled_at_once(store: Store) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from redis import Redis
 
 from service.contract.events import Event
 from service.contract.files import upload_path
@@ -25,11 +24,11 @@ from service.contract.jobs import (
     new_job_id,
 )
 from service.contract.store import Store, WorkerCard
+from service.contract.wakeups import Wakeups
 from tests.fake_captioner import FakeCaptioner, FakeEncoder
 from workers.attempt import Tools
 from workers.settings import Settings
 from workers.tasks import Runner
-from workers.wakeups import Wakeups
 
 
 @dataclass
@@ -41,12 +40,14 @@ class Bench:
     data_dir: Path
     runners: list[Runner] = field(default_factory=list)
 
-    def runner(self, captioner: FakeCaptioner, slots: int = 4, encoder: FakeEncoder | None = None) -> Runner:
-        """Start a worker on this loop."""
-        settings = Settings(redis_url=self.redis_url, data_dir=self.data_dir, slots=slots)
+    def runner(
+        self, captioner: FakeCaptioner, slots: int = 4, encoder: FakeEncoder | None = None, **more: Any
+    ) -> Runner:
+        """Start a worker on this loop; `more` are settings."""
+        settings = Settings(redis_url=self.redis_url, data_dir=self.data_dir, slots=slots, **more)
         tools = Tools(settings, self.store, captioner, encoder or FakeEncoder(), asyncio.Semaphore(4))
         card = WorkerCard(id=f"test-{len(self.runners)}", model="fake", slots=slots)
-        runner = Runner(tools, Wakeups(Redis.from_url(self.redis_url)), card, on_engine_death=lambda: None)
+        runner = Runner(tools, Wakeups(self.redis_url), card, on_engine_death=lambda: None)
         self.runners.append(runner)
         return runner
 

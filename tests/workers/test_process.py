@@ -19,10 +19,10 @@ from service.contract.events import Delta
 from service.contract.jobs import JobKind, JobStatus
 from service.contract.redis import connect
 from service.contract.store import Store
+from service.contract.wakeups import Wakeups
 from tests.workers.clips import numbered, write
 from tests.workers.conftest import Bench
 from workers.settings import DEMO_CHECKPOINT
-from workers.wakeups import Wakeups
 
 START_TIMEOUT_S = 400
 pytestmark = pytest.mark.skipif(not (DEMO_CHECKPOINT / "config.json").exists(), reason="the demo model is not built")
@@ -36,8 +36,7 @@ class WorkerProcess:
     log: Path
 
     def wake(self, kind: JobKind, job_id: str) -> None:
-        with Redis.from_url(self.redis_url) as redis:
-            Wakeups(redis).wake(kind, job_id)
+        Wakeups(self.redis_url).push(kind, job_id)
 
 
 def start(valkey: ValkeyServer, directory: Path) -> WorkerProcess:

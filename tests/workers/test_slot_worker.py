@@ -14,8 +14,8 @@ from rq import Queue
 from rq.serializers import JSONSerializer
 
 from service.contract.jobs import JobKind
+from service.contract.wakeups import Wakeups
 from workers.slot_worker import SlotWorker
-from workers.wakeups import Wakeups
 
 MARK = "sharecap-test-mark"
 
@@ -42,23 +42,30 @@ def redis(redis_url: str) -> Iterator[Redis]:
         yield client
 
 
-def work(jobs: Jobs, redis: Redis, count: int) -> SlotWorker:
-    """Let a worker take `count` wake-ups."""
-    worker = SlotWorker(jobs, redis)  # type: ignore[arg-type]
-    worker.work(max_jobs=count, logging_level="CRITICAL")
-    return worker
+@pytest.fixture
+def wakeups(redis_url: str) -> Iterator[Wakeups]:
+    wakeups = Wakeups(redis_url)
+    yield wakeups
+    wakeups.close()
 
 
-def test_text_goes_before_videos_and_does_not_wait_for_a_slot(redis: Redis) -> None:
-    wakeups, jobs = Wakeups(redis), Jobs()
+def work(jobs: Jobs, redis: Redis, count: int) -> threading.Event:
+    """Let a worker take `count` wake-ups; return whether it was asked to stop."""
+    stop = threading.Event()
+    SlotWorker(jobs, redis, stop).work(max_jobs=count, logging_level="CRITICAL")  # type: ignore[arg-type]
+    return stop
+
+
+def test_text_goes_before_videos_and_does_not_wait_for_a_slot(redis: Redis, wakeups: Wakeups) -> None:
+    jobs = Jobs()
     for name in ("video-1", "video-2"):
-        wakeups.wake(JobKind.VIDEO, name)
-    wakeups.wake(JobKind.CLIP, "clip")
-    wakeups.wake(JobKind.RECAPTION, "recaption")
+        wakeups.push(JobKind.VIDEO, name)
+    wakeups.push(JobKind.CLIP, "clip")
+    wakeups.push(JobKind.RECAPTION, "recaption")
     work(jobs, redis, 3)
     assert jobs.handed == ["recaption", "clip", "video-1"]
 
-    wakeups.wake(JobKind.RECAPTION, "another")
+    wakeups.push(JobKind.RECAPTION, "another")
     work(jobs, redis, 1)
     assert jobs.handed[3:] == ["another"], "the second video waits for a slot, the text does not"
 
@@ -81,13 +88,13 @@ def test_text_goes_before_videos_and_does_not_wait_for_a_slot(redis: Redis) -> N
     ],
 )
 def test_a_wake_up_can_do_one_thing_only(
-    redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: dict[str, Any]
+    redis: Redis, wakeups: Wakeups, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: dict[str, Any]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     jobs = Jobs()
     queue = Queue("recaption", connection=redis, serializer=JSONSerializer)
     queue.enqueue_call(**call)
-    Wakeups(redis).wake(JobKind.RECAPTION, "good")
+    wakeups.push(JobKind.RECAPTION, "good")
     work(jobs, redis, 2)
     assert jobs.handed == ["good"], "the worker lives on"
     assert not list(tmp_path.iterdir())
@@ -118,9 +125,24 @@ def test_a_signal_stops_the_worker_while_it_waits(redis: Redis) -> None:
     before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
     timer.start()
     try:
-        worker = work(Jobs(), redis, 1)
+        asked = work(Jobs(), redis, 1)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    assert worker.asked_to_stop
+    assert asked.is_set()
     assert redis.smembers("rq:workers") == set()
+
+
+def test_a_wake_up_lies_in_its_queue_once_and_begun_jobs_go_first(redis: Redis, wakeups: Wakeups) -> None:
+    for _ in range(3):
+        wakeups.push(JobKind.RECAPTION, "new")
+    wakeups.push(JobKind.RECAPTION, "begun", 1)
+    wakeups.push(JobKind.RECAPTION, "begun", 2)
+    assert redis.lrange("rq:queue:recaption", 0, -1) == [b"begun-2", b"begun-1", b"new-0"]
+
+
+def test_remote_commands_are_not_taken(redis: Redis, wakeups: Wakeups) -> None:
+    jobs = Jobs()
+    wakeups.push(JobKind.RECAPTION, "one")
+    work(jobs, redis, 1)
+    assert redis.pubsub_channels() == [] and jobs.handed == ["one"]

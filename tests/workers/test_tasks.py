@@ -15,13 +15,14 @@ from service.contract.errors import EngineFailed
 from service.contract.events import Caption, Delta, Event, Failed, Keyframes, Started, Video
 from service.contract.files import keyframes_dir, upload_path
 from service.contract.jobs import JobKind, JobStatus
-from service.contract.store import Lease, Store, job_key
+from service.contract.reaper import Reaper
+from service.contract.store import LEASES, QUEUED, Lease, Store, events_key, job_key
+from service.contract.wakeups import Wakeups
 from tests.fake_captioner import FakeCaptioner, FakeEncoder
 from tests.workers.clips import numbered, write
 from tests.workers.conftest import Bench
 from workers.engine import Features
 from workers.publisher import Publisher
-from workers.wakeups import Wakeups
 
 
 @pytest.fixture
@@ -30,8 +31,9 @@ def clip(tmp_path: Path) -> Path:
 
 
 async def steal(bench: Bench, job_id: str) -> None:
-    """Let the job's lease run out, as if its worker had been frozen."""
+    """Let the job's lease run out, as if its worker had been frozen, and a reaper see it."""
     await bench.store.redis.hset(job_key(job_id), "until", 1)
+    assert await bench.store.reap(job_id)
 
 
 async def test_a_second_worker_goes_on_at_the_first_missing_differential(bench: Bench, clip: Path) -> None:
@@ -95,7 +97,7 @@ async def test_jobs_given_back_are_finished_by_the_next_worker(bench: Bench, cli
     runner = bench.runner(captioner)
     job_id = await bench.video(clip, keyframes="interval")
     await asyncio.to_thread(runner.run_job, job_id)
-    await bench.until(job_id, lambda job: len(job.differentials) == 1)
+    await bench.until(job_id, lambda job: len(job.differentials) == 1 and len(captioner.running) == 1)
     await runner.stop(0)
     assert not captioner.running
     assert len(captioner.aborted) == 1
@@ -200,21 +202,69 @@ async def test_an_unexpected_error_says_nothing_of_the_inside(bench: Bench, clip
     assert captioner.alive
 
 
-async def test_a_dead_engine_fails_its_jobs_and_ends_the_worker(bench: Bench) -> None:
-    captioner = FakeCaptioner([EngineFailed("The captioning engine stopped.")])
-    failed = await failure(bench, captioner, await bench.recaption("a cat"))
-    assert (failed.error.code, failed.error.retryable) == ("engine_failed", True)
-    assert bench.runners[0].engine_died
-
-
-async def test_a_job_is_tried_three_times(bench: Bench) -> None:
+async def test_a_dead_engine_ends_the_worker_and_its_jobs_are_tried_three_times(bench: Bench) -> None:
     job_id = await bench.recaption("a cat")
     for attempt in (1, 2, 3):
-        lease = await bench.store.claim(job_id)
-        assert lease is not None
-        await bench.store.append(lease, attempt + 1, Started(attempt=attempt))
-        await steal(bench, job_id)
-    assert (await failure(bench, FakeCaptioner(), job_id)).error.code == "attempts_exhausted"
+        runner = bench.runner(FakeCaptioner([EngineFailed("The captioning engine stopped.")]))
+        await asyncio.to_thread(runner.run_job, job_id)
+        async with asyncio.timeout(10):
+            while not runner.engine_died or await bench.store.redis.zrange("sharecap:leases", 0, -1):
+                await asyncio.sleep(0.02)
+        await asyncio.to_thread(runner.run_job, job_id)
+        job = await bench.store.job(job_id)
+        assert job and (job.attempts, job.status.ended) == (attempt, attempt == 3), "it takes nothing more"
+    assert job.error and (job.error.code, job.error.retryable) == ("engine_failed", True)
+    assert len([e for e in await bench.events(job_id) if isinstance(e, Failed)]) == 1
+
+
+async def test_a_decoder_that_dies_is_tried_three_times(
+    bench: Bench, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child = tmp_path / "child.py"
+    child.write_text("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    monkeypatch.setattr("workers.frames.CHILD", child)
+    runner, job_id = bench.runner(FakeCaptioner()), await bench.video(clip)
+    for attempt in (1, 2, 3):
+        await asyncio.to_thread(runner.run_job, job_id)
+        job = await bench.until(job_id, lambda job: job.attempts == attempt)  # noqa: B023
+        async with asyncio.timeout(30):
+            while await bench.store.redis.zrange("sharecap:leases", 0, -1):
+                await asyncio.sleep(0.02)
+    job = await bench.ended(job_id)
+    assert job.error and (job.error.code, job.error.retryable) == ("decode_failed", False)
+    assert not upload_path(bench.data_dir, job_id).exists()
+
+
+async def test_a_worker_goes_on_where_redis_has_lost_its_last_events(bench: Bench, clip: Path) -> None:
+    captioner = FakeCaptioner(delay_s=0.3)
+    runner = bench.runner(captioner)
+    job_id = await bench.video(clip, keyframes="interval")
+    await asyncio.to_thread(runner.run_job, job_id)
+    await bench.until(job_id, lambda job: len(job.differentials) == 1)
+    earlier = await bench.store.redis.dump(events_key(job_id))
+    await bench.until(job_id, lambda job: len(job.differentials) == 2)
+    await bench.store.redis.restore(events_key(job_id), 0, earlier, replace=True)
+    async with asyncio.timeout(10):
+        while not await bench.store.redis.zrange("sharecap:queued", 0, -1):
+            await asyncio.sleep(0.02)
+    job = await bench.run(runner, job_id)
+    assert (job.status, job.attempts) == (JobStatus.COMPLETED, 2)
+    assert [d.keyframe for d in job.differentials] == [k.index for k in job.keyframes] == [0, 1, 2, 3, 4]
+    await bench.events(job_id)
+
+
+async def test_a_worker_takes_up_again_what_it_lost(bench: Bench, clip: Path) -> None:
+    """Its lease ran out while Redis was away; it is waked before it has noticed."""
+    captioner = FakeCaptioner(delay_s=0.2)
+    runner = bench.runner(captioner)
+    job_id = await bench.video(clip, keyframes="interval")
+    await asyncio.to_thread(runner.run_job, job_id)
+    await bench.until(job_id, lambda job: len(job.differentials) == 1)
+    await steal(bench, job_id)
+    job = await bench.run(runner, job_id)
+    assert (job.status, job.attempts) == (JobStatus.COMPLETED, 2)
+    assert [d.keyframe for d in job.differentials] == [0, 1, 2, 3, 4]
+    assert not captioner.running and runner.video_slot_is_free
 
 
 async def test_many_videos_at_once_and_text_beside_them(bench: Bench, clip: Path) -> None:
@@ -270,12 +320,20 @@ async def test_a_writer_that_is_cancelled_leaves_the_next_place_right(bench: Ben
     assert isinstance((await bench.events(job_id))[-1], Caption)
 
 
-async def test_a_sweep_wakes_what_nobody_holds(bench: Bench) -> None:
-    queued, held, lost = [await bench.recaption(text) for text in ("queued", "held", "lost")]
-    for job_id in (held, lost):
+async def test_a_reaper_wakes_what_nobody_holds(bench: Bench) -> None:
+    queued, waked, held, lost, ended = [await bench.recaption(text) for text in ("a", "b", "c", "d", "e")]
+    wakeups, redis = Wakeups(bench.redis_url), bench.store.redis
+    for job_id in (queued, waked):
+        await redis.zadd(QUEUED, {job_id: 1})
+    await wakeups.wake(JobKind.RECAPTION, waked)
+    for job_id in (held, lost, ended):
         assert await bench.store.claim(job_id) is not None
-    await bench.store.redis.zadd("sharecap:leases", {lost: 1})
-    with Redis.from_url(bench.redis_url) as redis:
-        await asyncio.to_thread(Wakeups(redis).sweep)
-        waked = {name.decode().rsplit("-", 1)[0] for name in redis.lrange("rq:queue:recaption", 0, -1)}
-    assert waked == {queued, lost}
+    await bench.store.cancel(ended)
+    for job_id in (lost, ended):
+        await redis.hset(job_key(job_id), "until", 1)
+        await redis.zadd(LEASES, {job_id: 1})
+    reapers = [Reaper(bench.store, wakeups, bench.data_dir) for _ in range(4)]
+    await asyncio.gather(*(reaper.reap() for reaper in reapers))
+    await asyncio.gather(*(reaper.reap() for reaper in reapers))
+    assert await redis.lrange("rq:queue:recaption", 0, -1) == [f"{lost}-1", f"{waked}-0", f"{queued}-0"]
+    wakeups.close()

@@ -1,0 +1,50 @@
+"""The reaper: finds the jobs that nobody works on although somebody should, and wakes or ends them.
+
+Every worker and every gateway runs one. Each job is looked at in one atomic step (`scripts.REAP`), so that however many
+look at it, a lease is taken back once, a strike counts once, and a job ends once.
+"""
+
+import asyncio
+import logging
+from pathlib import Path
+
+from redis.exceptions import RedisError
+
+from service.contract.files import upload_path
+from service.contract.store import Store
+from service.contract.wakeups import Wakeups
+
+REAP_EVERY_S = 2.0
+AT_ONCE = 100
+
+log = logging.getLogger("sharecap.reaper")
+
+
+class Reaper:
+    """`run` looks every `REAP_EVERY_S` seconds; it outlives a Redis that goes away and comes back."""
+
+    def __init__(self, store: Store, wakeups: Wakeups, data_dir: Path) -> None:
+        self._store = store
+        self._wakeups = wakeups
+        self._data_dir = data_dir
+
+    async def run(self) -> None:
+        """Reap for ever."""
+        while True:
+            try:
+                await self.reap()
+            except (RedisError, OSError) as error:
+                log.warning("jobs that were left behind cannot be looked for: %s", error)
+            await asyncio.sleep(REAP_EVERY_S)
+
+    async def reap(self) -> None:
+        """Wake, or end, what is due now: `AT_ONCE` jobs of each kind of trouble at most."""
+        for job_id in await self._store.due(AT_ONCE):
+            found = await self._store.reap(job_id)
+            if found is None:
+                continue
+            if found.status.ended:
+                log.warning("%s: %s, for its worker has gone", job_id, found.status.value)
+                upload_path(self._data_dir, job_id).unlink(missing_ok=True)
+            else:
+                await self._wakeups.wake(found.kind, job_id, found.epoch)

@@ -1,0 +1,16 @@
+"""The two models of a worker, loaded as its settings say: the one module that brings in torch and vLLM."""
+
+import torch
+
+from workers.encoder import ClipEncoder
+from workers.process import Models
+from workers.settings import SLOTS_ON_CPU, SLOTS_ON_GPU, Settings
+from workers.vllm_captioner import VllmCaptioner, model_defaults
+
+
+def load(settings: Settings) -> Models:
+    """Load them; call on the running loop that is to drive the engine. It blocks that loop until they are ready."""
+    encoder = ClipEncoder(settings.model, model_defaults(settings.model).keyframe_encoder)
+    captioner = VllmCaptioner.start(settings)
+    slots = settings.slots or (SLOTS_ON_GPU if torch.cuda.is_available() else SLOTS_ON_CPU)
+    return Models(captioner, encoder, slots, captioner.stop)
