@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from service import problems
 from service.gateway import open_gateway
 from service.metrics import CountResponses, Metrics
-from service.routes import captions, clips, events, health, recaption
+from service.routes import captions, clips, events, health, page, recaption
 from service.settings import Settings
 
 CLOSING_S = 5
@@ -36,7 +36,7 @@ def create_app(settings: Settings) -> FastAPI:
     app = FastAPI(
         title="sharecap", summary="Dense, temporally exact video captions", version=_version(), lifespan=lifespan
     )
-    for module in (captions, clips, events, recaption, health):
+    for module in (captions, clips, events, recaption, health, page):
         app.include_router(module.router)
     app.add_middleware(CountResponses, metrics=metrics)
     problems.install(app)

@@ -1,0 +1,49 @@
+"""The web page: static files, open to anyone, for the page itself asks for the key.
+
+Nothing but the files of `service/web` may run or be shown there: no inline script or style, no other host.
+"""
+
+from fastapi import APIRouter, Request, Response
+from starlette.staticfiles import StaticFiles
+
+router = APIRouter(include_in_schema=False)
+FILES = StaticFiles(packages=[("service", "web")])
+HEADERS = {
+    "Content-Security-Policy": "; ".join(
+        (
+            "default-src 'none'",
+            "script-src 'self'",
+            "style-src 'self'",
+            "img-src 'self' blob:",
+            "connect-src 'self'",
+            "base-uri 'none'",
+            "form-action 'none'",
+            "frame-ancestors 'none'",
+            "require-trusted-types-for 'script'",
+            "trusted-types 'none'",
+        )
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-cache",
+}
+
+
+@router.api_route("/", methods=["GET", "HEAD"])
+async def page(request: Request) -> Response:
+    """Show the page."""
+    return await _file("index.html", request)
+
+
+@router.api_route("/web/{name}", methods=["GET", "HEAD"])
+async def part(name: str, request: Request) -> Response:
+    """Give one of the page's files."""
+    return await _file(name, request)
+
+
+async def _file(name: str, request: Request) -> Response:
+    response = await FILES.get_response(name, request.scope)
+    response.headers.update(HEADERS)
+    return response

@@ -1,0 +1,132 @@
+"""The web page: what is served and how, that nothing of it is inline or from elsewhere, that it knows the API."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+import service
+from service.contract.events import Event
+from service.contract.jobs import VideoOptions
+from tests.service.scripted import Served
+
+WEB = Path(service.__file__).parent / "web"
+TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+
+
+class Elements(HTMLParser):
+    """All elements of a page with their attributes, and the text within scripts and styles."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str]]] = []
+        self.inline = ""
+        self._inside = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, {name: value or "" for name, value in attrs}))
+        self._inside = tag
+
+    def handle_data(self, data: str) -> None:
+        if self._inside in ("script", "style"):
+            self.inline += data.strip()
+
+
+def elements() -> Elements:
+    return Elements((WEB / "index.html").read_text())
+
+
+def directives(policy: str) -> dict[str, list[str]]:
+    parts = [part.split() for part in policy.split(";")]
+    return {name: values for name, *values in parts}
+
+
+async def test_every_file_has_its_type_and_the_policy(gateway: Served) -> None:
+    paths = {"/": "text/html"} | {f"/web/{path.name}": TYPES[path.suffix] for path in WEB.iterdir()}
+    for path, media_type in paths.items():
+        answer = await gateway.client.get(path)
+        assert answer.status_code == 200
+        assert answer.headers["content-type"].split(";")[0].replace("application/java", "text/java") == media_type
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["cache-control"] == "no-cache"
+        policy = directives(answer.headers["content-security-policy"])
+        assert policy.pop("default-src") == policy.pop("frame-ancestors") == policy.pop("base-uri") == ["'none'"]
+        assert policy.pop("form-action") == policy.pop("trusted-types") == ["'none'"]
+        assert policy.pop("script-src") == policy.pop("style-src") == policy.pop("connect-src") == ["'self'"]
+        assert policy == {"img-src": ["'self'", "blob:"], "require-trusted-types-for": ["'script'"]}
+        again = await gateway.client.get(path, headers={"If-None-Match": answer.headers["etag"]})
+        assert (again.status_code, again.content) == (304, b"")
+        assert (await gateway.client.head(path)).headers["content-length"] == answer.headers["content-length"]
+
+
+async def test_what_is_no_file_of_the_page_is_not_there(gateway: Served) -> None:
+    for path in ("nothing.js", "..%2fapp.py", "%2e%2e/app.py", "..%5capp.py", "%00", "x" * 5000, "", ".", "sub/app.js"):
+        answer = await gateway.client.get(f"/web/{path}")
+        assert (answer.status_code, answer.json()["code"]) == (404, "not_found"), path
+    assert (await gateway.client.post("/")).status_code == 405
+    assert (await gateway.client.delete("/web/app.js")).status_code == 405
+
+
+async def test_whatever_the_page_names_is_served(gateway: Served) -> None:
+    named = {
+        value for _, attributes in elements().found for name, value in attributes.items() if name in ("src", "href")
+    }
+    assert {"web/app.js", "web/style.css", "web/icon.svg"} <= named
+    for script in WEB.glob("*.js"):
+        named |= {f"web/{name}" for name in re.findall(r'from "\./([\w.]+)"', script.read_text())}
+    for address in named:
+        assert (await gateway.client.get(f"/{address}")).status_code == 200, address
+
+
+def test_nothing_is_inline_or_from_elsewhere() -> None:
+    page = elements()
+    assert page.inline == ""
+    for tag, attributes in page.found:
+        assert tag not in ("style", "iframe", "object", "embed", "base")
+        assert not [name for name in attributes if name.startswith("on") or name in ("style", "srcdoc", "formaction")]
+        assert not [v for n, v in attributes.items() if n in ("src", "href", "action") and re.match(r"/|\w+:", v)]
+    for path in WEB.iterdir():
+        addresses = re.findall(r"(?:https?:)?//[\w.-]+\.\w+", path.read_text())
+        assert addresses in ([], ["http://www.w3.org"]), path.name
+    assert not re.search(r"url\(|@import|expression", (WEB / "style.css").read_text())
+
+
+@pytest.mark.parametrize("script", sorted(WEB.glob("*.js")), ids=lambda path: path.name)
+def test_text_is_put_in_as_text(script: Path) -> None:
+    dangerous = (
+        r"innerHTML|outerHTML|insertAdjacentHTML|createContextualFragment|setHTML|document\.write|parseFromString"
+    )
+    dangerous += r"|srcdoc|\beval\b|\bFunction\(|import\(|javascript:|localStorage|cookie|setTimeout\([\"'`]"
+    assert not re.search(dangerous, script.read_text())
+
+
+def test_every_field_has_a_label() -> None:
+    page = elements()
+    labelled = {attributes.get("for") for tag, attributes in page.found if tag == "label"}
+    text = (WEB / "index.html").read_text()
+    within = "".join(re.findall(r"<label\b[^>]*>.*?</label>", text, re.DOTALL))
+    for tag, attributes in page.found:
+        if tag in ("input", "select", "textarea"):
+            assert attributes.get("id") in labelled or f'name="{attributes["name"]}"' in within, attributes
+    ids = [attributes["id"] for _, attributes in page.found if "id" in attributes]
+    assert len(ids) == len(set(ids))
+
+
+def test_the_options_are_the_service_s() -> None:
+    options = (WEB / "index.html").read_text().split('id="options"')[1].split("</details>")[0]
+    page = Elements(options)
+    names = {attributes["name"] for _, attributes in page.found if "name" in attributes}
+    assert len(names) >= 12 and names <= set(VideoOptions.model_fields)
+    for name in ("mode", "keyframes"):
+        within = Elements(options.split(f'name="{name}"')[1].split("</select>")[0])
+        values = tuple(attributes["value"] for tag, attributes in within.found if tag == "option")
+        assert values == get_args(VideoOptions.model_fields[name].annotation)
+        assert values[0] == VideoOptions.model_fields[name].default
+
+
+def test_every_event_is_shown() -> None:
+    types = {kind.model_fields["type"].default for kind in get_args(get_args(Event)[0])}
+    assert types | {"gap", "interrupted"} == set(re.findall(r'case "(\w+)":', (WEB / "job.js").read_text()))
