@@ -52,13 +52,13 @@ class Attempt:
     _since: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    async def begin(cls, tools: Tools, record: Record, lease: Lease) -> "Attempt":
-        """Read back what is known of the job."""
+    async def begin(cls, tools: Tools, record: Record, lease: Lease, progress: asyncio.Event) -> "Attempt":
+        """Read back what is known of the job. `progress` will be set once a text is finished."""
 
         async def read() -> "Attempt":
             stored = [event async for event in tools.store.events(record.id)]
             job = fold(record, stored)
-            publisher = Publisher(tools.store, lease, stored[-1].seq if stored else 0)
+            publisher = Publisher(tools.store, lease, stored[-1].seq if stored else 0, progress)
             attempt = cls(
                 tools=tools,
                 record=record,

@@ -12,7 +12,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from service.contract.events import Event
-from service.contract.store import CancelRequested, Fenced, Lease, Store
+from service.contract.store import CancelRequested, Fenced, Lease, Rewound, Store
 
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 2.0
@@ -32,17 +32,18 @@ async def persistently(call: Callable[[], Awaitable[T]]) -> T:
 
 
 class Publisher:
-    """Appends to one job's stream; `seq` is the newest place that is taken."""
+    """Appends to one job's stream; `seq` is the newest place that is taken. Sets `progress` with a finished text."""
 
-    def __init__(self, store: Store, lease: Lease, seq: int) -> None:
+    def __init__(self, store: Store, lease: Lease, seq: int, progress: asyncio.Event | None = None) -> None:
         self.lease = lease
         self._store = store
         self._seq = seq
+        self._progress = progress or asyncio.Event()
         self._order = asyncio.Lock()
         self._writes: set[asyncio.Task[None]] = set()
 
     async def append(self, event: Event) -> None:
-        """Write `event`. Raises Fenced or CancelRequested (the event is written then, too).
+        """Write `event`. Raises Fenced, Rewound or CancelRequested (the event is written then, too).
 
         A caller that is cancelled leaves the write behind to be finished: whoever writes next must know its place.
         """
@@ -60,8 +61,10 @@ class Publisher:
                 self._seq = seq
                 raise
             self._seq = seq
+            if event.progress:
+                self._progress.set()
 
     def _forget(self, write: asyncio.Task[None]) -> None:
         self._writes.discard(write)
-        if not write.cancelled() and isinstance(write.exception(), Fenced | CancelRequested):
+        if not write.cancelled() and isinstance(write.exception(), Fenced | Rewound | CancelRequested):
             return  # the caller may be gone: it is told again by the next write or renewal

@@ -8,8 +8,9 @@ import asyncio
 import contextlib
 import logging
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any
 
 from redis.exceptions import RedisError
 
@@ -17,7 +18,16 @@ from service.contract.errors import DecoderDied, EngineFailed, SharecapError
 from service.contract.events import Cancelled, Failed
 from service.contract.files import keyframes_dir
 from service.contract.jobs import JobKind, Record
-from service.contract.store import RENEW_EVERY_S, CancelRequested, Fenced, Lease, Rewound, WorkerCard, new_token
+from service.contract.store import (
+    MAX_STRIKES,
+    RENEW_EVERY_S,
+    CancelRequested,
+    Fenced,
+    Lease,
+    Rewound,
+    WorkerCard,
+    new_token,
+)
 from service.contract.wakeups import Wakeups
 from workers import pipeline
 from workers.attempt import Attempt, Tools
@@ -40,10 +50,11 @@ class EngineDied(EngineFailed):
 
 @dataclass
 class Running:
-    """A claimed job. `why` says what its work was interrupted for."""
+    """A claimed job. `progress` is set once a text is finished, `why` says what the work was interrupted for."""
 
     lease: Lease
     record: Record
+    progress: asyncio.Event = field(default_factory=asyncio.Event)
     attempt: "asyncio.Task[None] | None" = None
     work: "asyncio.Task[None] | None" = None
     why: Exception | None = None
@@ -69,6 +80,8 @@ class Runner:
         self._on_engine_death = on_engine_death
         self._jobs: dict[Lease, Running] = {}
         self._attempts: set[asyncio.Task[None]] = set()
+        self._trial = asyncio.Lock()
+        self._on_trial: set[str] = set()
         self._loop = asyncio.get_running_loop()
         self._chores = [asyncio.create_task(chore()) for chore in (self._keep_leases, self._show_card)]
         self._stopping = False
@@ -91,16 +104,45 @@ class Runner:
     async def _start(self, job_id: str) -> None:
         if self._stopping or self.engine_died:
             return  # a reaper wakes another worker
-        token = new_token()
+        if await persistently(lambda: self._store.strikes(job_id)) < MAX_STRIKES - 1:
+            await self._claim(job_id)
+        elif job_id not in self._on_trial:
+            self._on_trial.add(job_id)
+            self._keep(self._try_alone(job_id)).add_done_callback(lambda _: self._on_trial.discard(job_id))
+
+    async def _claim(self, job_id: str) -> Running | None:
+        token = f"{self._card.id}-{new_token()}"
         lease = await persistently(lambda: self._store.claim(job_id, token))
         record = await persistently(lambda: self._store.record(job_id)) if lease else None
         if lease is None or record is None:
-            return
+            return None
         before = [running for running in self._jobs.values() if running.lease.job_id == job_id]
         running = self._jobs[lease] = Running(lease, record)
-        task = running.attempt = asyncio.create_task(self._attempt(running, before))
+        running.attempt = self._keep(self._attempt(running, before))
+        return running
+
+    async def _try_alone(self, job_id: str) -> None:
+        """Give the job its last chance when no other job is on its last: it may be this one that kills workers.
+
+        The trial is over with the first text that it finishes. Until its turn comes the job is not claimed, so that
+        it has no share in another one's failure.
+        """
+        async with self._trial:
+            known = await persistently(lambda: self._store.kind_and_status(job_id))
+            is_video = known is not None and known[0] is JobKind.VIDEO
+            if self._stopping or self.engine_died or (is_video and not self.video_slot_is_free):
+                return  # a reaper wakes it again
+            running = await self._claim(job_id)
+            if running is not None and running.attempt is not None:
+                progress = asyncio.create_task(running.progress.wait())
+                await asyncio.wait((progress, running.attempt), return_when=asyncio.FIRST_COMPLETED)
+                progress.cancel()
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        task = asyncio.create_task(work)
         self._attempts.add(task)
         task.add_done_callback(self._attempts.discard)
+        return task
 
     async def _attempt(self, running: Running, before: list[Running]) -> None:
         """Work on the job and see to it that it ends in exactly one way.
@@ -111,7 +153,7 @@ class Runner:
             for lost in before:
                 lost.interrupt(Fenced(lost.lease.job_id))
             await asyncio.gather(*(lost.attempt for lost in before if lost.attempt), return_exceptions=True)
-            attempt = await Attempt.begin(self._tools, running.record, running.lease)
+            attempt = await Attempt.begin(self._tools, running.record, running.lease, running.progress)
             running.work = asyncio.create_task(pipeline.run(attempt))
             if running.why is not None:
                 running.work.cancel()

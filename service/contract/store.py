@@ -245,6 +245,10 @@ class Store:
 
     # -- the worker's side
 
+    async def strikes(self, job_id: str) -> int:
+        """Return how many attempts in a row have ended badly."""
+        return int(await self.redis.hget(job_key(job_id), "strikes") or 0)
+
     async def claim(self, job_id: str, token: str | None = None) -> Lease | None:
         """Take a job that nobody holds; return None where it is held, ended or unknown.
 

@@ -16,7 +16,7 @@ from service.contract.events import Caption, Delta, Event, Failed, Keyframes, St
 from service.contract.files import keyframes_dir, upload_path
 from service.contract.jobs import JobKind, JobStatus
 from service.contract.reaper import Reaper
-from service.contract.store import LEASES, QUEUED, Lease, Store, events_key, job_key
+from service.contract.store import LEASES, MAX_STRIKES, QUEUED, Lease, Store, events_key, job_key
 from service.contract.wakeups import Wakeups
 from tests.fake_captioner import FakeCaptioner, FakeEncoder
 from tests.workers.clips import numbered, write
@@ -63,15 +63,14 @@ async def test_a_second_worker_goes_on_at_the_first_missing_differential(bench: 
 
 
 class GatedEncoder(FakeEncoder):
-    """Encodes `batches` batches, then waits for ever."""
+    """Encodes `frames` frames at least, then waits for ever."""
 
-    def __init__(self, batches: int) -> None:
+    def __init__(self, frames: int) -> None:
         super().__init__()
-        self._left = batches
+        self._frames = frames
 
     async def encode(self, images: Sequence[Image.Image]) -> Features:
-        self._left -= 1
-        if self._left < 0:
+        if sum(self.batches) >= self._frames:
             await asyncio.Event().wait()
         return await super().encode(images)
 
@@ -82,7 +81,7 @@ async def test_a_second_worker_goes_on_finding_keyframes(bench: Bench, clip: Pat
     assert 5 < len(whole.keyframes) < 40
 
     job_id = await bench.video(clip, **options)
-    await asyncio.to_thread(bench.runner(FakeCaptioner(), encoder=GatedEncoder(2)).run_job, job_id)
+    await asyncio.to_thread(bench.runner(FakeCaptioner(), encoder=GatedEncoder(16)).run_job, job_id)
     half = await bench.until(job_id, lambda job: len(job.keyframes) >= 2)
     await steal(bench, job_id)
     job = await bench.run(bench.runner(FakeCaptioner()), job_id)
@@ -265,6 +264,25 @@ async def test_a_worker_takes_up_again_what_it_lost(bench: Bench, clip: Path) ->
     assert (job.status, job.attempts) == (JobStatus.COMPLETED, 2)
     assert [d.keyframe for d in job.differentials] == [0, 1, 2, 3, 4]
     assert not captioner.running and runner.video_slot_is_free
+
+
+async def test_jobs_on_their_last_chance_are_tried_one_at_a_time(bench: Bench) -> None:
+    """Otherwise one that kills every worker would take those beside it along."""
+    first, second, fresh = [await bench.recaption(text) for text in ("first", "second", "fresh")]
+    for job_id in (first, second):
+        await bench.store.redis.hset(job_key(job_id), "strikes", MAX_STRIKES - 1)
+    captioner = FakeCaptioner(delay_s=1)
+    runner = bench.runner(captioner, slots=1)
+    for job_id in (first, second, second, fresh):
+        await asyncio.to_thread(runner.run_job, job_id)
+    await bench.until(fresh, lambda job: job.status is JobStatus.RUNNING)
+    await bench.until(first, lambda job: job.status is JobStatus.RUNNING)
+    job = await bench.ended(first)
+    later = await bench.ended(second)
+    assert job.finished_at and later.started_at
+    told = [e.at async for e in bench.store.events(first) if e.event.progress]
+    assert told[0] <= later.started_at
+    assert [(await bench.ended(job_id)).attempts for job_id in (first, second, fresh)] == [1, 1, 1]
 
 
 async def test_many_videos_at_once_and_text_beside_them(bench: Bench, clip: Path) -> None:
