@@ -1,5 +1,6 @@
 """The gateway: the FastAPI application, and the process that serves it."""
 
+import asyncio
 import contextlib
 import logging
 import signal
@@ -12,8 +13,9 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 from pydantic import ValidationError
+from redis.exceptions import RedisError
 
-from service import problems
+from service import auth, problems
 from service.gateway import open_gateway
 from service.metrics import CountResponses, Metrics
 from service.routes import captions, clips, events, health, page, recaption
@@ -21,6 +23,8 @@ from service.settings import Settings
 
 CLOSING_S = 5
 EX_CONFIG = 78
+
+log = logging.getLogger(__name__)
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -38,8 +42,9 @@ def create_app(settings: Settings) -> FastAPI:
     )
     for module in (captions, clips, events, recaption, health, page):
         app.include_router(module.router)
-    app.add_middleware(CountResponses, metrics=metrics)
     problems.install(app)
+    auth.install(app)
+    app.add_middleware(CountResponses, metrics=metrics)
     return app
 
 
@@ -75,9 +80,26 @@ def main(settings: Settings | None = None) -> None:
             name = ".".join(str(place) for place in problem["loc"]).upper()
             print(f"{name}: {problem['msg']}" if name else problem["msg"], file=sys.stderr)
         sys.exit(EX_CONFIG)
+    if settings.exposed and not asyncio.run(_some_key_opens(settings)):
+        print(
+            f"HOST={settings.host} would let anyone on the network in, for there is no API key: make one with "
+            "`sharecap keys add NAME`, or keep HOST=127.0.0.1, or set ALLOW_PUBLIC_BIND=true where something else "
+            "keeps strangers out",
+            file=sys.stderr,
+        )
+        sys.exit(EX_CONFIG)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _exit)
     Server(create_app(settings), settings).run()
+
+
+async def _some_key_opens(settings: Settings) -> bool:
+    """Whether any API key lets somebody in; where Redis cannot say, all is well: every request needs one anyway."""
+    try:
+        return await auth.some_key_opens(settings)
+    except (RedisError, OSError) as error:
+        log.warning("whether there is an API key is not known, for Redis cannot be reached: %s", error)
+        return True
 
 
 def _exit(number: int, frame: FrameType | None) -> None:

@@ -10,12 +10,17 @@ from fastapi import Depends, Request
 from redis.asyncio import Redis
 
 from service import uploads
+from service.auth import Door
 from service.contract.reaper import Reaper
 from service.contract.redis import connect
 from service.contract.store import Store
 from service.contract.wakeups import Wakeups
 from service.follower import Follower
+from service.idempotency import Idempotency
+from service.keys import Keys
+from service.limits import Limits
 from service.metrics import Metrics
+from service.retention import Retention
 from service.settings import Settings
 
 CONNECTIONS = 64
@@ -30,6 +35,10 @@ class Gateway:
     wakeups: Wakeups
     follower: Follower
     metrics: Metrics
+    door: Door
+    limits: Limits
+    idempotency: Idempotency
+    retention: Retention
     probing: asyncio.Semaphore
 
 
@@ -44,9 +53,24 @@ async def open_gateway(settings: Settings, metrics: Metrics) -> AsyncIterator[Ga
         stack.callback(wakeups.close)
         follower = Follower(store, reader)
         reaper = Reaper(store, wakeups, settings.data_dir)
-        tasks = [asyncio.create_task(follower.run()), asyncio.create_task(reaper.run())]
+        limits, idempotency = Limits(store.redis), Idempotency(store.redis)
+        door = Door(Keys(store.redis), limits, always_closed=settings.exposed)
+        retention = Retention(store, idempotency, settings.data_dir, settings.retention_s)
+        chores = (follower.run, reaper.run, limits.keep_streams, retention.run)
+        tasks = [asyncio.create_task(chore()) for chore in chores]
         try:
-            yield Gateway(settings, store, wakeups, follower, metrics, asyncio.Semaphore(PROBES))
+            yield Gateway(
+                settings,
+                store,
+                wakeups,
+                follower,
+                metrics,
+                door,
+                limits,
+                idempotency,
+                retention,
+                asyncio.Semaphore(PROBES),
+            )
         finally:
             follower.close()
             for task in tasks:
@@ -64,3 +88,12 @@ def _of_request(request: Request) -> Gateway:
 
 
 Here = Annotated[Gateway, Depends(_of_request)]
+
+
+async def _closing() -> AsyncIterator[AsyncExitStack]:
+    async with AsyncExitStack() as stack:
+        yield stack
+
+
+Closing = Annotated[AsyncExitStack, Depends(_closing)]
+"""What is entered here is left when the answer has been sent, or its client is gone."""

@@ -3,94 +3,170 @@
 import asyncio
 import re
 from contextlib import aclosing, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from fastapi import Request, Response
 from redis.exceptions import RedisError
 
+from service import idempotency
 from service.contract.errors import NotFound, NoWorker, QueueUnavailable
 from service.contract.jobs import Job, JobKind, JobStatus, Options, Record, Source, links_of, new_job_id
 from service.gateway import Gateway
+from service.keys import Key
 from service.options import wait_asked_for
 from service.problems import answer_of_failed
+from service.uploads import Upload
 
+UNDO_TIMEOUT_S = 1.0
 _ID = re.compile(r"cap_[0-9a-f]{32}")
 
 
-async def waiting_time(gateway: Gateway, request: Request, default_s: int = 0) -> int:
+@dataclass(frozen=True)
+class Order:
+    """What is known of a request for a job before its body is read."""
+
+    key: Key | None
+    idempotency: str | None
+    """SHA-256 of its `Idempotency-Key`."""
+    repeated: bool
+    """That key came before: there is a job most likely."""
+
+    @property
+    def owner(self) -> str | None:
+        return self.key.id if self.key else None
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A job that the request made, or that an earlier one with its `Idempotency-Key` did."""
+
+    id: str
+    replayed: bool
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What tells of it in an answer."""
+        replayed = {"Idempotency-Replayed": "true"} if self.replayed else {}
+        return {"Location": links_of(self.id).self, **replayed}
+
+
+async def begin(gateway: Gateway, request: Request, key: Key | None) -> Order:
+    """See whether the request may make a job, before its body is read. Raises RateLimited, InvalidOption."""
+    idempotency_key = idempotency.key_of(request)
+    owner = key.id if key else None
+    repeated = idempotency_key is not None and await gateway.idempotency.is_known(owner, idempotency_key)
+    if not repeated:
+        await gateway.limits.job(key)
+    return Order(key, idempotency_key, repeated)
+
+
+async def waiting_time(gateway: Gateway, request: Request, order: Order, default_s: int = 0) -> int:
     """Return for how long the answer may wait; raise NoWorker where it would be in vain."""
     wait_s = wait_asked_for(request, default_s)
-    if wait_s and not await gateway.store.workers():
+    if wait_s and not order.repeated and not await gateway.store.workers():
         raise NoWorker("No worker is ready, so there is nothing to wait for; without waiting the job is queued.")
     return wait_s
 
 
 async def accept(
     gateway: Gateway,
+    order: Order,
     kind: JobKind,
     options: Options,
     metadata: dict[str, str],
     *,
-    job_id: str | None = None,
     source: Source | None = None,
     parent: str | None = None,
-) -> Record:
-    """Write the job's record, then wake a worker. Raises QueueUnavailable, with nothing kept."""
+    upload: Upload | None = None,
+) -> Accepted:
+    """Write the job's record, then wake a worker; where the request came before, find its job instead.
+
+    With the record the job is accepted: where waking fails, a reaper does it. Raises IdempotencyConflict, RateLimited,
+    StorageFull, QueueUnavailable.
+    """
     record = Record(
-        id=job_id or new_job_id(),
+        id=new_job_id(),
         kind=kind,
         options=options,
         source=source,
         parent=parent,
         metadata=metadata,
+        owner=order.owner,
+        idempotency=order.idempotency,
         created_at=datetime.now(UTC),
     )
-    try:
-        await gateway.store.create(record)
+    if order.idempotency is not None:
+        job_id, there = await gateway.idempotency.reserve(record)
+        if there:
+            return Accepted(job_id, replayed=True)
+        record = record.model_copy(update={"id": job_id})
+    await gateway.limits.job(order.key, record.id)
+    if upload is not None:
+        await upload.keep(record.id)
+    if not await _create(gateway, record, upload):
+        return Accepted(record.id, replayed=True)
+    with suppress(RedisError, OSError):
         await gateway.wakeups.wake(kind, record.id)
-    except (RedisError, OSError) as error:
-        with suppress(RedisError, OSError):
-            await gateway.store.delete(record.id)
-        raise QueueUnavailable("The queue cannot be reached; the job was not taken on.") from error
     gateway.metrics.accepted.labels(kind.value).inc()
     gateway.metrics.upload_bytes.inc((source.bytes if source else None) or 0)
-    return record
+    return Accepted(record.id, replayed=False)
 
 
-async def find(gateway: Gateway, job_id: str) -> Job:
-    """Return the job as it stands; raise NotFound."""
-    job = await gateway.store.job(job_id) if _ID.fullmatch(job_id) else None
+async def _create(gateway: Gateway, record: Record, upload: Upload | None) -> bool:
+    """Write the record; return False where a request with the same `Idempotency-Key` has just done so.
+
+    Where Redis does not answer, nobody knows whether the record is there. Then it is removed, and the video with it;
+    where even that cannot be known, or where others may be about to use both, they stay: a video without a job goes
+    in time, a job without its video would fail.
+    """
+    try:
+        if record.idempotency is not None:
+            await gateway.idempotency.hold(record)
+        return await gateway.store.create(record)
+    except (RedisError, OSError) as error:
+        if record.idempotency is None:
+            with suppress(RedisError, OSError):
+                async with asyncio.timeout(UNDO_TIMEOUT_S):
+                    await gateway.store.delete(record.id)
+                    if upload is not None:
+                        upload.discard()
+        raise QueueUnavailable("The queue cannot be reached; the job was not taken on.") from error
+
+
+async def find(gateway: Gateway, key: Key | None, job_id: str) -> Job:
+    """Return the job as it stands; raise NotFound, also for another key's."""
+    await status_of(gateway, key, job_id)
+    job = await gateway.store.job(job_id)
     if job is None:
         raise _not_found()
     return job
 
 
-async def status_of(gateway: Gateway, job_id: str) -> JobStatus:
-    """Return the job's status without reading its events; raise NotFound."""
-    found = await gateway.store.kind_and_status(job_id) if _ID.fullmatch(job_id) else None
-    if found is None:
+async def status_of(gateway: Gateway, key: Key | None, job_id: str) -> JobStatus:
+    """Return the job's status without reading its events; raise NotFound, also for another key's.
+
+    A job made without a key is nobody's: once keys are asked for, no key shows it.
+    """
+    found = await gateway.store.owner_and_status(job_id) if _ID.fullmatch(job_id) else None
+    if found is None or found[0] != (key.id if key else None):
         raise _not_found()
     return found[1]
 
 
-async def answer(gateway: Gateway, request: Request, record: Record, wait_s: int) -> Response:
+async def answer(gateway: Gateway, order: Order, accepted: Accepted, wait_s: int) -> Response:
     """Return 202 with the job, or, where it ends within `wait_s`, 200 with the ended job or the error it met."""
-    headers = headers_of(record.id)
+    headers = accepted.headers
     if wait_s:
         headers["Preference-Applied"] = f"wait={wait_s}"
         with suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
-                await _end(gateway, record.id)
-    job = await find(gateway, record.id)
+                await _end(gateway, accepted.id)
+    job = await find(gateway, order.key, accepted.id)
     if job.error is not None:
         return answer_of_failed(job.error, job.links.self, headers)
     status = 200 if job.status.ended else 202
     return Response(job.model_dump_json(), status, headers=headers, media_type="application/json")
-
-
-def headers_of(job_id: str) -> dict[str, str]:
-    """Return the headers that tell of a new job."""
-    return {"Location": links_of(job_id).self}
 
 
 async def _end(gateway: Gateway, job_id: str) -> None:

@@ -17,8 +17,10 @@ from service.contract.errors import (
     MethodNotAllowed,
     NotFound,
     QueueUnavailable,
+    RateLimited,
     RequestError,
     SharecapError,
+    Unauthorized,
 )
 from service.contract.jobs import ErrorInfo
 
@@ -55,6 +57,16 @@ def answer_of(problem: Problem, headers: dict[str, str] | None = None) -> Respon
     return Response(body, problem.status, headers=headers, media_type=MEDIA_TYPE)
 
 
+def answer_of_error(error: SharecapError) -> Response:
+    """Return the answer of a request that met `error`, with the headers that belong to it."""
+    headers: dict[str, str] = {}
+    if isinstance(error, RateLimited):
+        headers["Retry-After"] = str(error.retry_after_s)
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = 'Bearer realm="sharecap"'
+    return answer_of(problem_of(error), headers)
+
+
 def answer_of_failed(info: ErrorInfo, job_path: str, headers: dict[str, str]) -> Response:
     """Return the answer of a request that waited for a job which failed."""
     kinds = {kind.code: kind for kind in _leaves(SharecapError)}
@@ -66,7 +78,7 @@ def responses(*errors: type[SharecapError]) -> dict[int | str, dict[str, Any]]:
     """Return what a route's OpenAPI entry says of `errors`, and of those that any route can meet."""
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
     codes: dict[int, list[str]] = {}
-    kinds: list[type[SharecapError]] = [*errors, InvalidOption, QueueUnavailable]
+    kinds: list[type[SharecapError]] = [*errors, InvalidOption, Unauthorized, RateLimited, QueueUnavailable]
     for kind in kinds:
         codes.setdefault(kind.status, []).append(kind.code)
     return {status: {"description": " · ".join(names), "content": content} for status, names in codes.items()}
@@ -85,7 +97,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(SharecapError)
     async def known(request: Request, error: SharecapError) -> Response:
-        return answer_of(problem_of(error))
+        return answer_of_error(error)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:

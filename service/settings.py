@@ -2,9 +2,9 @@
 
 import ipaddress
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.contract.probe import Limits
@@ -25,7 +25,8 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     allow_public_bind: bool = False
-    """Let `host` be more than loopback, where something else keeps strangers out: a container's network, a proxy."""
+    """Let `host` be more than loopback though there is no API key, for something else keeps strangers out: a proxy,
+    a container's network."""
 
     max_upload_bytes: Annotated[int, Field(gt=0)] = 4 * GIB
     max_duration_s: Annotated[float, Field(gt=0)] = 12 * 3600.0
@@ -35,24 +36,20 @@ class Settings(BaseSettings):
     """The cap on `max_keyframes`, and its default."""
     min_free_bytes: Annotated[int, Field(ge=0)] = GIB
     """An upload that would leave less room on the data directory's disk is refused."""
+    retention_s: Annotated[float, Field(ge=0)] = 7 * 24 * 3600.0
+    """An ended job, with all of its results, goes so long after its end; 0: it stays until it is deleted."""
     probe_timeout_s: Annotated[float, Field(gt=0)] = 20.0
     heartbeat_s: Annotated[float, Field(gt=0)] = 15.0
     """A comment goes out on a silent event stream this often."""
-    unread_s: Annotated[float, Field(ge=1, le=3600)] = 20.0
-    """A client that leaves what was sent to it unread for so long is cut off."""
 
     @property
     def video_limits(self) -> Limits:
         return Limits(self.max_pixels, self.max_duration_s, self.probe_timeout_s)
 
-    @model_validator(mode="after")
-    def _strangers_are_kept_out(self) -> Self:
-        if not (self.allow_public_bind or is_loopback(self.host)):
-            raise ValueError(
-                f"HOST={self.host} would let anyone on the network in, for no key is asked for: "
-                "keep 127.0.0.1, or set ALLOW_PUBLIC_BIND=true where something else keeps strangers out"
-            )
-        return self
+    @property
+    def exposed(self) -> bool:
+        """Whether others than this machine may reach the service, with nothing but keys to keep them out."""
+        return not (self.allow_public_bind or is_loopback(self.host))
 
 
 def is_loopback(host: str) -> bool:

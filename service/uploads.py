@@ -1,17 +1,17 @@
 """A multipart body straight to a file: hashed on the way, under a cap, against free disk, gone after any error.
 
-The file gets its final name only once it is whole and on the disk. Its name is the server's; the client's is
-kept as a word about it.
+The file gets its final name, that of the job, only once it is whole and on the disk. What a killed process leaves
+behind is `retention.py`'s. The client's name for it is kept as a word about it.
 """
 
 import errno
 import hashlib
 import os
 import re
+import secrets
 import shutil
-import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -23,6 +23,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from service.contract.errors import InvalidOption, SharecapError, StorageFull, VideoTooLarge
 from service.contract.files import upload_path
+from service.limits import UploadedBytes
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -34,18 +35,13 @@ MAX_FIELD_BYTES = 65_536
 FORM_BYTES = 1 << 20
 """What a body may hold besides the file."""
 WRITE_BYTES = 1 << 20
-FORSAKEN_AFTER_S = 24 * 3600
 PART = ".part"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def prepare(data_dir: Path) -> None:
-    """Make the data directory, and clear away uploads that a killed process left half done."""
-    uploads = upload_path(data_dir, "").resolve()
-    uploads.mkdir(parents=True, exist_ok=True)
-    for part in uploads.glob(f"*{PART}"):
-        if time.time() - part.stat().st_mtime > FORSAKEN_AFTER_S:
-            part.unlink(missing_ok=True)
+    """Make the data directory."""
+    upload_path(data_dir, "").resolve().mkdir(parents=True, exist_ok=True)
 
 
 def check_room(settings: Settings, more_bytes: int = 0) -> None:
@@ -133,15 +129,15 @@ def plain_name(told: str) -> str | None:
 
 
 class Upload:
-    """A file on its way to `target`, and the form that came with it."""
+    """A file that comes in, and the form that comes with it."""
 
-    def __init__(self, target: Path, settings: Settings) -> None:
-        self.target = target
-        self.path = target.with_name(target.name + PART)
+    def __init__(self, settings: Settings, paid: UploadedBytes) -> None:
+        self.path = upload_path(settings.data_dir, secrets.token_hex(16) + PART)
         self.form = Form()
         self.bytes = 0
         self.kept = False
         self._settings = settings
+        self._paid = paid
         self._sha256 = hashlib.sha256()
         self._received = 0
         self._most = settings.max_upload_bytes + FORM_BYTES
@@ -152,42 +148,45 @@ class Upload:
 
     async def receive(self, request: Request) -> None:
         """Read the whole body. Raises RequestErrors for what is wrong with it, ClientDisconnect where it breaks off."""
-        self._refuse_by_length(request)
         try:
+            await self._refuse_by_length(request)
             parser = MultipartParser(_boundary(request), self.form.callbacks())
-            with self.path.open("xb") as file:
+            with _storing(), self.path.open("xb") as file:
                 async for chunk in request.stream():
                     self._count(len(chunk))
                     parser.write(chunk)
                     if len(self.form.pending) >= WRITE_BYTES:
+                        await self._paid.cover(self._received)
                         await to_thread.run_sync(self._write, file)
+                await self._paid.cover(self._received)
                 await to_thread.run_sync(self._write, file)
                 if not self.form.complete:
                     raise InvalidOption("body: the multipart body ends early")
                 await to_thread.run_sync(os.fsync, file.fileno())
         except FormParserError:
             raise InvalidOption("body: this is not multipart/form-data") from None
-        except OSError as error:
-            if error.errno in _FULL:
-                raise StorageFull("There is no room to store the video now; try again later.") from error
-            raise
+        finally:
+            await self._paid.settle(self._received)
         if not self.form.has_file:
             raise InvalidOption("file: a video is needed in the form field `file`")
 
-    async def keep(self) -> None:
-        """Give the file its final name, durably."""
-        await to_thread.run_sync(self._rename)
+    async def keep(self, job_id: str) -> None:
+        """Give the file the job's name, durably; from then on it is not this request's to remove."""
+        with _storing():
+            await to_thread.run_sync(self._rename, upload_path(self._settings.data_dir, job_id))
+        self.kept = True
 
     def discard(self) -> None:
+        """Remove the file, under whichever name."""
         self.path.unlink(missing_ok=True)
-        self.target.unlink(missing_ok=True)
 
-    def _refuse_by_length(self, request: Request) -> None:
+    async def _refuse_by_length(self, request: Request) -> None:
         length = request.headers.get("content-length", "")
         told = int(length) if length.isascii() and length.isdigit() else 0
         if told > self._most:
             raise self._too_large()
         check_room(self._settings, told)
+        await self._paid.cover(told)
 
     def _count(self, more_bytes: int) -> None:
         self._received += more_bytes
@@ -210,13 +209,24 @@ class Upload:
         file.write(data)
         file.flush()
 
-    def _rename(self) -> None:
-        self.path.rename(self.target)
-        directory = os.open(self.target.parent, os.O_RDONLY)
+    def _rename(self, target: Path) -> None:
+        self.path = self.path.rename(target)
+        directory = os.open(target.parent, os.O_RDONLY)
         try:
             os.fsync(directory)
         finally:
             os.close(directory)
+
+
+@contextmanager
+def _storing() -> Iterator[None]:
+    """Turn a full disk into StorageFull."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise StorageFull("There is no room to store the video now; try again later.") from error
+        raise
 
 
 def _boundary(request: Request) -> bytes:
@@ -227,9 +237,9 @@ def _boundary(request: Request) -> bytes:
 
 
 @asynccontextmanager
-async def upload(request: Request, settings: Settings, job_id: str) -> AsyncIterator[Upload]:
-    """Receive the request's file for the job; without `kept` set at the end nothing of it stays."""
-    incoming = Upload(upload_path(settings.data_dir, job_id), settings)
+async def upload(request: Request, settings: Settings, paid: UploadedBytes) -> AsyncIterator[Upload]:
+    """Receive the request's file; unless it is kept inside, nothing of it stays."""
+    incoming = Upload(settings, paid)
     try:
         await incoming.receive(request)
         yield incoming

@@ -1,17 +1,16 @@
 """Jobs: making one from a video, listing, showing, cancelling and deleting them, and their keyframes."""
 
-import shutil
-from pathlib import Path
 from typing import Annotated
 
-from anyio import to_thread
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse
 from pydantic import BaseModel
 
 from service import options, uploads
+from service.auth import Caller
 from service.contract import files
 from service.contract.errors import (
+    IdempotencyConflict,
     InvalidOption,
     NotAVideo,
     NotFound,
@@ -22,10 +21,11 @@ from service.contract.errors import (
     VideoTooLarge,
     VideoTooLong,
 )
-from service.contract.jobs import Job, JobKind, JobStatus, JobSummary, Record, Source, VideoOptions, new_job_id
+from service.contract.jobs import Job, JobKind, JobStatus, JobSummary, Source, VideoOptions
 from service.contract.probe import VideoInfo, probe
 from service.gateway import Gateway, Here
-from service.jobs import accept, answer, find, status_of, waiting_time
+from service.jobs import Accepted, Order, accept, answer, begin, find, status_of, waiting_time
+from service.limits import UploadedBytes
 from service.problems import responses
 from service.routes import bodies
 
@@ -47,34 +47,43 @@ class JobPage(BaseModel):
     status_code=202,
     responses={
         200: {"model": Job, "description": "The job ended within the time that `Prefer: wait` gave"},
-        **responses(NotAVideo, UnsupportedMedia, VideoTooLarge, VideoTooLong, UrlForbidden, StorageFull, NoWorker),
+        **responses(
+            NotAVideo,
+            UnsupportedMedia,
+            VideoTooLarge,
+            VideoTooLong,
+            UrlForbidden,
+            StorageFull,
+            NoWorker,
+            IdempotencyConflict,
+        ),
     },
     openapi_extra=bodies.VIDEO,
 )
-async def caption_video(request: Request, gateway: Here) -> Response:
+async def caption_video(request: Request, gateway: Here, key: Caller) -> Response:
     """Caption a video: multipart with `file`, or JSON with `url`, each with the options."""
-    wait_s = await waiting_time(gateway, request)
+    order = await begin(gateway, request, key)
+    wait_s = await waiting_time(gateway, request, order)
     await gateway.store.redis.ping()  # without a queue not a byte of a long upload is worth reading
     content_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if content_type == "multipart/form-data":
-        record = await _from_upload(request, gateway)
+        accepted = await _from_upload(request, gateway, order)
     elif content_type == "application/json":
-        record = await _from_url(request)
+        accepted = await _from_url(request)
     else:
         raise UnsupportedMedia("The body is to be multipart/form-data with a `file`, or application/json with a `url`.")
-    return await answer(gateway, request, record, wait_s)
+    return await answer(gateway, order, accepted, wait_s)
 
 
-async def _from_upload(request: Request, gateway: Gateway) -> Record:
-    job_id = new_job_id()
-    async with uploads.upload(request, gateway.settings, job_id) as upload:
+async def _from_upload(request: Request, gateway: Gateway, order: Order) -> Accepted:
+    paid = UploadedBytes(gateway.limits, order.key)
+    async with uploads.upload(request, gateway.settings, paid) as upload:
         chosen, metadata = options.from_form(JobKind.VIDEO, upload.form.fields)
         assert isinstance(chosen, VideoOptions)
         chosen = _capped(chosen, gateway.settings.max_keyframes)
         async with gateway.probing:
             info = await probe(upload.path, gateway.settings.video_limits)
         _check_part(chosen, info)
-        await upload.keep()
         width, height = info.shown_size
         source = Source(
             filename=upload.form.filename,
@@ -85,12 +94,10 @@ async def _from_upload(request: Request, gateway: Gateway) -> Record:
             height=height,
             fps=info.fps,
         )
-        record = await accept(gateway, JobKind.VIDEO, chosen, metadata, job_id=job_id, source=source)
-        upload.kept = True
-        return record
+        return await accept(gateway, order, JobKind.VIDEO, chosen, metadata, source=source, upload=upload)
 
 
-async def _from_url(request: Request) -> Record:
+async def _from_url(request: Request) -> Accepted:
     values = await options.json_body(request)
     url = values.pop("url", None)
     options.from_json(JobKind.VIDEO, values)
@@ -112,17 +119,20 @@ def _check_part(chosen: VideoOptions, info: VideoInfo) -> None:
 
 @router.get("/captions", responses=responses())
 async def list_jobs(
+    *,
     gateway: Here,
+    key: Caller,
     status: JobStatus | None = None,
     kind: JobKind | None = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     cursor: str | None = None,
 ) -> JobPage:
-    """List jobs, newest first, without their results."""
+    """List the jobs of the key that asks, newest first, without their results."""
     place = _place(cursor) if cursor else None
+    owner = key.id if key else None
     found: list[JobSummary] = []
     for _ in range(max(1, SCANNED // limit)):
-        places = await gateway.store.page(place, limit)
+        places = await gateway.store.page(place, limit, owner)
         by_id = {job.id: job for job in await gateway.store.summaries([job_id for _, job_id in places])}
         for place in places:
             job = by_id.get(place[1])
@@ -144,9 +154,9 @@ def _place(cursor: str) -> tuple[int, str]:
 
 
 @router.get("/captions/{job_id}", responses=responses(NotFound))
-async def show_job(job_id: str, gateway: Here) -> Job:
+async def show_job(job_id: str, gateway: Here, key: Caller) -> Job:
     """Show the job with all its results so far."""
-    return await find(gateway, job_id)
+    return await find(gateway, key, job_id)
 
 
 @router.get(
@@ -154,9 +164,9 @@ async def show_job(job_id: str, gateway: Here) -> Job:
     response_class=FileResponse,
     responses={200: {"content": {"image/jpeg": {}}}, **responses(NotFound)},
 )
-async def show_keyframe(job_id: str, index: int, gateway: Here) -> FileResponse:
+async def show_keyframe(job_id: str, index: int, gateway: Here, key: Caller) -> FileResponse:
     """Show a keyframe."""
-    await status_of(gateway, job_id)
+    await status_of(gateway, key, job_id)
     path = files.keyframe_path(gateway.settings.data_dir, job_id, index)
     if not path.is_file():
         raise NotFound("There is no such keyframe.")
@@ -165,24 +175,20 @@ async def show_keyframe(job_id: str, index: int, gateway: Here) -> FileResponse:
 
 
 @router.post("/captions/{job_id}/cancel", responses=responses(NotFound))
-async def cancel_job(job_id: str, gateway: Here) -> Job:
+async def cancel_job(job_id: str, gateway: Here, key: Caller) -> Job:
     """Cancel the job; one that has ended stays as it is. A worker that is at it stops within seconds."""
-    await status_of(gateway, job_id)
-    await gateway.store.cancel(job_id)
-    return await find(gateway, job_id)
+    await status_of(gateway, key, job_id)
+    status = await gateway.store.cancel(job_id)
+    if status is not None and status.ended:
+        await gateway.retention.remove_upload(job_id)
+    return await find(gateway, key, job_id)
 
 
 @router.delete("/captions/{job_id}", status_code=204, responses=responses(NotFound))
-async def delete_job(job_id: str, gateway: Here) -> Response:
+async def delete_job(job_id: str, gateway: Here, key: Caller) -> Response:
     """Cancel the job if needed, then remove its record, events and files."""
-    await status_of(gateway, job_id)
+    await status_of(gateway, key, job_id)
     await gateway.store.cancel(job_id)
-    await gateway.store.delete(job_id)
+    await gateway.retention.remove(job_id)
     gateway.follower.forget(job_id)
-    await to_thread.run_sync(_remove_files, gateway.settings.data_dir, job_id)
     return Response(status_code=204)
-
-
-def _remove_files(data_dir: Path, job_id: str) -> None:
-    files.upload_path(data_dir, job_id).unlink(missing_ok=True)
-    shutil.rmtree(files.keyframes_dir(data_dir, job_id), ignore_errors=True)

@@ -3,10 +3,11 @@
 from fastapi import APIRouter, Request, Response
 
 from service import options
-from service.contract.errors import InvalidOption, NotFound, NoWorker, UnsupportedMedia
+from service.auth import Caller
+from service.contract.errors import IdempotencyConflict, InvalidOption, NotFound, NoWorker, UnsupportedMedia
 from service.contract.jobs import ClipOptions, Job, JobKind
 from service.gateway import Here
-from service.jobs import accept, answer, find, waiting_time
+from service.jobs import accept, answer, begin, find, waiting_time
 from service.problems import responses
 from service.routes import bodies
 
@@ -19,19 +20,20 @@ WAIT_S = 60
     response_model=Job,
     responses={
         202: {"model": Job, "description": "The job has not ended in the time that was waited"},
-        **responses(NotFound, UnsupportedMedia, NoWorker),
+        **responses(NotFound, UnsupportedMedia, NoWorker, IdempotencyConflict),
     },
     openapi_extra=bodies.CLIP,
 )
-async def caption_clip(job_id: str, request: Request, gateway: Here) -> Response:
+async def caption_clip(job_id: str, request: Request, gateway: Here, key: Caller) -> Response:
     """Caption a clip from the differential captions that the job has so far; no frame is read again."""
-    parent = await find(gateway, job_id)
+    parent = await find(gateway, key, job_id)
+    order = await begin(gateway, request, key)
     chosen, metadata = options.from_json(JobKind.CLIP, await options.json_body(request))
     assert isinstance(chosen, ClipOptions)
     _check_part(parent, chosen)
-    wait_s = await waiting_time(gateway, request, WAIT_S)
-    record = await accept(gateway, JobKind.CLIP, chosen, metadata, parent=job_id)
-    return await answer(gateway, request, record, wait_s)
+    wait_s = await waiting_time(gateway, request, order, WAIT_S)
+    accepted = await accept(gateway, order, JobKind.CLIP, chosen, metadata, parent=job_id)
+    return await answer(gateway, order, accepted, wait_s)
 
 
 def _check_part(parent: Job, chosen: ClipOptions) -> None:

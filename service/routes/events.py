@@ -5,8 +5,9 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from service import sse
+from service.auth import Caller
 from service.contract.errors import MalformedEventId, NotFound
-from service.gateway import Here
+from service.gateway import Closing, Here
 from service.jobs import status_of
 from service.problems import responses
 
@@ -27,10 +28,11 @@ _PLACES = [
     responses={**_TOLD, **responses(MalformedEventId, NotFound)},
     openapi_extra={"parameters": _PLACES},
 )
-async def follow_job(job_id: str, request: Request, gateway: Here) -> Response:
+async def follow_job(job_id: str, request: Request, gateway: Here, key: Caller, closing: Closing) -> Response:
     """Stream the job's events, from the first or from after the one that the client names, to the last."""
     after = sse.place_asked_for(request)
-    status = await status_of(gateway, job_id)
+    status = await status_of(gateway, key, job_id)
     if after is not None and status.ended and not await gateway.store.entries(job_id, after, 1):
         return Response(status_code=204)
+    await closing.enter_async_context(gateway.limits.stream(key))
     return sse.EventResponse(gateway.follower, job_id, after or 0, gateway.settings.heartbeat_s)

@@ -3,10 +3,11 @@
 from fastapi import APIRouter, Request, Response
 
 from service import options, sse
-from service.contract.errors import InvalidOption, NoWorker, UnsupportedMedia
+from service.auth import Caller
+from service.contract.errors import IdempotencyConflict, InvalidOption, NoWorker, UnsupportedMedia
 from service.contract.jobs import Job, JobKind
-from service.gateway import Here
-from service.jobs import accept, answer, headers_of, waiting_time
+from service.gateway import Closing, Here
+from service.jobs import accept, answer, begin, waiting_time
 from service.problems import responses
 from service.routes import bodies
 
@@ -20,22 +21,23 @@ WAIT_S = 60
     responses={
         200: {"model": Job, "content": {sse.MEDIA_TYPE: {}}, "description": "The ended job, or its events"},
         202: {"model": Job, "description": "The job has not ended in the time that was waited"},
-        **responses(UnsupportedMedia, NoWorker),
+        **responses(UnsupportedMedia, NoWorker, IdempotencyConflict),
     },
     openapi_extra=bodies.RECAPTION,
 )
-async def recaption(request: Request, gateway: Here) -> Response:
+async def recaption(request: Request, gateway: Here, key: Caller, closing: Closing) -> Response:
     """Write a prompt out into a dense caption. Waits 60 s unless told otherwise."""
+    order = await begin(gateway, request, key)
     values = await options.json_body(request)
     streamed = values.pop("stream", False)
     if not isinstance(streamed, bool):
         raise InvalidOption("stream: true or false")
     streamed = streamed or sse.MEDIA_TYPE in request.headers.get("accept", "")
     chosen, metadata = options.from_json(JobKind.RECAPTION, values)
-    wait_s = 0 if streamed else await waiting_time(gateway, request, WAIT_S)
-    record = await accept(gateway, JobKind.RECAPTION, chosen, metadata)
+    wait_s = 0 if streamed else await waiting_time(gateway, request, order, WAIT_S)
+    if streamed:
+        await closing.enter_async_context(gateway.limits.stream(key))
+    accepted = await accept(gateway, order, JobKind.RECAPTION, chosen, metadata)
     if not streamed:
-        return await answer(gateway, request, record, wait_s)
-    return sse.EventResponse(
-        gateway.follower, record.id, 0, gateway.settings.heartbeat_s, headers=headers_of(record.id)
-    )
+        return await answer(gateway, order, accepted, wait_s)
+    return sse.EventResponse(gateway.follower, accepted.id, 0, gateway.settings.heartbeat_s, headers=accepted.headers)

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-from pydantic import ValidationError
 
 from service.settings import Settings, is_loopback
 from tests.service.scripted import ScriptedWorker, Serve, Served
@@ -84,8 +83,9 @@ def test_it_starts_fast_and_stops_cleanly_with_streams_open(redis_url: str, tmp_
         assert process.stdout is not None and "Traceback" not in process.stdout.read()
 
 
-def test_a_bad_setting_is_told_in_words(tmp_path: Path) -> None:
-    for env, told in (({"PORT": "x"}, "PORT: "), ({"HOST": "0.0.0.0"}, "ALLOW_PUBLIC_BIND")):
+def test_a_bad_setting_is_told_in_words(redis_url: str, tmp_path: Path) -> None:
+    public = {"HOST": "0.0.0.0", "REDIS_URL": redis_url}
+    for env, told in (({"PORT": "x"}, "PORT: "), (public, "there is no API key")):
         result = subprocess.run(
             [sys.executable, "-m", "service"],
             capture_output=True,
@@ -98,13 +98,12 @@ def test_a_bad_setting_is_told_in_words(tmp_path: Path) -> None:
         assert told in result.stderr and "Traceback" not in result.stderr
 
 
-def test_only_loopback_is_bound_unless_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     for host in ("127.0.0.1", "::1", "localhost", "127.8.8.8"):
-        assert Settings(host=host).host == host and is_loopback(host)
+        assert is_loopback(host) and not Settings(host=host).exposed
     for host in ("0.0.0.0", "::", "10.0.0.1", "example.com"):
-        with pytest.raises(ValidationError, match="ALLOW_PUBLIC_BIND"):
-            Settings(host=host)
-        assert Settings(host=host, allow_public_bind=True).host == host
+        assert Settings(host=host).exposed
+        assert not Settings(host=host, allow_public_bind=True).exposed
     monkeypatch.setenv("MAX_UPLOAD_BYTES", "123")
     monkeypatch.setenv("HEARTBEAT_S", "1.5")
     assert (Settings().max_upload_bytes, Settings().heartbeat_s) == (123, 1.5)
@@ -164,7 +163,7 @@ async def test_the_openapi_document_is_true(gateway: Served) -> None:
     form = post["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert form["required"] == ["file"]
     assert {"file", "mode", "interval_s", "hd_num", "metadata", "seed"} <= set(form["properties"])
-    assert set(post["responses"]) == {"200", "202", "413", "415", "422", "503", "507"}
+    assert set(post["responses"]) == {"200", "202", "401", "413", "415", "422", "429", "503", "507"}
     assert "application/problem+json" in post["responses"]["422"]["content"]
     assert "text/event-stream" in told["paths"]["/captions/{job_id}/events"]["get"]["responses"]["200"]["content"]
     assert (await gateway.client.get("/docs")).status_code == 200

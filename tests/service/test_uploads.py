@@ -12,7 +12,7 @@ import pytest
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from service.contract.jobs import JobKind
+from service.contract.jobs import JobKind, Record
 from service.contract.store import Store
 from service.uploads import plain_name
 from tests.service.scripted import ScriptedWorker, Serve, Served, eventually, video_events
@@ -241,21 +241,40 @@ async def test_a_client_that_breaks_off_leaves_nothing(gateway: Served, store: S
     await nothing_kept(gateway, store)
 
 
-async def test_an_upload_that_cannot_be_queued_is_removed(
+async def test_an_upload_that_cannot_be_recorded_is_removed(
     gateway: Served, store: Store, clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    here = gateway.app.state.gateway
+
+    async def fail(record: Record) -> bool:
+        assert gateway.files == [record.id], "the video is there before its record"
+        await store.create(record)
+        raise RedisConnectionError("the reply is lost")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(here.store, "create", fail)
+        problem(await gateway.post_video(clip), 503, "queue_unavailable")
+        await nothing_kept(gateway, store)
+
+        async def fail_too(job_id: str) -> None:
+            raise RedisConnectionError("still gone")
+
+        broken.setattr(here.store, "delete", fail_too)
+        problem(await gateway.post_video(clip), 503, "queue_unavailable")
+    assert gateway.files == await store.redis.zrange("sharecap:jobs", 0, -1), "the job that may be there has its video"
+
+
+async def test_a_lost_wake_up_loses_no_job(gateway: Served, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def fail(kind: JobKind, job_id: str) -> None:
-        assert await store.record(job_id), "the record is written before the wake-up"
-        assert gateway.files == [job_id]
         raise RedisConnectionError("gone")
 
     monkeypatch.setattr(gateway.app.state.gateway.wakeups, "wake", fail)
-    problem(await gateway.post_video(clip), 503, "queue_unavailable")
-    await nothing_kept(gateway, store)
+    answer = await gateway.post_video(clip)
+    assert (answer.status_code, gateway.files) == (202, [answer.json()["id"]])
 
 
 async def test_without_redis_an_upload_is_refused(serve: Serve, clip: Path) -> None:
-    async with serve(redis_url="redis://127.0.0.1:1/0") as gateway:
+    async with serve(redis_url="redis://127.0.0.1:1/0", redis_patience_s=0.1) as gateway:
         answer = await gateway.post_video(clip)
         problem(answer, 503, "queue_unavailable")
         assert answer.json()["retryable"] is True
