@@ -3,7 +3,9 @@
     up · demo                 everything on this machine, supervised
     serve · worker            one part, with its output in the terminal
     caption · recaption       a client of a running service
+    keys add · list · revoke  who may use it
     generate · dedupe         one turn of the model, and filtering of captions, without any service
+    vllm-args                 what `vllm serve` needs to serve the model without sharecap
 
 The parts are other programs (`python -m service`, `python -m workers.main`, `python -m workers.generate`): this module
 starts them and imports none of them, so that the command itself is quick.
@@ -25,6 +27,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from service import cli_keys
 from service.client import Client, RequestFailed
 from service.supervisor import ChildFailed, Supervisor
 from service.terminal import caption_video, printable, recaption_prompt
@@ -42,6 +45,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(cli_keys.app, name="keys")
 out = Console(highlight=False)
 notes = Console(stderr=True, highlight=False)
 
@@ -133,6 +137,12 @@ PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_optio
 def generate(context: typer.Context) -> None:
     """Run one greedy turn of the model, without any service; see `sharecap generate --help`."""
     _become("workers.generate", *context.args)
+
+
+@app.command("vllm-args", context_settings=PASS_ON)
+def vllm_args(context: typer.Context) -> None:
+    """Print the options for vLLM's own server: vllm serve MODEL $(sharecap vllm-args MODEL)."""
+    _become("workers.vllm_args", *context.args)
 
 
 @app.command(context_settings=PASS_ON)

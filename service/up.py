@@ -15,9 +15,10 @@ import socket
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import httpx
 from redis.exceptions import RedisError
@@ -28,12 +29,18 @@ from service.supervisor import Child, Echo, Supervisor, Tell
 
 LOCAL_HOST = "127.0.0.1"
 POLL_S = 0.25
+LOCK = "lock"
+"""The file in the data directory by which one process holds it; it says where that one's Valkey listens."""
 LONGEST_SOCKET_PATH = 100
 """Unix socket addresses end at 108 bytes on Linux, 104 on macOS."""
 
 
 class CannotStart(Exception):
     """Something on this machine stands in the way; the text says what, and what to do."""
+
+
+class DirectoryInUse(CannotStart):
+    """Another process holds the data directory."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +79,11 @@ async def running(
     """
     _check_port(settings.host, settings.port)
     _check_model(settings.model)
-    with _locked(settings.data_dir), _socket_path(settings.data_dir) as socket_path:
+    with _locked(settings.data_dir) as lock, _socket_path(settings.data_dir) as socket_path:
         async with Supervisor(settings.data_dir / "logs", echo, tell) as supervisor:
             redis_url = settings.redis_url or f"unix://{socket_path}"
             if settings.redis_url is None:
+                _tell_of(socket_path, lock)
                 supervisor.start(valkey(settings.data_dir / "valkey", socket_path))
                 await supervisor.guarded(_until_redis_answers(redis_url))
             else:
@@ -86,6 +94,29 @@ async def running(
             await supervisor.guarded(_until_ready(settings.url))
             supervisor.everything_is_ready()
             yield supervisor
+
+
+@asynccontextmanager
+async def embedded_valkey(data_dir: Path) -> AsyncIterator[str]:
+    """Give the address of the data directory's own server: of the one that runs, else of one that runs only inside.
+
+    Raises CannotStart, also where a `sharecap up` with a REDIS_URL has the directory.
+    """
+    with ExitStack() as stack:
+        try:
+            lock = stack.enter_context(_locked(data_dir))
+        except DirectoryInUse:
+            socket_path = (data_dir / LOCK).read_text().strip()
+            if not socket_path:
+                raise CannotStart(f"the sharecap that runs on {data_dir} has another server: set REDIS_URL") from None
+            yield f"unix://{socket_path}"
+            return
+        path = stack.enter_context(_socket_path(data_dir))
+        async with Supervisor(data_dir / "logs") as supervisor:
+            supervisor.start(valkey(data_dir / "valkey", path))
+            await supervisor.guarded(_until_redis_answers(f"unix://{path}"))
+            _tell_of(path, lock)
+            yield f"unix://{path}"
 
 
 def valkey(directory: Path, socket_path: Path) -> Child:
@@ -150,19 +181,27 @@ def _check_model(model: str | None) -> None:
 
 
 @contextmanager
-def _locked(data_dir: Path) -> Iterator[None]:
+def _locked(data_dir: Path) -> Iterator[IO[str]]:
     """Hold the data directory for this process alone; the system lets go of it when the process ends."""
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
-        file = (data_dir / "lock").open("w")
+        file = (data_dir / LOCK).open("a")
     except OSError as error:
         raise CannotStart(f"cannot write to the data directory {data_dir}: {error.strerror}") from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise CannotStart(f"another sharecap runs on {data_dir}: stop it, or choose another --data-dir") from None
-        yield
+            raise DirectoryInUse(
+                f"another sharecap runs on {data_dir}: stop it, or choose another --data-dir"
+            ) from None
+        file.truncate(0)
+        yield file
+
+
+def _tell_of(socket_path: Path, lock: IO[str]) -> None:
+    lock.write(f"{socket_path}\n")
+    lock.flush()
 
 
 @contextmanager
