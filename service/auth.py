@@ -5,6 +5,7 @@ the first key on each request needs one, also when all are revoked. Where the se
 and nothing else is said to keep strangers out, it needs one always.
 """
 
+import re
 import time
 from typing import Annotated, Any
 
@@ -19,9 +20,8 @@ from service.limits import Limits
 from service.problems import answer_of_error
 from service.settings import Settings
 
-OPEN = frozenset({"/", "/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"})
+OPEN = re.compile(r"/|/web/[^/]+|/healthz|/readyz|/docs|/docs/oauth2-redirect|/redoc|/openapi\.json")
 """What anybody may have: it tells nothing of any job."""
-OPEN_FOLDER = "/web/"
 UNKNOWN = "API keys cannot be looked up now; try again soon."
 KNOWN_FOR_S = 2.0
 """How long a key is believed without asking Redis again: a revoked one ends after that."""
@@ -81,7 +81,7 @@ class Authenticate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             key: Key | None = None
-            if not (scope["path"] in OPEN or scope["path"].startswith(OPEN_FOLDER)):
+            if not OPEN.fullmatch(scope["path"]):
                 told = [value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"]
                 try:
                     key = await scope["app"].state.gateway.door.admit(told)

@@ -96,10 +96,13 @@ def key_of(request: Request) -> str | None:
 
 
 def _fingerprint(record: Record) -> str:
-    """Return what two requests have in common exactly if they ask for the same."""
+    """Return what two requests have in common exactly if they ask for the same.
+
+    Options that are as by default are left out, so that a new option changes nothing for those who do not use it.
+    """
     own = {"id": True, "created_at": True, "owner": True, "idempotency": True, "source": True}
     source = record.source and record.source.model_dump_json(include={"filename", "url", "sha256"})
-    return hashlib.sha256(f"{record.model_dump_json(exclude=own)}{source}".encode()).hexdigest()
+    return hashlib.sha256(f"{record.model_dump_json(exclude=own, exclude_defaults=True)}{source}".encode()).hexdigest()
 
 
 def _entry(owner: str | None, key: str | None) -> str:
