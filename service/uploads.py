@@ -4,14 +4,12 @@ The file gets its final name, that of the job, only once it is whole and on the 
 behind is `retention.py`'s. The client's name for it is kept as a word about it.
 """
 
-import errno
 import hashlib
 import os
 import re
 import secrets
-import shutil
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -21,8 +19,8 @@ from fastapi import Request
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from service.contract.errors import InvalidOption, SharecapError, StorageFull, VideoTooLarge
-from service.contract.files import upload_path
+from service.contract.errors import InvalidOption, SharecapError, VideoTooLarge
+from service.contract.files import PART, check_room, storing, sync_names, upload_path
 from service.limits import UploadedBytes
 from service.settings import Settings
 
@@ -35,19 +33,11 @@ MAX_FIELD_BYTES = 65_536
 FORM_BYTES = 1 << 20
 """What a body may hold besides the file."""
 WRITE_BYTES = 1 << 20
-PART = ".part"
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def prepare(data_dir: Path) -> None:
     """Make the data directory."""
     upload_path(data_dir, "").resolve().mkdir(parents=True, exist_ok=True)
-
-
-def check_room(settings: Settings, more_bytes: int = 0) -> None:
-    """Raise StorageFull where `more_bytes` would leave too little of the disk."""
-    if shutil.disk_usage(settings.data_dir).free - more_bytes < settings.min_free_bytes:
-        raise StorageFull("There is no room to store the video now; try again later.")
 
 
 @dataclass
@@ -151,7 +141,7 @@ class Upload:
         try:
             await self._refuse_by_length(request)
             parser = MultipartParser(_boundary(request), self.form.callbacks())
-            with _storing(), self.path.open("xb") as file:
+            with storing(), self.path.open("xb") as file:
                 async for chunk in request.stream():
                     self._count(len(chunk))
                     parser.write(chunk)
@@ -172,7 +162,7 @@ class Upload:
 
     async def keep(self, job_id: str) -> None:
         """Give the file the job's name, durably; from then on it is not this request's to remove."""
-        with _storing():
+        with storing():
             await to_thread.run_sync(self._rename, upload_path(self._settings.data_dir, job_id))
         self.kept = True
 
@@ -185,8 +175,11 @@ class Upload:
         told = int(length) if length.isascii() and length.isdigit() else 0
         if told > self._most:
             raise self._too_large()
-        check_room(self._settings, told)
+        self._check_room(told)
         await self._paid.cover(told)
+
+    def _check_room(self, more_bytes: int) -> None:
+        check_room(self._settings.data_dir, self._settings.min_free_bytes, more_bytes)
 
     def _count(self, more_bytes: int) -> None:
         self._received += more_bytes
@@ -204,29 +197,14 @@ class Upload:
         self.bytes += len(data)
         if self.bytes > self._settings.max_upload_bytes:
             raise self._too_large()
-        check_room(self._settings, len(data))
+        self._check_room(len(data))
         self._sha256.update(data)
         file.write(data)
         file.flush()
 
     def _rename(self, target: Path) -> None:
         self.path = self.path.rename(target)
-        directory = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-
-
-@contextmanager
-def _storing() -> Iterator[None]:
-    """Turn a full disk into StorageFull."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _FULL:
-            raise StorageFull("There is no room to store the video now; try again later.") from error
-        raise
+        sync_names(target.parent)
 
 
 def _boundary(request: Request) -> bytes:

@@ -8,9 +8,9 @@ from pydantic import BaseModel
 from redis.exceptions import RedisError
 
 from service.contract.errors import StorageFull
+from service.contract.files import check_room
 from service.gateway import Gateway, Here
 from service.problems import responses
-from service.uploads import check_room
 
 router = APIRouter(tags=["health"])
 TIMEOUT_S = 2.0
@@ -58,7 +58,7 @@ async def _redis(gateway: Gateway) -> Check:
 
 def _disk(gateway: Gateway) -> Check:
     try:
-        check_room(gateway.settings)
+        check_room(gateway.settings.data_dir, gateway.settings.min_free_bytes)
     except (StorageFull, OSError):
         return Check(ok=False, detail="no room for uploads")
     return Check(ok=True, detail="room for uploads")
