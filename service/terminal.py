@@ -82,7 +82,7 @@ class JobDisplay:
         self.console = console
         self.completed = False
         self._doing = "waiting for a worker"
-        self._being_written = ""
+        self._being_written: dict[int | None, str] = {}  # by keyframe; none is the caption
         self._times_s: dict[int, float] = {}
         self._written = 0
         self._live = Live(console=console, transient=True, refresh_per_second=10)
@@ -103,7 +103,7 @@ class JobDisplay:
             case Queued():
                 self._doing = "waiting for a worker"
             case Started():
-                self._doing, self._being_written = "opening the video", ""
+                self._doing, self._being_written = "opening the video", {}
             case Video():
                 self._note(f"{event.width} × {event.height}, {event.duration_s:.2f} s, {event.fps:g} frames a second")
                 self._doing = "looking for keyframes"
@@ -111,13 +111,13 @@ class JobDisplay:
                 self._times_s.update({keyframe.index: keyframe.time_s for keyframe in event.keyframes})
                 self._say_where(event.complete)
             case Delta():
-                self._being_written += event.text
+                self._being_written[event.keyframe] = self._being_written.get(event.keyframe, "") + event.text
             case Differential():
-                self._being_written = ""
+                self._being_written.pop(event.keyframe, None)
                 self._written += 1
                 self._line(f"{event.time_s:.2f} s", event.text)
             case Caption():
-                self._being_written = ""
+                self._being_written = {}
                 self._line("caption", event.text, "bold")
             case Completed() | Failed() | Cancelled():
                 self._end(event)
@@ -127,7 +127,7 @@ class JobDisplay:
         self._doing = f"captioning {len(self._times_s)} keyframes" + ("" if complete else " so far")
 
     def _end(self, event: Completed | Failed | Cancelled) -> None:
-        self._doing = self._being_written = ""
+        self._doing, self._being_written = "", {}
         match event:
             case Completed():
                 self.completed = True
@@ -152,7 +152,8 @@ class JobDisplay:
 
     def _refresh(self) -> None:
         if self._being_written:
-            self._live.update(_row("…", Text(printable(self._being_written), "dim")))
+            first = next(iter(self._being_written.values()))  # of several at once
+            self._live.update(_row("…", Text(printable(first), "dim")))
         elif self._doing:
             self._live.update(Padding(Spinner("dots", Text(self._doing, "dim")), (0, 0, 0, TIME_WIDTH)))
         else:

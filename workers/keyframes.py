@@ -2,11 +2,14 @@
 
 Selection runs ahead of captioning and does not wait for it: a keyframe's pixels go to its JPEG file, from which
 captioning reads them back. So memory is bounded, and a later attempt sees the same pixels.
+
+Where a job asks for shots (`parallel`), a keyframe that is far less like the one before it begins a new shot.
 """
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
@@ -24,12 +27,25 @@ from workers.turns import video_options
 JPEG_QUALITY = 95
 FULL_CHROMA = 0  # Pillow's `subsampling`: 4:4:4
 BATCH = 8
+CUT_FACTOR = 4.0
+"""A cut is this many times as far from likeness 1 as what is only just a keyframe: 0.72 where that is 0.93."""
+NO_CUT = -2.0  # below any cosine
+EVERY_SAMPLE = 2.0  # above any cosine
 
-Chosen = AsyncGenerator[tuple[list[Frame], bool], None]
+
+@dataclass(frozen=True)
+class Choice:
+    """A frame that becomes a keyframe; with a `cut`, a new shot begins with it."""
+
+    frame: Frame
+    cut: bool = False
+
+
+Chosen = AsyncGenerator[tuple[list[Choice], bool], None]
 """Newly chosen frames, maybe none, and whether these are the last."""
 
 
-async def batched(frames: AsyncIterable[Frame], size: int) -> Chosen:
+async def batched(frames: AsyncIterable[Frame], size: int) -> AsyncGenerator[tuple[list[Frame], bool], None]:
     """Yield all frames that are there by now, at least one and at most `size`, and whether the last is among them.
 
     One frame is always held back until the next one, or the end, is known.
@@ -66,18 +82,31 @@ async def batched(frames: AsyncIterable[Frame], size: int) -> Chosen:
         await asyncio.gather(reader, return_exceptions=True)
 
 
-async def semantic(frames: AsyncIterable[Frame], encoder: FrameEncoder, threshold: float) -> Chosen:
-    """Choose the first sample, each one whose cosine with the latest choice is below `threshold`, and the last."""
+async def every(frames: AsyncIterable[Frame]) -> Chosen:
+    """Choose all samples."""
+    async with aclosing(batched(frames, BATCH)) as batches:
+        async for batch, last in batches:
+            yield [Choice(frame) for frame in batch], last
+
+
+async def semantic(
+    frames: AsyncIterable[Frame], encoder: FrameEncoder, threshold: float, cut_threshold: float = NO_CUT
+) -> Chosen:
+    """Choose the first sample, each one whose cosine with the latest choice is below `threshold`, and the last.
+
+    A cosine below `cut_threshold` is a cut.
+    """
     latest, newest = None, None
     async with aclosing(batched(frames, BATCH)) as batches:
         async for batch, last in batches:
-            chosen: list[Frame] = []
+            chosen: list[Choice] = []
             for frame, feature in zip(batch, await encoder.encode([f.image for f in batch]), strict=True):
-                if latest is None or float(latest @ feature) < threshold:
+                likeness: float | None = None if latest is None else float(latest @ feature)
+                if likeness is None or likeness < threshold:
                     latest, newest = feature, frame
-                    chosen.append(frame)
+                    chosen.append(Choice(frame, cut=likeness is not None and likeness < cut_threshold))
             if last and newest is not batch[-1]:
-                chosen.append(batch[-1])
+                chosen.append(Choice(batch[-1]))
             yield chosen, last
 
 
@@ -104,13 +133,28 @@ class KeyframeLog:
         self._changed.set()
         self._changed = asyncio.Event()
 
+    async def has(self, index: int) -> bool:
+        """Wait for keyframe `index`; return whether it was found."""
+        while len(self.found) <= index and not self.complete and self._error is None:
+            await self._changed.wait()
+        return index < len(self.found)
+
     async def get(self, index: int) -> Keyframe | None:
         """Return keyframe `index` as soon as it is found, None if there are not so many."""
-        while len(self.found) <= index and not self.complete:
-            if self._error is not None:
-                raise self._error
-            await self._changed.wait()
-        return self.found[index] if index < len(self.found) else None
+        if await self.has(index):
+            return self.found[index]
+        if self._error is not None:
+            raise self._error
+        return None
+
+    async def shots(self) -> AsyncGenerator[int, None]:
+        """Yield the place of each shot's first keyframe as it is found: 0, whatever is found, and then each cut's."""
+        yield 0
+        index = 1
+        while await self.has(index):
+            if self.found[index].shot != self.found[index - 1].shot:
+                yield index
+            index += 1
 
     async def all(self) -> list[Keyframe]:
         """Return all keyframes once the last is found."""
@@ -177,17 +221,12 @@ async def _tell_video(attempt: Attempt, info: VideoInfo, frames: Frames) -> None
 
 async def _choose(attempt: Attempt, log: KeyframeLog, frames: Frames) -> None:
     """Save, tell and log the keyframes among `frames`."""
-    tools, options = attempt.tools, video_options(attempt.record)
-    if options.keyframes == "interval":
-        choices = batched(frames, BATCH)
-    else:
-        threshold = options.similarity_threshold
-        default = tools.captioner.defaults.similarity_threshold
-        choices = semantic(frames, tools.encoder, default if threshold is None else threshold)
     known = bool(log.found)  # then the first frame is the latest keyframe of an earlier attempt
-    async with aclosing(choices):
+    async with aclosing(_choices(attempt, frames)) as choices:
         async for chosen, last in choices:
-            new = [await _save(attempt, len(log.found) + k, frame) for k, frame in enumerate(chosen[known:])]
+            new: list[Keyframe] = []
+            for choice in chosen[known:]:
+                new.append(await _save(attempt, [*log.found[-1:], *new], choice))
             known = False
             attempt.timings.decode = frames.read_s
             if new or last:
@@ -197,10 +236,27 @@ async def _choose(attempt: Attempt, log: KeyframeLog, frames: Frames) -> None:
                 log.add(new, last)
 
 
-async def _save(attempt: Attempt, index: int, frame: Frame) -> Keyframe:
-    """Write the keyframe's JPEG and return what the job says of it."""
-    await asyncio.to_thread(_write_jpeg, attempt.keyframe_file(index), frame.image)
-    return Keyframe(index=index, time_s=frame.time_s, image=keyframe_url(attempt.record.id, index))
+def _choices(attempt: Attempt, frames: Frames) -> Chosen:
+    """Return the selection that the job asks for."""
+    tools, options = attempt.tools, video_options(attempt.record)
+    if options.keyframes == "interval" and not options.parallel:
+        return every(frames)
+    threshold = options.similarity_threshold
+    if threshold is None:
+        threshold = tools.captioner.defaults.similarity_threshold
+    cut_threshold = NO_CUT
+    if options.parallel:
+        cut_threshold = 1 - CUT_FACTOR * (1 - threshold) if options.cut_threshold is None else options.cut_threshold
+    return semantic(
+        frames, tools.encoder, EVERY_SAMPLE if options.keyframes == "interval" else threshold, cut_threshold
+    )
+
+
+async def _save(attempt: Attempt, before: list[Keyframe], choice: Choice) -> Keyframe:
+    """Write the JPEG of the keyframe that follows those `before`; return what the job says of it."""
+    index, shot = (before[-1].index + 1, before[-1].shot + choice.cut) if before else (0, 0)
+    await asyncio.to_thread(_write_jpeg, attempt.keyframe_file(index), choice.frame.image)
+    return Keyframe(index=index, time_s=choice.frame.time_s, image=keyframe_url(attempt.record.id, index), shot=shot)
 
 
 def _write_jpeg(path: Path, image: Image.Image) -> None:

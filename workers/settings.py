@@ -29,6 +29,8 @@ class Settings(BaseSettings):
     """A checkpoint's directory or hub id."""
     slots: Annotated[int, Field(ge=1, le=4096)] | None = None
     """Videos in work at once; none is 4 on a CPU and 128 on a GPU."""
+    chains: Annotated[int, Field(ge=1)] = 16
+    """Shots of one video captioned at once, where its job asks for that."""
     drain_s: Annotated[float, Field(ge=0)] = 3.0
     """How long jobs in work may go on after SIGTERM before they are given back."""
     decoders: Annotated[int, Field(ge=1)] = os.cpu_count() or 1

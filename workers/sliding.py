@@ -1,18 +1,22 @@
 """The sliding role: a window of two keyframes moves over the video, each turn says what changed.
 
 The first keyframe is described alone. Every later turn sees the pair stacked, and reads both true times and the
-differential before it: one chain, as long as the video. What it leaves to `summary.py` is the whole.
+differential before it: one chain, as long as the video. Where the job asks for shots, each shot is a chain of its own:
+its first keyframe is described alone, and chains run at the same time. What this leaves to `summary.py` is the whole.
 """
+
+import asyncio
+from contextlib import aclosing
+from dataclasses import replace
+from itertools import count
 
 from PIL import Image
 
 from service.contract.events import Differential
 from service.contract.jobs import DifferentialCaption, Keyframe
-from workers import prompts
 from workers.attempt import Attempt
-from workers.collage import stack_pair
 from workers.engine import Turn
-from workers.fitting import crops_that_fit, cut_at_sentence
+from workers.fitting import cut_at_sentence, with_images
 from workers.keyframes import KeyframeLog, read_keyframe
 from workers.turns import Told, max_tokens, video_options
 
@@ -21,35 +25,60 @@ DEFAULT_MAX_TOKENS = 512
 
 
 async def describe(attempt: Attempt, keyframes: KeyframeLog) -> list[DifferentialCaption]:
-    """Caption the keyframes one after the other as they come, from the first without a differential; return all."""
-    done = list(attempt.job.differentials)
-    window = [await read_keyframe(attempt, keyframes.found[done[-1].keyframe])] if done else []
-    while (keyframe := await keyframes.get(len(done))) is not None:
-        window = [*window[-1:], await read_keyframe(attempt, keyframe)]
-        with attempt.timed("captioning"):
-            turn = _turn(attempt, keyframes.found, keyframe, window, done[-1].text if done else "")
-            text = await attempt.turns.run(turn, Told(keyframe.index))
-        event = Differential(keyframe=keyframe.index, time_s=keyframe.time_s, text=text)
-        await attempt.publisher.append(event)
-        done.append(DifferentialCaption(keyframe=keyframe.index, time_s=keyframe.time_s, text=text))
-    return done
+    """Caption the keyframes as they come, but for those that an earlier attempt has; return all, in order."""
+    told = {differential.keyframe: differential for differential in attempt.job.differentials}
+    free = asyncio.Semaphore(attempt.tools.settings.chains)
+    try:
+        async with asyncio.TaskGroup() as chains, aclosing(keyframes.shots()) as shots:
+            async for first in shots:
+                chains.create_task(_describe_shot(attempt, keyframes, first, told, free))
+    except BaseExceptionGroup as errors:  # one is enough to end the job, and says why
+        raise errors.exceptions[0] from None
+    return [told[index] for index in sorted(told)]
 
 
-def _turn(
+async def _describe_shot(
+    attempt: Attempt,
+    keyframes: KeyframeLog,
+    first: int,
+    told: dict[int, DifferentialCaption],
+    free: asyncio.Semaphore,
+) -> None:
+    """Caption one keyframe after the other, from the shot's first to its last, and put what is said into `told`."""
+    window: list[Image.Image] = []
+    async with free:
+        for index in count(first):
+            keyframe = await keyframes.get(index)
+            if keyframe is None or keyframe.shot != keyframes.found[first].shot:
+                return
+            if index in told:
+                continue
+            if index > first and not window:
+                window = [await read_keyframe(attempt, keyframes.found[index - 1])]
+            window = [*window[-1:], await read_keyframe(attempt, keyframe)]
+            with attempt.timed("captioning"):
+                previous = told[index - 1].text if index > first else ""
+                turn = await _turn(attempt, keyframes.found, keyframe, window, previous)
+                text = await attempt.turns.run(turn, Told(index))
+            await attempt.publisher.append(Differential(keyframe=index, time_s=keyframe.time_s, text=text))
+            told[index] = DifferentialCaption(keyframe=index, time_s=keyframe.time_s, text=text)
+
+
+async def _turn(
     attempt: Attempt, found: list[Keyframe], keyframe: Keyframe, window: list[Image.Image], previous: str
 ) -> Turn:
     """Return the turn for `keyframe`; `window` holds its image, after that of the keyframe before it if any."""
     options, captioner = video_options(attempt.record), attempt.tools.captioner
     answer = max_tokens(options, DEFAULT_MAX_TOKENS, captioner)
-    image = stack_pair(*window) if len(window) == 2 else window[0]
-    hd_num = crops_that_fit(captioner, image, options.hd_num, DEFAULT_HD_NUM, answer)
     if len(window) == 1:
-        return Turn(prompts.FIRST_FRAME, image, hd_num, answer, options)
+        turn = Turn(captioner.dialect.first_frame(keyframe.index, keyframe.time_s), (), options.hd_num, answer, options)
+        return await with_images(captioner, turn, window, DEFAULT_HD_NUM)
     before = found[keyframe.index - 1]
 
-    def turn(previous: str) -> Turn:
-        prompt = prompts.differential(before.index, before.time_s, keyframe.time_s, previous)
-        return Turn(prompt, image, hd_num, answer, options)
+    def prompt(previous: str) -> str:
+        return captioner.dialect.differential(before.index, before.time_s, keyframe.time_s, previous)
 
-    room = captioner.context_tokens - answer - captioner.prompt_tokens(turn(""))
-    return turn(cut_at_sentence(previous, room, captioner.count_tokens))
+    turn = Turn(prompt(""), (), options.hd_num, answer, options)
+    turn = await with_images(captioner, turn, captioner.dialect.pair(*window), DEFAULT_HD_NUM)
+    room = captioner.context_tokens - answer - await captioner.prompt_tokens(turn)
+    return replace(turn, prompt=prompt(cut_at_sentence(previous, room, captioner.count_tokens)))

@@ -63,6 +63,16 @@ class VideoOptions(Decoding):
     start_s: Annotated[float, Field(ge=0)] | None = None
     end_s: Annotated[float, Field(gt=0)] | None = None
     hd_num: Annotated[int, Field(ge=1, le=55)] | None = None
+    parallel: bool = False
+    """Sliding: cut the video into shots and caption each on its own, at the same time as the others."""
+    cut_threshold: Annotated[float, Field(ge=-1, le=1)] | None = None
+    """Below this similarity a keyframe begins a new shot; none is well below `similarity_threshold`."""
+
+    @model_validator(mode="after")
+    def _shots_are_for_sliding(self) -> "VideoOptions":
+        if self.parallel and self.mode != "sliding":
+            raise ValueError("parallel is for the sliding mode")
+        return self
 
     @model_validator(mode="after")
     def _interval_is_not_empty(self) -> "VideoOptions":
@@ -107,15 +117,19 @@ class Source(BaseModel):
 
 
 class Keyframe(BaseModel):
-    """A chosen frame: its place from 0, its presentation time in the video, and where its JPEG is served."""
+    """A chosen frame: its place from 0, its presentation time in the video, and where its JPEG is served.
+
+    `shot`: which shot it belongs to, from 0; always 0 where the job is not `parallel`.
+    """
 
     index: int
     time_s: float
     image: str
+    shot: int = 0
 
 
 class DifferentialCaption(BaseModel):
-    """What changed up to keyframe `keyframe` since the one before; the first describes the first frame."""
+    """What changed up to keyframe `keyframe` since the one before; the first of a shot describes its first frame."""
 
     keyframe: int
     time_s: float
