@@ -14,4 +14,9 @@ $pip "$torch" 2>/dev/null || $pip --index-url https://download.pytorch.org/whl/c
 
 echo "sharecap: installing the packages of requirements/cpu.txt"
 $pip --requirement "$here/cpu.txt"
+# the name that the vllm command looks for; built from a copy, which keeps this directory clean
+name=$(mktemp -d)
+trap 'rm -rf "$name"' EXIT
+cp "$here/vllm-name/pyproject.toml" "$name"
+$pip --no-build-isolation "$name"
 $pip --no-build-isolation --editable "$here/.."

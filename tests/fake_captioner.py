@@ -12,6 +12,8 @@ from PIL import Image
 
 from service.contract.errors import EngineFailed
 from service.contract.jobs import Usage
+from workers.dialects import Dialect
+from workers.dialects.trained import Trained
 from workers.engine import Done, Features, ModelDefaults, Piece, Turn
 
 IMAGE_TOKENS = 50
@@ -26,6 +28,8 @@ class FakeCaptioner:
         self.delay_s = delay_s
         self.context_tokens = context_tokens
         self.defaults = ModelDefaults()
+        self.dialect: Dialect = Trained()
+        self.takes_hd_num = True
         self.alive = True
         self.turns: list[Turn] = []
         self.running: set[str] = set()
@@ -34,7 +38,7 @@ class FakeCaptioner:
         self.on_turn: Callable[[int], None] = lambda _: None
 
     async def generate(self, turn: Turn, request_id: str) -> AsyncGenerator[Piece | Done, None]:
-        tokens = self.prompt_tokens(turn) + turn.max_tokens
+        tokens = await self.prompt_tokens(turn) + turn.max_tokens
         assert tokens <= self.context_tokens, f"context error: {tokens} tokens"
         self.turns.append(turn)
         self.running.add(request_id)
@@ -50,7 +54,7 @@ class FakeCaptioner:
             for k, word in enumerate(words):
                 await asyncio.sleep(self.delay_s)
                 yield Piece(f" {word}" if k else word)
-            image_tokens = IMAGE_TOKENS if turn.image else 0
+            image_tokens = IMAGE_TOKENS * len(turn.images)
             yield Done(Usage(prompt_tokens=100, image_tokens=image_tokens, completion_tokens=len(words)), stopped=True)
         except (asyncio.CancelledError, GeneratorExit):
             self.aborted.append(request_id)
@@ -58,8 +62,8 @@ class FakeCaptioner:
         finally:
             self.running.discard(request_id)
 
-    def prompt_tokens(self, turn: Turn) -> int:
-        return self.count_tokens(turn.prompt) + 8 + (IMAGE_TOKENS * (turn.hd_num or 1) if turn.image else 0)
+    async def prompt_tokens(self, turn: Turn) -> int:
+        return self.count_tokens(turn.prompt) + 8 + IMAGE_TOKENS * (turn.hd_num or 1) * len(turn.images)
 
     def count_tokens(self, text: str) -> int:
         return len(text.split())

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from service.contract.jobs import Decoding, Usage
+from workers.dialects import Dialect
 
 CLIP_L_336 = "openai/clip-vit-large-patch14-336"
 CLIP_L_THRESHOLD = 0.93
@@ -22,13 +23,19 @@ Features = npt.NDArray[np.float32]  # [frames, hidden], each of length 1
 
 @dataclass(frozen=True)
 class Turn:
-    """One question to the model. At most one image; `hd_num` none is the model's own default."""
+    """One question to the model, its images first; `hd_num` none is the model's own default."""
 
     prompt: str
-    image: Image.Image | None = None
+    images: tuple[Image.Image, ...] = ()
     hd_num: int | None = None
     max_tokens: int = 512
     decoding: Decoding = field(default_factory=Decoding)
+
+    @property
+    def image(self) -> Image.Image | None:
+        """The only image, where there is one."""
+        assert len(self.images) <= 1
+        return self.images[0] if self.images else None
 
     def with_max_tokens(self, max_tokens: int) -> "Turn":
         return replace(self, max_tokens=max_tokens)
@@ -58,12 +65,19 @@ class ModelDefaults:
     similarity_threshold: float = CLIP_L_THRESHOLD
 
 
+class CannotWork(Exception):
+    """The settings or the installation are wrong: starting again is no use."""
+
+
 class Captioner(Protocol):
     """A model that answers turns, many at once."""
 
     context_tokens: int
     """Prompt, image and answer together."""
     defaults: ModelDefaults
+    dialect: Dialect
+    takes_hd_num: bool
+    """Whether images are cut into crops, `hd_num` at most; else they are seen as the model's own processor has it."""
 
     def generate(self, turn: Turn, request_id: str) -> AsyncGenerator[Piece | Done, None]:
         """Yield the answer piece by piece, `Done` last. Closing the generator, or cancelling its task, stops the model.
@@ -72,8 +86,8 @@ class Captioner(Protocol):
         """
         ...
 
-    def prompt_tokens(self, turn: Turn) -> int:
-        """Return the tokens that `turn` takes before its answer, image and chat marks included."""
+    async def prompt_tokens(self, turn: Turn) -> int:
+        """Return the tokens that `turn` takes before its answer, images and chat marks included."""
         ...
 
     def count_tokens(self, text: str) -> int:

@@ -3,11 +3,10 @@
 import asyncio
 
 from service.contract.jobs import Keyframe
-from workers import prompts
 from workers.attempt import Attempt
 from workers.collage import stack_all
 from workers.engine import Turn
-from workers.fitting import crops_that_fit
+from workers.fitting import with_images
 from workers.keyframes import read_keyframe
 from workers.turns import Told, max_tokens, video_options
 
@@ -29,8 +28,9 @@ async def caption(attempt: Attempt, keyframes: list[Keyframe]) -> tuple[str, int
     seen = evenly(keyframes, MOST_SEEN)
     images = [await read_keyframe(attempt, keyframe) for keyframe in seen]
     image = await asyncio.to_thread(stack_all, images)
-    answer = max_tokens(options, DEFAULT_MAX_TOKENS, captioner)
-    hd_num = crops_that_fit(captioner, image, options.hd_num, DEFAULT_HD_NUM, answer)
+    prompt = captioner.dialect.fast([keyframe.time_s for keyframe in seen])
+    turn = Turn(prompt, (), options.hd_num, max_tokens(options, DEFAULT_MAX_TOKENS, captioner), options)
+    turn = await with_images(captioner, turn, [image], DEFAULT_HD_NUM)
     with attempt.timed("captioning"):
-        text = await attempt.turns.run(Turn(prompts.FAST, image, hd_num, answer, options), Told())
+        text = await attempt.turns.run(turn, Told())
     return text, len(seen)

@@ -1,36 +1,64 @@
 """What fits into the model's context: no input, however long, may raise a context error.
 
-Images get fewer crops, a previous differential is cut at a sentence, descriptions are grouped.
+Images get fewer crops or pixels, a previous differential is cut at a sentence, descriptions are grouped.
 """
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from PIL import Image
 
-from workers import prompts
+from service.contract.errors import InvalidOption
+from workers.dialects import Description
 from workers.engine import Captioner, Turn
 
-Description = tuple[float, str]
-"""A time in seconds, and what is said of it."""
-
 TEXT_ROOM_TOKENS = 256
-"""Left free beside an image and its answer when the number of crops is chosen: prompt and previous differential."""
+"""Left free beside images and their answer when these are fitted: prompt and previous differential."""
+SCALES = (1.0, 0.7, 0.5, 0.35, 0.25, 0.15)
+"""Of the sides of images that do not fit; a model with as many tokens for every image gains nothing by it."""
 LINE_MARGIN_TOKENS = 2
 """Tokens are counted line by line; put together they may merge differently at the seams."""
 
 _SENTENCE_END = re.compile(r"(?<=[.!?…])\s+|(?<=[。！？])")
 
 
-def crops_that_fit(captioner: Captioner, image: Image.Image, asked: int | None, default: int, answer: int) -> int:
-    """Return `hd_num` for `image`: as asked, else the model's or `default`, lowered until there is room to answer."""
-    if asked is not None:
-        return asked
+async def with_images(captioner: Captioner, turn: Turn, images: Sequence[Image.Image], default_hd_num: int) -> Turn:
+    """Return `turn` with RGB `images`, in as many crops or pixels as leave room for its answer.
+
+    `turn.hd_num` is what the job asks for: crops are as asked, else the model's or `default_hd_num`, and fewer where
+    they do not fit. Raises InvalidOption where crops are asked of a model that has none.
+    """
+    turn = replace(turn, images=tuple(images))
+    if captioner.takes_hd_num:
+        return replace(turn, hd_num=await _crops_that_fit(captioner, turn, default_hd_num))
+    if turn.hd_num is not None:
+        raise InvalidOption("This server's model does not cut images into crops: leave `hd_num` out.")
+    for scale in SCALES:
+        turn = replace(turn, images=tuple(_scaled(image, scale) for image in images))
+        if await _fits(captioner, turn):
+            break
+    return turn  # what does not fit even so is refused when it is asked
+
+
+async def _crops_that_fit(captioner: Captioner, turn: Turn, default: int) -> int:
+    if turn.hd_num is not None:
+        return turn.hd_num
     for hd_num in range(captioner.defaults.hd_num or default, 1, -1):
-        turn = Turn("", image=image, hd_num=hd_num)
-        if captioner.prompt_tokens(turn) + TEXT_ROOM_TOKENS + answer <= captioner.context_tokens:
+        if await _fits(captioner, replace(turn, hd_num=hd_num)):
             return hd_num
     return 1
+
+
+async def _fits(captioner: Captioner, turn: Turn) -> bool:
+    """Whether the images, the answer, and the text that is still to come have room."""
+    tokens = await captioner.prompt_tokens(turn)
+    return tokens + TEXT_ROOM_TOKENS + turn.max_tokens <= captioner.context_tokens
+
+
+def _scaled(image: Image.Image, scale: float) -> Image.Image:
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    return image if scale == 1 else image.resize(size, Image.Resampling.BOX)
 
 
 def cut_at_sentence(text: str, max_tokens: int, count_tokens: Callable[[str], int]) -> str:
@@ -57,13 +85,13 @@ def _longest(parts: list[str], max_tokens: int, count_tokens: Callable[[str], in
     return " ".join(parts[:fits])
 
 
-def grouped(descriptions: Sequence[Description], captioner: Captioner, answer: int) -> list[list[Description]]:
+async def grouped(descriptions: Sequence[Description], captioner: Captioner, answer: int) -> list[list[Description]]:
     """Cut `descriptions` into consecutive groups, each of which fits into one summary prompt beside its answer.
 
     Any two fit together, for each is first cut to less than half of the room: so summarising the groups always leaves
     at most half as many.
     """
-    room = captioner.context_tokens - answer - captioner.prompt_tokens(Turn(prompts.summary([])))
+    room = captioner.context_tokens - answer - await captioner.prompt_tokens(Turn(captioner.dialect.summary([])))
     line = _line_tokens((max((t for t, _ in descriptions), default=0.0), ""), captioner)
     groups: list[list[Description]] = [[]]
     left = room
@@ -81,5 +109,5 @@ def grouped(descriptions: Sequence[Description], captioner: Captioner, answer: i
 def _line_tokens(description: Description, captioner: Captioner) -> int:
     """Return what one description costs within a summary prompt."""
     time_s, text = description
-    line = f"Video frame 100000 at {time_s:.2f} Second(s) description: {text}\n"
+    line = captioner.dialect.description(100_000, time_s, text)
     return captioner.count_tokens(line) + LINE_MARGIN_TOKENS

@@ -13,8 +13,9 @@ import sys
 from pydantic import ValidationError
 from redis.exceptions import RedisError
 
+from workers.engine import CannotWork
 from workers.settings import Settings
-from workers.xcomposer2.checkpoint import check_architecture, read_config
+from workers.xcomposer2.checkpoint import read_config
 
 ENGINE_ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -26,10 +27,6 @@ ENGINE_ENVIRONMENT = {
 """What the engine's processes read, where the operator has not said otherwise: a normal start is quiet."""
 
 log = logging.getLogger("sharecap.worker")
-
-
-class CannotWork(Exception):
-    """The settings or the installation are wrong: starting again is no use."""
 
 
 def check_decoder() -> None:
@@ -44,7 +41,7 @@ def check_decoder() -> None:
 def check_model(model: str) -> None:
     """Find a mistyped model before the engine is loaded."""
     try:
-        check_architecture(read_config(model), model)
+        read_config(model)
     except (FileNotFoundError, ValueError) as error:
         raise CannotWork(error) from error
 

@@ -21,11 +21,13 @@ def differential(frame: int, previous_s: float, time_s: float, previous_text: st
 
 def summary(descriptions: Iterable[tuple[float, str]]) -> str:
     """Ask for one caption of `(time_s, text)` descriptions, numbered from 1 in the given order."""
-    lines = (
-        f"Video frame {k} at {time_s:.2f} Second(s) description: {text}\n"
-        for k, (time_s, text) in enumerate(descriptions, start=1)
-    )
+    lines = (description(k, time_s, text) for k, (time_s, text) in enumerate(descriptions, start=1))
     return "Summarize the following per frame descriptions:\n" + "".join(lines)
+
+
+def description(number: int, time_s: float, text: str) -> str:
+    """Return one line of `summary`."""
+    return f"Video frame {number} at {time_s:.2f} Second(s) description: {text}\n"
 
 
 def recaption(prompt: str) -> str:

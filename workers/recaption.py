@@ -1,7 +1,6 @@
 """The recaption role: a short text-to-video prompt -> its dense caption. One text call."""
 
 from service.contract.jobs import RecaptionOptions
-from workers import prompts
 from workers.attempt import Attempt
 from workers.engine import Turn
 from workers.turns import Told, max_tokens
@@ -13,7 +12,8 @@ async def write_out(attempt: Attempt) -> str:
     """Return the dense caption of the job's prompt."""
     options = attempt.record.options
     assert isinstance(options, RecaptionOptions)
-    answer = max_tokens(options, DEFAULT_MAX_TOKENS, attempt.tools.captioner)
-    turn = Turn(prompts.recaption(options.prompt), max_tokens=answer, decoding=options)
+    captioner = attempt.tools.captioner
+    answer = max_tokens(options, DEFAULT_MAX_TOKENS, captioner)
+    turn = Turn(captioner.dialect.recaption(options.prompt), max_tokens=answer, decoding=options)
     with attempt.timed("captioning"):
         return await attempt.turns.run(turn, Told())

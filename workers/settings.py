@@ -5,7 +5,7 @@ Names that the gateway has too mean the same there.
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -27,6 +27,8 @@ class Settings(BaseSettings):
     """Uploads and keyframes; the gateway must see the same directory."""
     model: str = str(DEMO_CHECKPOINT)
     """A checkpoint's directory or hub id."""
+    prompt_dialect: Literal["automatic", "xcomposer2", "hierarchical"] = "automatic"
+    """How the model is asked; automatic: as it was trained to be, where it is of the ShareCaptioner-Video family."""
     slots: Annotated[int, Field(ge=1, le=4096)] | None = None
     """Videos in work at once; none is 4 on a CPU and 128 on a GPU."""
     chains: Annotated[int, Field(ge=1)] = 16

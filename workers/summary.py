@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 from service.contract.errors import InvalidOption, NotFound
 from service.contract.jobs import ClipOptions, DifferentialCaption
-from workers import prompts
 from workers.attempt import Attempt
+from workers.dialects import Description
 from workers.engine import Turn
-from workers.fitting import Description, grouped
+from workers.fitting import grouped
 from workers.turns import Told, max_tokens
 
 DEFAULT_MAX_TOKENS = 1024
@@ -24,11 +24,11 @@ async def summarise(attempt: Attempt, differentials: Sequence[DifferentialCaptio
     answer = max_tokens(options, DEFAULT_MAX_TOKENS, captioner)
 
     def turn(group: Sequence[Description]) -> Turn:
-        return Turn(prompts.summary(group), max_tokens=answer, decoding=options)
+        return Turn(captioner.dialect.summary(group), max_tokens=answer, decoding=options)
 
     with attempt.timed("summary"):
         descriptions: list[Description] = [(d.time_s, d.text) for d in differentials]
-        while len(groups := grouped(descriptions, captioner, answer)) > 1:
+        while len(groups := await grouped(descriptions, captioner, answer)) > 1:
             texts = await _together(attempt, [turn(group) for group in groups])
             descriptions = [(group[0][0], text) for group, text in zip(groups, texts, strict=True)]
         return await attempt.turns.run(turn(groups[0]), Told())

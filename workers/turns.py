@@ -43,7 +43,7 @@ class Turns:
 
         Raises InvalidOption where the prompt leaves no room to answer.
         """
-        turn = self._bounded(turn)
+        turn = await self._bounded(turn)
         self._count += 1
         said, unsaid = "", ""
         async with aclosing(self._captioner.generate(turn, f"{self._name}-{self._count}")) as parts:
@@ -63,9 +63,9 @@ class Turns:
             await self._tell(told, rest)
         return said + rest
 
-    def _bounded(self, turn: Turn) -> Turn:
+    async def _bounded(self, turn: Turn) -> Turn:
         """Return `turn` with no more tokens to generate than there is room for."""
-        room = self._captioner.context_tokens - self._captioner.prompt_tokens(turn)
+        room = self._captioner.context_tokens - await self._captioner.prompt_tokens(turn)
         if room < LEAST_ANSWER_TOKENS:
             raise InvalidOption(
                 f"The prompt does not fit: the model takes {self._captioner.context_tokens} tokens, "

@@ -1,8 +1,9 @@
 """The vLLM plugin for InternLM-XComposer2-4KHD checkpoints, ShareCaptioner-Video among them.
 
-Reading order: `checkpoint` -> `config` -> `tokenizer` -> `hd_tiling` -> `image` -> `processor` -> `plora` ->
-`weights` -> `model`. vLLM calls `register` in each of its processes (entry point `vllm.general_plugins`); a worker
-builds its engine from `engine_args` and calls `check_registered` at start. Importing this package is light.
+Reading order: `checkpoint` -> `config` -> `tokenizer` -> `renderer` -> `hd_tiling` -> `image` -> `processor` ->
+`plora` -> `weights` -> `model`; `turns` is for the worker. vLLM calls `register` in each of its processes (entry point
+`vllm.general_plugins`); a worker builds its engine from `engine_args` and calls `check_registered` at start. Importing
+this package is light.
 """
 
 from typing import Any
@@ -25,7 +26,7 @@ def register() -> None:
     if ARCHITECTURE in ModelRegistry.get_supported_archs():
         return
     TokenizerRegistry.register(NAME, f"{__name__}.processor", "TokenizerLoader")
-    RENDERER_REGISTRY.register(NAME, "vllm.renderers.hf", "HfRenderer")
+    RENDERER_REGISTRY.register(NAME, f"{__name__}.renderer", "XComposer2Renderer")
     register_config_parser(NAME)(XComposer2ConfigParser)
     ModelRegistry.register_model(ARCHITECTURE, _MODEL)
 

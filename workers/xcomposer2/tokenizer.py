@@ -4,8 +4,8 @@ The checkpoint ships a slow Python tokenizer only, which is remote code. This on
 model: BPE merges in the order of the pieces' scores, byte fallback, no dummy prefix, nothing normalised.
 Chat marks and the image placeholder are ordinary pieces, looked up by name, never by number.
 
-`turn_ids` is what the engine hands to vLLM. User text goes through `neutralise` there, so it can spell a mark
-but never become one.
+`turn_ids` is what the engine hands to vLLM; the chat template says the same to vLLM's own server (`renderer.py`). User
+text goes through `neutralise` in both, so it can spell a mark but never become one.
 """
 
 import re
@@ -22,6 +22,16 @@ from workers.xcomposer2.checkpoint import checkpoint_file
 
 OPEN_TURN = "[UNUSED_TOKEN_146]"
 CLOSE_TURN = "[UNUSED_TOKEN_145]"  # ends generation, as </s> does
+
+# In vLLM's "openai" form of messages: a list of parts each. A message's pictures stand before its opening mark.
+_CHAT_TEMPLATE = """\
+{% for message in messages %}\
+{% for part in message.content if part.type == 'image' %}[placeholder]{% endfor %}\
+[open]{{ message.role }}
+{{ message.content | selectattr('type', 'equalto', 'text') | map(attribute='text') | join('\\n') }}[close]
+{% endfor %}\
+{% if add_generation_prompt %}[open]assistant
+{% endif %}"""
 
 _RESERVED = re.compile(r"\[UNUSED_TOKEN_(\d+)\]")
 _CONTROL = re.compile(r"<(/?s|unk|pad)>")
@@ -61,7 +71,7 @@ def turn_ids(tokenizer: "XComposer2Tokenizer", prompt: str, *, image: bool) -> l
 
 def stop_ids(tokenizer: "XComposer2Tokenizer") -> list[int]:
     """Return the ids that end generation: the closing mark and `</s>`."""
-    return [tokenizer.piece_id(CLOSE_TURN), tokenizer.eos_token_id]
+    return [tokenizer.eos_token_id, tokenizer.piece_id(tokenizer.eos_piece)]
 
 
 class XComposer2Tokenizer(PreTrainedTokenizerFast):
@@ -88,7 +98,8 @@ class XComposer2Tokenizer(PreTrainedTokenizerFast):
 
     @property
     def eos_token_id(self) -> int:
-        return self.piece_id(self.eos_piece)
+        """The closing mark: what ends a turn. vLLM ends at the configuration's `eos_token_id` too, which is `</s>`."""
+        return self.piece_id(CLOSE_TURN)
 
     def _decode(self, token_ids: int | list[int], skip_special_tokens: bool = False, *_: Any, **__: Any) -> str:
         """SentencePiece's text of these ids, malformed byte runs included (transformers' hook for `decode`)."""
@@ -157,14 +168,20 @@ def load_tokenizer(model: str | Path, revision: str | None = None) -> XComposer2
     except Exception as error:  # protobuf's DecodeError differs between its implementations
         raise ValueError(f"{path} is no SentencePiece model: {error}") from error
     _check(proto, path)
-    tokenizer = XComposer2Tokenizer(tokenizer_object=_build(proto))
-    tokenizer.image_placeholder = _placeholder(proto, path)
+    placeholder = _placeholder(proto, path)
+    tokenizer = XComposer2Tokenizer(tokenizer_object=_build(proto), chat_template=_chat_template(placeholder))
+    tokenizer.image_placeholder = placeholder
     tokenizer.bos_piece, tokenizer.eos_piece = proto.trainer_spec.bos_piece, proto.trainer_spec.eos_piece
     tokenizer.surfaces = [_surface(piece, proto) for piece in proto.pieces]
     tokenizer.reserved_ids = frozenset(
         number for number, piece in enumerate(proto.pieces) if _RESERVED.fullmatch(piece.piece)
     )
     return tokenizer
+
+
+def _chat_template(placeholder: str) -> str:
+    template = _CHAT_TEMPLATE.replace("[open]", OPEN_TURN).replace("[close]", CLOSE_TURN)
+    return template.replace("[placeholder]", placeholder)
 
 
 def _surface(piece: Any, proto: Any) -> bytes:
