@@ -8,6 +8,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.contract.probe import Limits
+from service.contract.urls import Hosts
 
 GIB = 1 << 30
 
@@ -36,6 +37,8 @@ class Settings(BaseSettings):
     """The cap on `max_keyframes`, and its default."""
     min_free_bytes: Annotated[int, Field(ge=0)] = GIB
     """An upload that would leave less room on the data directory's disk is refused."""
+    allowed_hosts: Hosts = frozenset()
+    """`host[:port],…`: URLs may lead there though it is no public address, or another port than 80 and 443."""
     retention_s: Annotated[float, Field(ge=0)] = 7 * 24 * 3600.0
     """An ended job, with all of its results, goes so long after its end; 0: it stays until it is deleted."""
     probe_timeout_s: Annotated[float, Field(gt=0)] = 20.0

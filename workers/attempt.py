@@ -36,6 +36,14 @@ class Tools:
     decode_limits: DecodeLimits = field(default_factory=DecodeLimits)
 
 
+@dataclass(frozen=True)
+class Fetched:
+    """The file that a URL gave."""
+
+    bytes: int
+    sha256: str
+
+
 @dataclass
 class Attempt:
     """The `number`-th try (from 1) at `record`; `job` is what the earlier ones have left."""
@@ -48,6 +56,8 @@ class Attempt:
     publisher: Publisher
     turns: Turns
     timings: Timings = field(default_factory=Timings)
+    fetched: Fetched | None = None
+    """What this attempt has fetched, where the job came with a URL."""
     _inside: Counter[str] = field(default_factory=Counter)
     _since: dict[str, float] = field(default_factory=dict)
 

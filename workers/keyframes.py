@@ -215,6 +215,8 @@ async def _tell_video(attempt: Attempt, info: VideoInfo, frames: Frames) -> None
             height=height,
             fps=info.fps or frames.fps,
             interval_s=frames.interval_s,
+            bytes=attempt.fetched.bytes if attempt.fetched else None,
+            sha256=attempt.fetched.sha256 if attempt.fetched else None,
         )
     )
 

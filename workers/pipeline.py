@@ -1,6 +1,6 @@
 """One job from its start to its last event, on one screen.
 
-    video:      upload -> frames (decode child) -> keyframes -> differentials -> caption
+    video:      upload, or fetch -> frames (decode child) -> keyframes -> differentials -> caption
     clip:       the parent's differentials -> caption
     recaption:  prompt -> caption
 
@@ -12,6 +12,7 @@ from service.contract.events import Caption, Completed, Started
 from service.contract.jobs import JobKind
 from workers import fast, recaption, sliding, summary
 from workers.attempt import Attempt
+from workers.fetch import fetch
 from workers.keyframes import selecting
 from workers.turns import video_options
 
@@ -36,6 +37,7 @@ async def _caption(attempt: Attempt) -> Caption:
 
 
 async def _caption_video(attempt: Attempt) -> Caption:
+    await fetch(attempt)
     async with selecting(attempt) as keyframes:
         if video_options(attempt.record).mode == "fast":
             text, seen = await fast.caption(attempt, await keyframes.all())

@@ -11,8 +11,10 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.contract.probe import Limits
+from service.contract.urls import Hosts
 
 DEMO_CHECKPOINT = Path(__file__).with_name("demo") / "checkpoint"
+GIB = 1 << 30
 SLOTS_ON_CPU = 4
 SLOTS_ON_GPU = 128
 
@@ -37,6 +39,14 @@ class Settings(BaseSettings):
     """How long jobs in work may go on after SIGTERM before they are given back."""
     decoders: Annotated[int, Field(ge=1)] = os.cpu_count() or 1
     """Videos decoded at once; each takes up to 2 GiB."""
+
+    max_upload_bytes: Annotated[int, Field(gt=0)] = 4 * GIB
+    min_free_bytes: Annotated[int, Field(ge=0)] = GIB
+    allowed_hosts: Hosts = frozenset()
+    fetch_timeout_s: Annotated[float, Field(gt=0)] = 3600.0
+    """How long the file behind a URL may take to come, all tries together."""
+    fetch_min_rate: Annotated[int, Field(ge=0)] = 65_536
+    """Bytes a second: an address that gives less is left."""
 
     max_keyframes: Annotated[int, Field(ge=1, le=100_000)] = 2000
     max_duration_s: Annotated[float, Field(gt=0)] = 12 * 3600.0

@@ -52,7 +52,10 @@ class Started(EventBase):
 
 
 class Video(EventBase):
-    """The video was opened. `interval_s` is the sampling interval in use, maybe wider than asked for."""
+    """The video was opened. `interval_s` is the sampling interval in use, maybe wider than asked for.
+
+    `bytes` and `sha256` are told of a file that was fetched: of an upload they are known before.
+    """
 
     type: Literal["video"] = "video"
     duration_s: float
@@ -60,6 +63,8 @@ class Video(EventBase):
     height: int
     fps: float
     interval_s: float
+    bytes: int | None = None
+    sha256: str | None = None
 
 
 class Keyframes(EventBase):
@@ -172,6 +177,8 @@ def _apply(job: Job, stored: StoredEvent) -> None:
             if job.source is not None:
                 for name in ("duration_s", "width", "height", "fps"):
                     setattr(job.source, name, getattr(event, name))
+                if event.sha256 is not None:
+                    job.source.bytes, job.source.sha256 = event.bytes, event.sha256
         case Keyframes():
             job.keyframes.extend(event.keyframes)
         case Differential():

@@ -18,11 +18,13 @@ from service.contract.errors import (
     StorageFull,
     UnsupportedMedia,
     UrlForbidden,
+    UrlUnreachable,
     VideoTooLarge,
     VideoTooLong,
 )
 from service.contract.jobs import Job, JobKind, JobStatus, JobSummary, Source, VideoOptions
 from service.contract.probe import VideoInfo, probe
+from service.contract.urls import checked
 from service.gateway import Gateway, Here
 from service.jobs import Accepted, Order, accept, answer, begin, find, status_of, waiting_time
 from service.limits import UploadedBytes
@@ -53,6 +55,7 @@ class JobPage(BaseModel):
             VideoTooLarge,
             VideoTooLong,
             UrlForbidden,
+            UrlUnreachable,
             StorageFull,
             NoWorker,
             IdempotencyConflict,
@@ -69,7 +72,7 @@ async def caption_video(request: Request, gateway: Here, key: Caller) -> Respons
     if content_type == "multipart/form-data":
         accepted = await _from_upload(request, gateway, order)
     elif content_type == "application/json":
-        accepted = await _from_url(request)
+        accepted = await _from_url(request, gateway, order)
     else:
         raise UnsupportedMedia("The body is to be multipart/form-data with a `file`, or application/json with a `url`.")
     return await answer(gateway, order, accepted, wait_s)
@@ -97,13 +100,17 @@ async def _from_upload(request: Request, gateway: Gateway, order: Order) -> Acce
         return await accept(gateway, order, JobKind.VIDEO, chosen, metadata, source=source, upload=upload)
 
 
-async def _from_url(request: Request) -> Accepted:
+async def _from_url(request: Request, gateway: Gateway, order: Order) -> Accepted:
     values = await options.json_body(request)
-    url = values.pop("url", None)
-    options.from_json(JobKind.VIDEO, values)
-    if not isinstance(url, str):
+    told = values.pop("url", None)
+    chosen, metadata = options.from_json(JobKind.VIDEO, values)
+    assert isinstance(chosen, VideoOptions)
+    chosen = _capped(chosen, gateway.settings.max_keyframes)
+    if not isinstance(told, str):
         raise InvalidOption("url: an address is needed, or a form with a `file`")
-    raise UrlForbidden("This service fetches no addresses; upload the video as `file`.")
+    url = checked(told, gateway.settings.allowed_hosts)
+    source = Source(url=str(url), filename=uploads.plain_name(url.name))
+    return await accept(gateway, order, JobKind.VIDEO, chosen, metadata, source=source)
 
 
 def _capped(chosen: VideoOptions, cap: int) -> VideoOptions:
