@@ -10,7 +10,7 @@ from fastapi import Request, Response
 from redis.exceptions import RedisError
 
 from service import idempotency
-from service.contract.errors import NotFound, NoWorker, QueueUnavailable
+from service.contract.errors import InvalidOption, NotFound, NoWorker, QueueUnavailable
 from service.contract.jobs import Job, JobKind, JobStatus, Options, Record, Source, links_of, new_job_id
 from service.gateway import Gateway
 from service.keys import Key
@@ -82,13 +82,13 @@ async def accept(
 ) -> Accepted:
     """Write the job's record, then wake a worker; where the request came before, find its job instead.
 
-    With the record the job is accepted: where waking fails, a reaper does it. Raises IdempotencyConflict, RateLimited,
-    StorageFull, QueueUnavailable.
+    With the record the job is accepted: where waking fails, a reaper does it. Raises InvalidOption,
+    IdempotencyConflict, RateLimited, StorageFull, QueueUnavailable.
     """
     record = Record(
         id=new_job_id(),
         kind=kind,
-        options=options,
+        options=_until_deadline(options, gateway.settings.max_deadline_s),
         source=source,
         parent=parent,
         metadata=metadata,
@@ -111,6 +111,12 @@ async def accept(
     gateway.metrics.accepted.labels(kind.value).inc()
     gateway.metrics.upload_bytes.inc((source.bytes if source else None) or 0)
     return Accepted(record.id, replayed=False)
+
+
+def _until_deadline(options: Options, cap_s: float) -> Options:
+    if options.deadline_s is not None and options.deadline_s > cap_s:
+        raise InvalidOption(f"deadline_s: at most {cap_s:g}")
+    return options.model_copy(update={"deadline_s": options.deadline_s or cap_s})
 
 
 async def _create(gateway: Gateway, record: Record, upload: Upload | None) -> bool:

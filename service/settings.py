@@ -35,6 +35,8 @@ class Settings(BaseSettings):
     """Width times height of one frame."""
     max_keyframes: Annotated[int, Field(ge=1, le=100_000)] = 2000
     """The cap on `max_keyframes`, and its default."""
+    max_deadline_s: Annotated[float, Field(gt=0)] = 24 * 3600.0
+    """The cap on `deadline_s`, and its default: no job goes on for longer."""
     min_free_bytes: Annotated[int, Field(ge=0)] = GIB
     """An upload that would leave less room on the data directory's disk is refused."""
     allowed_hosts: Hosts = frozenset()

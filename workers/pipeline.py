@@ -8,6 +8,10 @@ Finding keyframes and captioning them run at the same time. Who may do this, and
 in `tasks.py`.
 """
 
+import asyncio
+from datetime import UTC, datetime
+
+from service.contract.errors import DeadlineExceeded
 from service.contract.events import Caption, Completed, Started
 from service.contract.jobs import JobKind
 from workers import fast, recaption, sliding, summary
@@ -18,7 +22,21 @@ from workers.turns import video_options
 
 
 async def run(attempt: Attempt) -> None:
-    """Do what is left of the job. Raises SharecapError, Fenced, CancelRequested."""
+    """Do what is left of the job in the time it has. Raises SharecapError, Fenced, CancelRequested."""
+    record = attempt.record
+    left_s = None
+    if record.options.deadline_s is not None:
+        left_s = record.options.deadline_s - (datetime.now(UTC) - record.created_at).total_seconds()
+    try:
+        async with asyncio.timeout(left_s) as deadline:
+            await _run(attempt)
+    except TimeoutError:
+        if not deadline.expired():
+            raise
+        raise DeadlineExceeded(f"The job did not end within {record.options.deadline_s:g} s.") from None
+
+
+async def _run(attempt: Attempt) -> None:
     await attempt.publisher.append(Started(attempt=attempt.number))
     if attempt.job.caption is None:
         await attempt.publisher.append(await _caption(attempt))

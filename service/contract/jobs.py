@@ -47,12 +47,18 @@ class Decoding(Strict):
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
 
 
+class JobOptions(Decoding):
+    """Options of every job. `deadline_s`: in how long from its creation it must end; none is the server's bound."""
+
+    deadline_s: Annotated[float, Field(gt=0)] | None = None
+
+
 Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
 ]
 
 
-class VideoOptions(Decoding):
+class VideoOptions(JobOptions):
     """Options of `POST /captions`; none stands for the model's or the server's default."""
 
     mode: Literal["sliding", "fast"] = "sliding"
@@ -81,7 +87,7 @@ class VideoOptions(Decoding):
         return self
 
 
-class ClipOptions(Decoding):
+class ClipOptions(JobOptions):
     """Options of `POST /captions/{id}/clips`."""
 
     start_s: Annotated[float, Field(ge=0)]
@@ -94,7 +100,7 @@ class ClipOptions(Decoding):
         return self
 
 
-class RecaptionOptions(Decoding):
+class RecaptionOptions(JobOptions):
     """Options of `POST /recaption`."""
 
     prompt: Annotated[str, Field(min_length=1, max_length=4000)]

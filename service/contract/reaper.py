@@ -44,7 +44,7 @@ class Reaper:
             if found is None:
                 continue
             if found.status.ended:
-                log.warning("%s: %s, for its worker has gone", job_id, found.status.value)
+                log.warning("%s: %s, with nobody at work on it", job_id, found.status.value)
                 upload_path(self._data_dir, job_id).unlink(missing_ok=True)
             else:
                 await self._wakeups.wake(found.kind, job_id, found.epoch)

@@ -35,8 +35,8 @@ local function finish(id, status, kind, data)
 end
 """
 
-# KEYS job events jobs queued and, where there is an owner, the owner's jobs; ARGV id record kind type data owner.
-# Returns 1, or 0 where another job has the id.
+# KEYS job events jobs queued and, where there is an owner, the owner's jobs; ARGV id record kind type data owner, and
+# deadline_ms from now or ''. Returns 1, or 0 where another job has the id.
 CREATE = (
     _OPEN
     + """
@@ -46,6 +46,7 @@ redis.call('HSET', KEYS[1], 'record', ARGV[2], 'kind', ARGV[3], 'status', 'queue
 redis.call('XADD', KEYS[2], '1-0', 'type', ARGV[4], 'data', ARGV[5], 'at', now)
 redis.call('ZADD', KEYS[3], now, ARGV[1])
 redis.call('ZADD', KEYS[4], now, ARGV[1])
+if ARGV[7] ~= '' then redis.call('HSET', KEYS[1], 'deadline', now + ARGV[7]) end
 if KEYS[5] then redis.call('ZADD', KEYS[5], now, ARGV[1]) end
 return 1
 """
@@ -146,16 +147,17 @@ return due
 """
 )
 
-# KEYS job events leases queued; ARGV id rewake_ms max_strikes failed_type failed_data cancelled_type cancelled_data.
-# Takes the job from a holder whose lease has run out, which is a strike, and ends it where that was the last one or
-# where cancel was asked for. Returns the status, kind and epoch of a job that has ended or wants a wake-up now;
+# KEYS job events leases queued; ARGV id rewake_ms max_strikes failed_type failed_data cancelled_type cancelled_data
+# late_data. Takes the job from a holder whose lease has run out, which is a strike, and ends it where that was the last
+# one or where cancel was asked for; ends it also where nobody holds it at its deadline. Returns the status, kind and epoch of a job that has ended or wants a wake-up now;
 # nothing where there is nothing to do, or another reaper has just done it.
 REAP = (
     _OPEN
     + _WRITE
     + """
-local status, kind, epoch, holder, till, cancel =
-  unpack(redis.call('HMGET', KEYS[1], 'status', 'kind', 'epoch', 'holder', 'until', 'cancel'))
+local status, kind, epoch, holder, till, cancel, deadline =
+  unpack(redis.call('HMGET', KEYS[1], 'status', 'kind', 'epoch', 'holder', 'until', 'cancel', 'deadline'))
+local late = deadline and tonumber(deadline) <= now
 if not open(status) then
   redis.call('ZREM', KEYS[3], ARGV[1])
   redis.call('ZREM', KEYS[4], ARGV[1])
@@ -171,14 +173,18 @@ if holder then
     finish(ARGV[1], 'cancelled', ARGV[6], ARGV[7])
     return {'cancelled', kind, epoch}
   end
-  if redis.call('HINCRBY', KEYS[1], 'strikes', 1) >= tonumber(ARGV[3]) then
+  if not late and redis.call('HINCRBY', KEYS[1], 'strikes', 1) >= tonumber(ARGV[3]) then
     finish(ARGV[1], 'failed', ARGV[4], ARGV[5])
     return {'failed', kind, epoch}
   end
   redis.call('HDEL', KEYS[1], 'holder', 'until')
-else
+elseif not late then
   local waked = redis.call('ZSCORE', KEYS[4], ARGV[1])
   if waked and tonumber(waked) > now - ARGV[2] then return nil end
+end
+if late then
+  finish(ARGV[1], 'failed', ARGV[4], ARGV[8])
+  return {'failed', kind, epoch}
 end
 redis.call('ZREM', KEYS[3], ARGV[1])
 redis.call('ZADD', KEYS[4], now, ARGV[1])

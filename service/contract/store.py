@@ -1,6 +1,7 @@
 """Every Redis key, and all reads and writes of jobs, events and leases.
 
-    sharecap:job:{id}      hash    record (JSON), kind, status, owner, cancel, epoch, holder, until, strikes
+    sharecap:job:{id}      hash    record (JSON), kind, status, owner, cancel, epoch, holder, until, strikes,
+                                   deadline
     sharecap:events:{id}   stream  ids 1-0, 2-0, …; fields type, data (JSON), at (ms)
     sharecap:jobs          zset    all job ids by creation time (ms)
     sharecap:jobs:{owner}  zset    those of one API key
@@ -29,7 +30,7 @@ from pydantic import BaseModel
 from redis.asyncio import Redis
 
 from service.contract import scripts
-from service.contract.errors import AttemptsExhausted
+from service.contract.errors import AttemptsExhausted, DeadlineExceeded
 from service.contract.events import EVENT, LAST_TYPES, Cancelled, Event, Failed, Queued, StoredEvent, fold
 from service.contract.jobs import Job, JobKind, JobStatus, JobSummary, Record, summary
 
@@ -161,6 +162,7 @@ class Store:
                     event.type,
                     _dump(event),
                     record.owner or "",
+                    "" if record.options.deadline_s is None else int(record.options.deadline_s * 1000),
                 ],
             )
         )
@@ -326,7 +328,10 @@ class Store:
         return list(await self._due(keys=[LEASES, QUEUED], args=[int(REWAKE_AFTER_S * 1000), limit]))
 
     async def reap(self, job_id: str) -> Reaped | None:
-        """Take the job from a worker that has gone; return it where it has ended by that, or is to be waked now."""
+        """Take the job from a worker that has gone, and end one that is late.
+
+        Returns it where it has ended by that, or is to be waked now.
+        """
         failed = Failed.of(AttemptsExhausted(f"{MAX_STRIKES} attempts in a row ended before they finished a caption."))
         cancelled = Cancelled()
         found = await self._reap(
@@ -337,6 +342,7 @@ class Store:
                 MAX_STRIKES,
                 *(failed.type, _dump(failed)),
                 *(cancelled.type, _dump(cancelled)),
+                _dump(Failed.of(DeadlineExceeded("Nobody was at work on the job when its deadline came."))),
             ],
         )
         return Reaped(job_id, JobStatus(found[0]), JobKind(found[1]), int(found[2])) if found else None
