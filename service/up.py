@@ -120,7 +120,7 @@ async def embedded_valkey(data_dir: Path) -> AsyncIterator[str]:
 
 
 def valkey(directory: Path, socket_path: Path) -> Child:
-    """The embedded server: every write goes to an append-only file that is flushed to disk once a second."""
+    """The embedded server: every write is in an append-only file, and on the disk, before it is acknowledged."""
     directory.mkdir(parents=True, exist_ok=True)
     options = {
         "port": "0",
@@ -128,7 +128,7 @@ def valkey(directory: Path, socket_path: Path) -> Child:
         "unixsocketperm": "700",
         "dir": str(directory),
         "appendonly": "yes",
-        "appendfsync": "everysec",
+        "appendfsync": "always",
         "save": "",
         "daemonize": "no",
     }

