@@ -73,7 +73,7 @@ class Pool:
                 cosines[after][closer] = among[row, after][closer]
                 places[after][closer] = joined
                 joined += 1
-        self._join(features[torch.from_numpy(kept).to(self._device)])
+        self.join(features[torch.from_numpy(kept).to(self._device)])
         return kept, places, cosines
 
     def _nearest(self, features: torch.Tensor) -> tuple[Cosines, Places]:
@@ -90,7 +90,8 @@ class Pool:
             places[closer] = start + found[:, 0].cpu().numpy()[closer]
         return cosines, places
 
-    def _join(self, features: torch.Tensor) -> None:
+    def join(self, features: torch.Tensor) -> None:
+        """Take in features of length 1, [n, width], unjudged."""
         while len(features):
             start = self.size % self._chunk
             if start == 0:
@@ -237,8 +238,9 @@ def run(options: argparse.Namespace) -> tuple[int, int]:
             stack.enter_context(_written(options.kept)), stack.enter_context(_written(options.dropped)), options.id
         )
         progress = stack.enter_context(_progress())
-        rows = progress.track(read(path, options.field), description="checking")
-        total = sum(1 for _ in rows)
+        checking = progress.add_task("checking", total=None)
+        total = sum(1 for _ in read(path, options.field))
+        progress.remove_task(checking)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         encoder, pool = CaptionEncoder(options.encoder, device), Pool(options.threshold, device)
         task = progress.add_task("filtering", total=total)
