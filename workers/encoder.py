@@ -14,13 +14,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
 from PIL import Image
 from transformers import CLIPVisionModel
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from workers.engine import Features
 
 MAX_BATCH = 32
+PREPROCESSOR = "preprocessor_config.json"
 
 
 class Preprocessor:
@@ -59,14 +61,10 @@ class ClipEncoder:
 
     def __init__(self, checkpoint: str, name: str) -> None:
         """Load the encoder `name`: a directory within `checkpoint` (itself a directory or a hub id), or a hub id."""
-        place, folder = (checkpoint, name) if _lies_within(checkpoint, name) else (name, "")
-        self._preprocess = Preprocessor(json.loads(_file(place, folder, "preprocessor_config.json").read_text()))
-        disable_progress_bar()  # type: ignore[no-untyped-call]
+        directory = _directory(*((checkpoint, name) if _lies_within(checkpoint, name) else (name, "")))
+        self._preprocess = Preprocessor(json.loads((directory / PREPROCESSOR).read_text()))
         gpu = torch.cuda.is_available()
-        model: Any = CLIPVisionModel.from_pretrained(
-            place, subfolder=folder, dtype=torch.float16 if gpu else torch.float32, trust_remote_code=False
-        )
-        self._model = model.eval().to("cuda" if gpu else "cpu")
+        self._model = _vision_tower(directory, torch.float16 if gpu else torch.float32).to("cuda" if gpu else "cpu")
         self._waiting: list[tuple[Image.Image, asyncio.Future[Features]]] = []
         self._batches: asyncio.Task[None] | None = None
 
@@ -81,8 +79,7 @@ class ClipEncoder:
     async def _run(self) -> None:
         """Encode what waits, batch after batch, until nothing does."""
         try:
-            while self._waiting:
-                batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
+            while batch := self._next_batch():
                 try:
                     features = await asyncio.to_thread(self._forward, [image for image, _ in batch])
                     for (_, future), feature in zip(batch, features, strict=True):
@@ -95,6 +92,11 @@ class ClipEncoder:
         finally:
             self._batches = None
 
+    def _next_batch(self) -> list[tuple[Image.Image, asyncio.Future[Features]]]:
+        waiting = [(image, future) for image, future in self._waiting if not future.done()]  # the rest was cancelled
+        self._waiting = waiting[MAX_BATCH:]
+        return waiting[:MAX_BATCH]
+
     @torch.inference_mode()
     def _forward(self, images: list[Image.Image]) -> Features:
         pixels = torch.from_numpy(np.stack([self._preprocess(image) for image in images]))  # [n, 3, height, width]
@@ -103,10 +105,32 @@ class ClipEncoder:
         return features
 
 
+def _vision_tower(directory: Path, dtype: torch.dtype) -> Any:
+    """Load CLIP's vision tower from its own checkpoint or from one of the whole of CLIP; raise ValueError."""
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+    set_verbosity_error()  # type: ignore[no-untyped-call]
+    found: Any = CLIPVisionModel.from_pretrained(
+        directory, dtype=dtype, trust_remote_code=False, output_loading_info=True
+    )
+    model, loading = found
+    wrong = [*loading["missing_keys"], *loading["mismatched_keys"], *loading["error_msgs"]]
+    if wrong:  # transformers would go on with random weights
+        raise ValueError(f"{directory} is no CLIP image encoder: {', '.join(map(str, wrong[:3]))}")
+    return model.eval()
+
+
 def _lies_within(checkpoint: str, name: str) -> bool:
     return Path(checkpoint, name).is_dir() if Path(checkpoint).is_dir() else "/" not in name
 
 
-def _file(place: str, folder: str, name: str) -> Path:
-    path = Path(place, folder, name)
-    return path if Path(place).is_dir() else Path(hf_hub_download(place, name, subfolder=folder or None))
+def _directory(place: str, folder: str) -> Path:
+    """Return where the encoder's files lie, fetched from the hub where `place` is no directory."""
+    if Path(place).is_dir():
+        return Path(place, folder)
+    subfolder = folder or None
+    for name in ("config.json", PREPROCESSOR):
+        hf_hub_download(place, name, subfolder=subfolder)
+    try:
+        return Path(hf_hub_download(place, "model.safetensors", subfolder=subfolder)).parent
+    except EntryNotFoundError:
+        return Path(hf_hub_download(place, "pytorch_model.bin", subfolder=subfolder)).parent
