@@ -12,10 +12,12 @@ from redis.exceptions import RedisError
 from service import idempotency
 from service.contract.errors import InvalidOption, NotFound, NoWorker, QueueUnavailable
 from service.contract.jobs import Job, JobKind, JobStatus, Options, Record, Source, links_of, new_job_id
+from service.contract.urls import checked
 from service.gateway import Gateway
 from service.keys import Key
 from service.options import wait_asked_for
 from service.problems import answer_of_failed
+from service.settings import Settings
 from service.uploads import Upload
 
 UNDO_TIMEOUT_S = 1.0
@@ -85,6 +87,7 @@ async def accept(
     With the record the job is accepted: where waking fails, a reaper does it. Raises InvalidOption,
     IdempotencyConflict, RateLimited, StorageFull, QueueUnavailable.
     """
+    _check_webhook(options.webhook_url, gateway.settings)
     record = Record(
         id=new_job_id(),
         kind=kind,
@@ -111,6 +114,14 @@ async def accept(
     gateway.metrics.accepted.labels(kind.value).inc()
     gateway.metrics.upload_bytes.inc((source.bytes if source else None) or 0)
     return Accepted(record.id, replayed=False)
+
+
+def _check_webhook(address: str | None, settings: Settings) -> None:
+    if address is None:
+        return
+    if settings.webhook_secret is None:
+        raise InvalidOption("webhook_url: this service has no WEBHOOK_SECRET to sign webhooks with")
+    checked(address, settings.allowed_hosts)
 
 
 def _until_deadline(options: Options, cap_s: float) -> Options:

@@ -23,6 +23,7 @@ class Metrics:
         )
         self.accepted = Counter("sharecap_jobs_accepted", "Jobs taken on", ["kind"], registry=all_of)
         self.upload_bytes = Counter("sharecap_upload_bytes", "Bytes of accepted videos", registry=all_of)
+        self.webhooks = Counter("sharecap_webhooks", "Tries to deliver a webhook", ["outcome"], registry=all_of)
         self.streams = Gauge("sharecap_event_streams", "Clients following or waiting for a job", registry=all_of)
         self.jobs = Gauge("sharecap_jobs", "Jobs of the whole service that have not ended", ["state"], registry=all_of)
         self.workers = Gauge("sharecap_workers", "Live workers of the whole service", registry=all_of)

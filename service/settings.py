@@ -1,22 +1,24 @@
 """What an operator may set, read once from the environment at the process's start."""
 
 import ipaddress
+from base64 import b64decode
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.contract.probe import Limits
 from service.contract.urls import Hosts
 
 GIB = 1 << 30
+SECRET_PREFIX = "whsec_"
 
 
 class Settings(BaseSettings):
     """Every name is an environment variable, in capitals: `MAX_UPLOAD_BYTES=…`."""
 
-    model_config = SettingsConfigDict(frozen=True)
+    model_config = SettingsConfigDict(frozen=True, hide_input_in_errors=True)
 
     redis_url: str = "redis://127.0.0.1:6379/0"
     redis_patience_s: Annotated[float, Field(ge=0)] = 8.0
@@ -41,11 +43,26 @@ class Settings(BaseSettings):
     """An upload that would leave less room on the data directory's disk is refused."""
     allowed_hosts: Hosts = frozenset()
     """`host[:port],…`: URLs may lead there though it is no public address, or another port than 80 and 443."""
+    webhook_secret: SecretStr | None = None
+    """What webhooks are signed with: `whsec_…`, or several with spaces between, while one follows another."""
     retention_s: Annotated[float, Field(ge=0)] = 7 * 24 * 3600.0
     """An ended job, with all of its results, goes so long after its end; 0: it stays until it is deleted."""
     probe_timeout_s: Annotated[float, Field(gt=0)] = 20.0
     heartbeat_s: Annotated[float, Field(gt=0)] = 15.0
     """A comment goes out on a silent event stream this often."""
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _are_secrets(cls, told: SecretStr | None) -> SecretStr | None:
+        secrets = told.get_secret_value().split() if told else []
+        for secret in secrets:
+            try:
+                size = len(b64decode(secret.removeprefix(SECRET_PREFIX), validate=True))
+            except ValueError:
+                size = 0
+            if not (secret.startswith(SECRET_PREFIX) and 24 <= size <= 64):
+                raise ValueError(f"a secret is {SECRET_PREFIX} and the base64 text of 24 to 64 random bytes")
+        return told if secrets else None
 
     @property
     def video_limits(self) -> Limits:

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 MAX_TOKENS_LIMIT = 8192
+MAX_URL_CHARS = 2048
 
 
 class Strict(BaseModel):
@@ -48,9 +49,13 @@ class Decoding(Strict):
 
 
 class JobOptions(Decoding):
-    """Options of every job. `deadline_s`: in how long from its creation it must end; none is the server's bound."""
+    """Options of every job. `deadline_s`: in how long from its creation it must end; none is the server's bound.
+
+    `webhook_url` is told of its end.
+    """
 
     deadline_s: Annotated[float, Field(gt=0)] | None = None
+    webhook_url: Annotated[str, Field(max_length=MAX_URL_CHARS)] | None = None
 
 
 Metadata = Annotated[

@@ -7,6 +7,7 @@
     sharecap:jobs:{owner}  zset    those of one API key
     sharecap:leases        zset    running job ids by the end of their lease (ms)
     sharecap:queued        zset    queued job ids by the last time they were waked (ms)
+    sharecap:webhooks      zset    see `service/webhooks.py`
     sharecap:worker:{id}   string  a live worker's card (JSON), with a time to live
 
 A worker owns a job by its *lease*: `claim` writes the lease's token into the record, and every later write carries
@@ -45,6 +46,7 @@ PAGE = 500
 JOBS = "sharecap:jobs"
 LEASES = "sharecap:leases"
 QUEUED = "sharecap:queued"
+WEBHOOKS = "sharecap:webhooks"
 
 
 def job_key(job_id: str) -> str:
@@ -154,6 +156,7 @@ class Store:
                     JOBS,
                     QUEUED,
                     *([owned_key(record.owner)] if record.owner else ()),
+                    *([WEBHOOKS] if record.options.webhook_url else ()),
                 ],
                 args=[
                     record.id,

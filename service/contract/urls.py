@@ -13,9 +13,9 @@ from pydantic_settings import NoDecode
 from yarl import URL
 
 from service.contract.errors import UrlForbidden
+from service.contract.jobs import MAX_URL_CHARS
 
 PORTS = frozenset({80, 443})
-MAX_URL_CHARS = 2048
 
 _GLOBAL_IPV6 = ipaddress.ip_network("2000::/3")
 """All that is given out to the public; mapped IPv4 addresses and NAT64 lie outside of it."""
