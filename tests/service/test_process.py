@@ -163,7 +163,7 @@ async def test_the_openapi_document_is_true(gateway: Served) -> None:
     form = post["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert form["required"] == ["file"]
     assert {"file", "mode", "interval_s", "hd_num", "metadata", "seed"} <= set(form["properties"])
-    assert set(post["responses"]) == {"200", "202", "401", "413", "415", "422", "429", "503", "507"}
+    assert set(post["responses"]) == {"200", "202", "401", "413", "415", "422", "429", "502", "503", "507"}
     assert "application/problem+json" in post["responses"]["422"]["content"]
     assert "text/event-stream" in told["paths"]["/captions/{job_id}/events"]["get"]["responses"]["200"]["content"]
     assert (await gateway.client.get("/docs")).status_code == 200
