@@ -55,6 +55,7 @@ class Cluster:
 
     async def __aenter__(self) -> "Cluster":
         self._pids: list[int] = []
+        self._children: list[subprocess.Popen[bytes]] = []
         self.redis_port, self.port = free_port(), free_port()
         self.redis: Any = connect(f"redis://127.0.0.1:{self.redis_port}/0", patience_s=20)
         self.store = Store(self.redis)
@@ -66,6 +67,8 @@ class Cluster:
         for pid in self._pids:
             with suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)
+        for child in self._children:
+            child.wait()
         for process in self.workers:
             process.join()
         await self.http.aclose()
@@ -204,4 +207,5 @@ class Cluster:
                 start_new_session=True,
             )
         self._pids.append(process.pid)
+        self._children.append(process)
         return process

