@@ -55,7 +55,7 @@ async def open_gateway(settings: Settings, metrics: Metrics) -> AsyncIterator[Ga
         reaper = Reaper(store, wakeups, settings.data_dir)
         limits, idempotency = Limits(store.redis), Idempotency(store.redis)
         door = Door(Keys(store.redis), limits, always_closed=settings.exposed)
-        retention = Retention(store, idempotency, settings.data_dir, settings.retention_s)
+        retention = Retention(store, idempotency, limits, settings.data_dir, settings.retention_s)
         chores = [follower.run, reaper.run, limits.keep_streams, retention.run]
         if settings.webhook_secret is not None:
             from service.webhooks import Webhooks  # noqa: PLC0415 (aiohttp takes 0.2 s of processor time)

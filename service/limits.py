@@ -19,6 +19,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from service.contract.errors import RateLimited, VideoTooLarge
+from service.contract.jobs import Record
 from service.keys import Key
 
 MINUTE_MS = 60_000
@@ -60,7 +61,7 @@ local rows = redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES')
 local unfinished = 0
 for i = 1, #rows, 2 do
   local status = redis.call('HGET', 'sharecap:job:' .. rows[i], 'status')
-  if status == 'queued' or status == 'running' or (not status and rows[i + 1] > now - ARGV[2]) then
+  if status == 'queued' or status == 'running' or (not status and tonumber(rows[i + 1]) > now - ARGV[2]) then
     unfinished = unfinished + 1
   else
     redis.call('ZREM', KEYS[1], rows[i])
@@ -77,6 +78,7 @@ _OPEN = (
     _NOW
     + """
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
+if redis.call('ZSCORE', KEYS[1], ARGV[3]) then return 1 end
 if redis.call('ZCARD', KEYS[1]) >= tonumber(ARGV[2]) then return 0 end
 redis.call('ZADD', KEYS[1], now + ARGV[1], ARGV[3])
 redis.call('PEXPIRE', KEYS[1], ARGV[1])
@@ -119,6 +121,11 @@ class Limits:
             return
         if not await self._take_on(keys=[f"sharecap:unfinished:{key.id}"], args=[limit, UNMADE_AFTER_MS, job_id]):
             raise RateLimited(f"This key may have {limit} unfinished jobs.", TRY_AGAIN_S)
+
+    async def forget_job(self, record: Record) -> None:
+        """Count a job no more that is being removed."""
+        if record.owner is not None:
+            await self._redis.zrem(f"sharecap:unfinished:{record.owner}", record.id)
 
     @asynccontextmanager
     async def stream(self, key: Key | None) -> AsyncIterator[None]:

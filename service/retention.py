@@ -19,6 +19,7 @@ from service.contract.files import keyframes_dir, upload_path
 from service.contract.jobs import JobStatus
 from service.contract.store import JOBS, Store, entry_of, events_key, job_key
 from service.idempotency import Idempotency
+from service.limits import Limits
 
 log = logging.getLogger(__name__)
 ORPHANS_EVERY_S = 3600
@@ -30,8 +31,10 @@ AT_ONCE = 100
 class Retention:
     """`run` is the task that removes; `remove` does it at a client's wish."""
 
-    def __init__(self, store: Store, idempotency: Idempotency, data_dir: Path, retention_s: float) -> None:
-        self._store, self._idempotency = store, idempotency
+    def __init__(
+        self, store: Store, idempotency: Idempotency, limits: Limits, data_dir: Path, retention_s: float
+    ) -> None:
+        self._store, self._idempotency, self._limits = store, idempotency, limits
         self._data_dir, self._retention_s = data_dir, retention_s
 
     async def run(self) -> None:
@@ -60,6 +63,8 @@ class Retention:
         if record is not None:
             await self._idempotency.let_go(record)
         await self._store.delete(job_id)
+        if record is not None:
+            await self._limits.forget_job(record)
         await asyncio.to_thread(self._remove_files, job_id)
 
     async def remove_upload(self, job_id: str) -> None:
