@@ -14,7 +14,7 @@ from yarl import URL
 
 from service.contract import urls
 from service.contract.errors import UrlForbidden, UrlUnreachable
-from service.contract.events import Event
+from service.contract.events import Event, Started, Video
 from service.contract.jobs import Job, JobKind, JobStatus, Record, Source, VideoOptions, new_job_id
 from tests.fake_captioner import FakeCaptioner
 from tests.rogue import Answer, Rogue, endless, file, leads_to, rogue, says, status
@@ -234,6 +234,22 @@ async def test_another_attempt_fetches_what_the_one_before_did_not(bench: Bench,
     server.answers["/"] = file(clip.read_bytes())
     job = await bench.run(bench.runner(FakeCaptioner(), allowed_hosts=server.hosts, **QUICK), job_id)
     assert (job.status, job.attempts) == (JobStatus.COMPLETED, 2)
+    assert files(bench) == []
+
+
+async def test_a_job_that_has_begun_takes_no_other_file(bench: Bench, server: Rogue, clip: Path) -> None:
+    server.answers["/"] = file(clip.read_bytes() + b"more")
+    job_id = await queue(bench, server.url("/"))
+    lease = await bench.store.claim(job_id)
+    assert lease is not None
+    video = Video(duration_s=3, width=160, height=120, fps=10, interval_s=2, bytes=9, sha256="of another file")
+    for seq, event in enumerate([Started(attempt=1), video], 2):
+        await bench.store.append(lease, seq, event)
+    await bench.store.release(lease)
+    runner = bench.runner(FakeCaptioner(), allowed_hosts=server.hosts, **QUICK)
+    job = await bench.run(runner, job_id)
+    assert job.error is not None and (job.error.code, job.attempts) == ("url_unreachable", 2)
+    assert "another file" in job.error.detail
     assert files(bench) == []
 
 
