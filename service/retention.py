@@ -9,6 +9,7 @@ the job's last event.
 
 import asyncio
 import logging
+import os
 import shutil
 import time
 from pathlib import Path
@@ -123,4 +124,9 @@ def _is_forsaken(path: Path) -> bool:
         told = path.stat()
     except FileNotFoundError:
         return False
-    return time.time() - max(told.st_mtime, told.st_ctime) > FORSAKEN_AFTER_S
+    return time.time() - max(told.st_mtime, _named_at(told)) > FORSAKEN_AFTER_S
+
+
+def _named_at(told: os.stat_result) -> float:
+    """A new name sets this time, the bytes' own it does not."""
+    return told.st_ctime
