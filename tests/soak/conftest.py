@@ -1,8 +1,8 @@
 """Real processes, real videos, and how much of it is told by the environment.
 
 `SOAK_JOBS`, `SOAK_WORKERS`, `SOAK_KILLS` (0: until all jobs have ended), `SOAK_LEASE_S`, `SOAK_RECOVERY_S` (the 99th
-percentile that is allowed), `SOAK_SEED`. By default it is little and quick, for every run of the tests, on a machine
-that may be busy; `make soak` asks for the whole.
+percentile that is allowed), `SOAK_GOOD` (good videos beside the deadly ones), `SOAK_SEED`. By default it is little and
+quick, for every run of the tests, on a machine that may be busy; `make soak` asks for the whole.
 """
 
 import os
@@ -27,6 +27,7 @@ class Extent:
     lease_s: float = float(os.environ.get("SOAK_LEASE_S", "2"))
     kills: int = int(os.environ.get("SOAK_KILLS", "4"))
     recovery_s: float = float(os.environ.get("SOAK_RECOVERY_S", "60"))
+    good: int = int(os.environ.get("SOAK_GOOD", "5"))
     seed: int = int(os.environ.get("SOAK_SEED", "1"))
 
 
@@ -46,7 +47,7 @@ async def start(tmp_path: Path) -> AsyncIterator[Callable[..., Cluster]]:
     """`await start(workers=2, lease_s=…)`: a running service; its end is seen to."""
     clusters: list[Cluster] = []
 
-    async def starting(workers: int, *, gateway: bool = True, **values: object) -> Cluster:
+    async def starting(workers: int, *, gateway: bool = False, **values: object) -> Cluster:
         cluster = Cluster(tmp_path, **values)  # type: ignore[arg-type]
         await cluster.__aenter__()
         clusters.append(cluster)

@@ -16,7 +16,7 @@ WORKERS = 4
 
 
 async def test_kills_lose_nothing_and_double_nothing(start: Callable[..., Any], video: Path, extent: Extent) -> None:
-    cluster = await start(extent.workers, lease_s=extent.lease_s)
+    cluster = await start(extent.workers, gateway=True, lease_s=extent.lease_s)
     chance = random.Random(extent.seed)
     kills = 0
 
