@@ -4,7 +4,6 @@ Messages become a prompt through the renderer that vLLM's OpenAI server uses, wi
 image placeholders; images are the model's own processor's business.
 """
 
-import re
 from typing import Any, cast
 
 from PIL import Image
@@ -17,14 +16,12 @@ from vllm.renderers.hf import HfRenderer, resolve_chat_template
 from vllm.renderers.params import ChatParams, TokenizeParams
 from vllm.utils.mistral import is_mistral_tokenizer
 
-from service.contract.errors import InvalidOption
 from workers.engine import CannotWork, Turn
+from workers.marks import Marks
 
 PICTURES = 2
 """At most in one turn: a keyframe and the one before it."""
 SIZES_KNOWN = 4096
-
-_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 def engine_args(model: str) -> dict[str, Any]:
@@ -108,33 +105,6 @@ class ChatTurns:
                 self._image_tokens.clear()
             self._image_tokens[sizes] = len(rendered["prompt_token_ids"]) - placeholders
         return self._image_tokens[sizes]
-
-
-class Marks:
-    """What text must not spell: special tokens, tokens that the chat template writes, image placeholders."""
-
-    def __init__(self, tokenizer: Any, template: str, placeholders: list[str]) -> None:
-        added = {
-            token.content: (number, token) for number, token in getattr(tokenizer, "added_tokens_decoder", {}).items()
-        }
-        marks = {text for text, (_, token) in added.items() if token.special or text in template}
-        marks = {text for text in {*marks, *tokenizer.all_special_tokens} if text.strip()}
-        self._tokenizer = tokenizer
-        self._ids = {added[text][0] for text in marks if text in added} - {tokenizer.unk_token_id}
-        spelled = sorted({*marks, *placeholders}, key=len, reverse=True)
-        self._spelled = re.compile("|".join(map(re.escape, spelled)), re.IGNORECASE) if spelled else None
-
-    def neutralise(self, text: str) -> str:
-        """Return `text` with every mark broken by a space, and lone surrogates as U+FFFD.
-
-        Raises InvalidOption for text that the tokenizer takes for a mark even so (it may normalise before it looks).
-        """
-        text = _SURROGATE.sub("\ufffd", text)
-        if self._spelled is not None:
-            text = self._spelled.sub(lambda mark: f"{mark[0][0]} {mark[0][1:]}", text)
-        if not self._ids.isdisjoint(self._tokenizer.encode(text, add_special_tokens=False)):
-            raise InvalidOption("The text spells a special token of this server's model.")
-        return text
 
 
 def _template(renderer: BaseRenderer[Any], config: ModelConfig) -> str:
