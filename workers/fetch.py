@@ -180,7 +180,7 @@ async def _at_pace(min_rate: int) -> AsyncIterator[Callable[[int], None]]:
     except TimeoutError:
         if not patience.expired():
             raise
-        raise UrlUnreachable(f"The file comes at less than {min_rate} bytes a second.") from None
+        raise UrlUnreachable(f"The file comes too slowly: {min_rate} bytes a second are the least.") from None
 
 
 def _keep(part: Path, target: Path) -> None:

@@ -16,7 +16,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 def upload_path(data_dir: Path, job_id: str) -> Path:
     """The video of a job, as it was uploaded or fetched."""
-    return data_dir / "uploads" / job_id
+    return data_dir / "uploads" / _plain(job_id)
 
 
 def keyframe_path(data_dir: Path, job_id: str, index: int) -> Path:
@@ -25,7 +25,14 @@ def keyframe_path(data_dir: Path, job_id: str, index: int) -> Path:
 
 
 def keyframes_dir(data_dir: Path, job_id: str) -> Path:
-    return data_dir / "keyframes" / job_id
+    return data_dir / "keyframes" / _plain(job_id)
+
+
+def _plain(name: str) -> str:
+    """Return a name that leads nowhere else. Ids are read back from Redis, which has to be no way to other files."""
+    if "/" in name or name in (".", ".."):
+        raise ValueError(f"{name!r} is no job's id")
+    return name
 
 
 def keyframe_url(job_id: str, index: int) -> str:

@@ -183,7 +183,7 @@ class Timings(BaseModel):
 class Record(BaseModel):
     """What was accepted. Written once; never changed."""
 
-    id: str
+    id: Annotated[str, Field(pattern=r"^cap_[0-9a-f]{32}$")]
     kind: JobKind
     options: VideoOptions | ClipOptions | RecaptionOptions
     source: Source | None = None
