@@ -3,8 +3,12 @@
 import asyncio
 import hashlib
 import json
+import os
+import subprocess
 import tracemalloc
 import zlib
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -176,6 +180,53 @@ async def test_a_full_disk(serve: Serve, store: Store, clip: Path) -> None:
         problem(answer, 507, "storage_full")
         assert answer.json()["retryable"] is True
         await nothing_kept(gateway, store)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own with room for two megabytes and twelve files, mounted here; root only."""
+    if os.geteuid() != 0:
+        pytest.skip("only root mounts")
+    path = tmp_path / "small"
+    path.mkdir()
+    mounting = ["mount", "-t", "tmpfs", "-o", "size=2m,nr_inodes=12", "tmpfs", str(path)]
+    if subprocess.run(mounting, capture_output=True, check=False).returncode != 0:
+        pytest.skip("nothing can be mounted here")
+    yield path
+    subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
+async def test_a_disk_that_is_really_full(
+    serve: Serve, store: Store, clip: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def body(size: int) -> dict[str, bytes]:
+        return {"file": clip.read_bytes() + bytes(size)}
+
+    async def untold(size: int) -> AsyncIterator[bytes]:
+        yield b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+        for _ in range(size // 65_536):
+            yield bytes(65_536)
+
+    form = {"content-type": "multipart/form-data; boundary=b"}
+    async with serve(data_dir=small_disk / "data") as gateway:
+        post = gateway.client.post
+        problem(await post("/captions", files=body(3_000_000)), 507, "storage_full")  # by its length
+        problem(
+            await post("/captions", content=untold(3_000_000), headers=form), 507, "storage_full"
+        )  # by what is free
+        with monkeypatch.context() as taken_meanwhile:
+            taken_meanwhile.setattr("service.uploads.check_room", lambda *_: None)
+            problem(await post("/captions", files=body(3_000_000)), 507, "storage_full")  # by the write itself
+            problem(await post("/captions", content=untold(9_000_000), headers=form), 507, "storage_full")
+        await nothing_kept(gateway, store)
+        for number in range(12):
+            with suppress(OSError):
+                (small_disk / str(number)).touch()
+        problem(await post("/captions", files=body(0)), 507, "storage_full")  # no room for one more name
+        await nothing_kept(gateway, store)
+        (small_disk / "0").unlink()
+        assert (await post("/captions", files=body(0))).status_code == 202
+        assert len(gateway.files) == 1
 
 
 BROKEN_BODIES = {
