@@ -149,8 +149,9 @@ return due
 
 # KEYS job events leases queued; ARGV id rewake_ms max_strikes failed_type failed_data cancelled_type cancelled_data
 # late_data. Takes the job from a holder whose lease has run out, which is a strike, and ends it where that was the last
-# one or where cancel was asked for; ends it also where nobody holds it at its deadline. Returns the status, kind and epoch of a job that has ended or wants a wake-up now;
-# nothing where there is nothing to do, or another reaper has just done it.
+# one or where cancel was asked for; ends it also where nobody holds it at its deadline. Returns the status, kind and
+# epoch of a job that has ended or wants a wake-up now; nothing where there is nothing to do, or another reaper has
+# just done it.
 REAP = (
     _OPEN
     + _WRITE
