@@ -3,6 +3,7 @@
 from typing import Any
 
 from service.contract.jobs import ClipOptions, Decoding, RecaptionOptions, VideoOptions
+from service.idempotency import MOST_CHARS
 
 _METADATA = {
     "type": "object",
@@ -18,6 +19,18 @@ _PREFER = {
     "example": "wait=30",
     "description": "Wait up to N seconds (at most 60) for the job to end",
 }
+_IDEMPOTENCY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string", "minLength": 1, "maxLength": MOST_CHARS, "pattern": "^[ -~]+$"},
+    "example": "8e03978e-40d5-43dd-bc93-6894a57f9324",
+    "description": (
+        "Send the same request again with the same key, also while the first is under way, and it finds the job that "
+        "the first made: the answer has `Idempotency-Replayed: true`. With another request the key is an "
+        "`idempotency_conflict`. A key is the API key's own, and lives for 24 hours and at least as long as its job"
+    ),
+}
 
 
 def _schema(model: type[Decoding], required: list[str], **more: Any) -> dict[str, Any]:
@@ -30,7 +43,7 @@ def _schema(model: type[Decoding], required: list[str], **more: Any) -> dict[str
 def _body(**by_type: dict[str, Any]) -> dict[str, Any]:
     types = {"form": "multipart/form-data", "json": "application/json"}
     content = {types[name]: {"schema": schema} for name, schema in by_type.items()}
-    return {"requestBody": {"required": True, "content": content}, "parameters": [_PREFER]}
+    return {"requestBody": {"required": True, "content": content}, "parameters": [_PREFER, _IDEMPOTENCY]}
 
 
 VIDEO = _body(

@@ -13,6 +13,8 @@ from service.gateway import Gateway, Here
 from service.problems import responses
 
 router = APIRouter(tags=["health"])
+OPEN: dict[str, list[str]] = {"security": []}
+"""In the OpenAPI document: no key is needed."""
 TIMEOUT_S = 2.0
 
 
@@ -26,13 +28,13 @@ class Readiness(BaseModel):
     checks: dict[str, Check]
 
 
-@router.get("/healthz")
+@router.get("/healthz", openapi_extra=OPEN)
 async def alive() -> dict[str, str]:
     """Answer: the process lives."""
     return {"status": "ok"}
 
 
-@router.get("/readyz", response_model=Readiness, responses={503: {"model": Readiness}})
+@router.get("/readyz", response_model=Readiness, responses={503: {"model": Readiness}}, openapi_extra=OPEN)
 async def ready(gateway: Here) -> Response:
     """Tell whether Redis is reached, the disk has room and a worker with its model loaded lives."""
     checks = {"redis": await _redis(gateway), "disk": _disk(gateway), "workers": await _workers(gateway)}

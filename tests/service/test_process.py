@@ -166,4 +166,6 @@ async def test_the_openapi_document_is_true(gateway: Served) -> None:
     assert set(post["responses"]) == {"200", "202", "401", "413", "415", "422", "429", "502", "503", "507"}
     assert "application/problem+json" in post["responses"]["422"]["content"]
     assert "text/event-stream" in told["paths"]["/captions/{job_id}/events"]["get"]["responses"]["200"]["content"]
+    assert {"Prefer", "Idempotency-Key"} <= {parameter["name"] for parameter in post["parameters"]}
+    assert told["security"] == [{"key": []}, {}] and told["paths"]["/healthz"]["get"]["security"] == []
     assert (await gateway.client.get("/docs")).status_code == 200
