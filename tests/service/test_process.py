@@ -125,7 +125,7 @@ async def test_readiness_tells_each_check(gateway: Served, worker: ScriptedWorke
 
 
 async def test_readiness_without_redis_or_room(serve: Serve) -> None:
-    async with serve(redis_url="redis://127.0.0.1:1/0", min_free_bytes=1 << 62) as gateway:
+    async with serve(redis_url="redis://127.0.0.1:1/0", redis_patience_s=0.1, min_free_bytes=1 << 62) as gateway:
         answer = await gateway.client.get("/readyz")
         assert answer.status_code == 503
         assert not any(check["ok"] for check in answer.json()["checks"].values())

@@ -22,10 +22,10 @@ KEYFRAMES = 6
 
 @dataclass(frozen=True)
 class Extent:
-    jobs: int = int(os.environ.get("SOAK_JOBS", "8"))
+    jobs: int = int(os.environ.get("SOAK_JOBS", "6"))
     workers: int = int(os.environ.get("SOAK_WORKERS", "2"))
     lease_s: float = float(os.environ.get("SOAK_LEASE_S", "2"))
-    kills: int = int(os.environ.get("SOAK_KILLS", "4"))
+    kills: int = int(os.environ.get("SOAK_KILLS", "3"))
     recovery_s: float = float(os.environ.get("SOAK_RECOVERY_S", "60"))
     good: int = int(os.environ.get("SOAK_GOOD", "5"))
     seed: int = int(os.environ.get("SOAK_SEED", "1"))
