@@ -35,7 +35,7 @@ from workers.publisher import persistently
 
 SHOW_EVERY_S = 5.0
 CLAIM_TIMEOUT_S = 60.0
-RELEASE_TIMEOUT_S = 2.0
+RELEASE_TIMEOUT_S = 4.0
 
 log = logging.getLogger("sharecap.worker")
 

