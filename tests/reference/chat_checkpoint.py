@@ -103,9 +103,23 @@ def write_chat_checkpoint(directory: Path, seed: int = 0) -> Path:
     return directory
 
 
+def write_text_checkpoint(directory: Path) -> Path:
+    """Write what a start reads of a chat model that takes no images; weights it has none."""
+    words = tokenizer()
+    words.chat_template = TEMPLATE
+    words.save_pretrained(directory)
+    LlamaConfig(vocab_size=len(words), architectures=["LlamaForCausalLM"]).save_pretrained(directory)
+    return directory
+
+
 def write_encoder(directory: Path, config: CLIPVisionConfig) -> None:
     CLIPVisionModel(config).save_pretrained(directory)
-    how = {"size": CROP_PX, "do_center_crop": False, "image_mean": [0.5] * 3, "image_std": [0.25] * 3}
+    how = {
+        "size": {"height": CROP_PX, "width": CROP_PX},
+        "do_center_crop": False,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.25] * 3,
+    }
     (directory / "preprocessor_config.json").write_text(json.dumps(how))
 
 

@@ -111,6 +111,7 @@ def test_streams_never_break_a_character(ours: XComposer2Tokenizer, theirs: Sent
 def test_marks_are_looked_up_by_name(ours: XComposer2Tokenizer, theirs: SentencePieceProcessor) -> None:
     assert stop_ids(ours) == [theirs.piece_to_id(CLOSE_TURN), theirs.eos_id()]
     assert ours.bos_token_id == theirs.bos_id()
+    assert ours.eos_token_id == theirs.piece_to_id(CLOSE_TURN), "what vLLM ends a chat at"
     assert ours.image_placeholder not in (OPEN_TURN, CLOSE_TURN)
     assert ours.image_placeholder_id == theirs.piece_to_id(ours.image_placeholder)
     assert ours.decode(stop_ids(ours), skip_special_tokens=True) == ""
@@ -124,6 +125,15 @@ def test_a_turn_as_the_reference_builds_it(
     text = theirs.encode(f"[UNUSED_TOKEN_146]user\n{prompt}[UNUSED_TOKEN_145]\n[UNUSED_TOKEN_146]assistant\n")
     placeholder = [ours.image_placeholder_id] if image else []
     assert turn_ids(ours, prompt, image=image) == [theirs.bos_id(), *placeholder, *text]
+
+
+@pytest.mark.parametrize("image", [True, False])
+def test_the_chat_template_writes_the_same_turn(ours: XComposer2Tokenizer, image: bool) -> None:
+    prompt = "\nDescribe it.  你好\n"
+    parts = [{"type": "text", "text": prompt}, *([{"type": "image"}] if image else [])]
+    messages = [{"role": "user", "content": parts}]
+    text = ours.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert [ours.bos_token_id, *ours.encode(text, add_special_tokens=False)] == turn_ids(ours, prompt, image=image)
 
 
 def test_user_text_never_becomes_a_mark(ours: XComposer2Tokenizer, theirs: SentencePieceProcessor) -> None:
