@@ -104,10 +104,12 @@ class Retention:
     async def _found_in(self, directory: Path) -> list[tuple[Path, JobStatus | None]]:
         """Return what lies in a directory, each with the status of the job that it is named after."""
         paths = await asyncio.to_thread(_entries, directory)
-        async with self._store.redis.pipeline(transaction=False) as pipe:
-            for path in paths:
-                pipe.hget(job_key(path.name.partition(".")[0]), "status")
-            found = await pipe.execute()
+        found: list[str | None] = []
+        for start in range(0, len(paths), AT_ONCE):
+            async with self._store.redis.pipeline(transaction=False) as pipe:
+                for path in paths[start : start + AT_ONCE]:
+                    pipe.hget(job_key(path.name.partition(".")[0]), "status")
+                found += await pipe.execute()
         return [(path, JobStatus(status) if status else None) for path, status in zip(paths, found, strict=True)]
 
     def _remove_files(self, job_id: str) -> None:

@@ -203,7 +203,7 @@ async def until_it_listens(port: int) -> None:
                 return
 
 
-@pytest.mark.parametrize(("kind", "posts", "kills"), [("recaption", 50, 3), ("video", 12, 2)])
+@pytest.mark.parametrize(("kind", "posts", "kills"), [("recaption", 50, 2), ("video", 10, 2)])
 async def test_posts_with_the_gateway_killed_between_make_one_job(
     *, redis_url: str, store: Store, tmp_path: Path, clip: Path, kind: str, posts: int, kills: int
 ) -> None:
