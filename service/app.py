@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from redis.exceptions import RedisError
 
 from service import auth, problems
+from service.connection import bounded
 from service.gateway import open_gateway
 from service.metrics import CountResponses, Metrics
 from service.routes import captions, clips, events, health, page, recaption
@@ -58,6 +59,7 @@ class Server(uvicorn.Server):
                 app,
                 host=settings.host,
                 port=settings.port,
+                http=bounded(settings.unread_s),
                 lifespan="on",
                 server_header=False,
                 timeout_graceful_shutdown=CLOSING_S,

@@ -10,6 +10,7 @@ import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
+from itertools import accumulate
 
 from redis.exceptions import RedisError
 
@@ -19,7 +20,9 @@ log = logging.getLogger(__name__)
 KEPT = 256
 COUNT = 200
 CAUGHT_UP = 50
-"""How many events a client that fell behind takes from Redis at once: what it holds at most."""
+"""How many events a client that fell behind takes from Redis at once: at most, and no more than twice what it held."""
+HELD_CHARS = 8192
+"""How much text a client holds at most while it sends, but for a single event that is longer."""
 BLOCK_MS = 100
 """How long one read waits; a job newly watched waits as long at most before it is read too."""
 FIRST_DELAY_S = 0.1
@@ -98,12 +101,15 @@ class Follower:
 
         Ends early where the job is deleted or the process stops.
         """
+        count = CAUGHT_UP
         with self._watch(job_id) as channel:
             while not (self.closed or channel.gone):
                 changed = channel.changed
                 entries = channel.after(after)
                 if entries is None:
-                    entries = await self._catch_up(job_id, channel, after)
+                    entries = await self._catch_up(job_id, channel, after, count)
+                entries = _portion(entries)
+                count = max(1, min(CAUGHT_UP, 2 * len(entries)))
                 for entry in entries:
                     yield entry
                     if entry.last:
@@ -116,7 +122,7 @@ class Follower:
                         await changed.wait()
                 except TimeoutError:
                     yield None
-                    if await self._is_deleted(job_id):
+                    if await self._is_over(job_id, after):
                         return
 
     @property
@@ -147,11 +153,11 @@ class Follower:
             if not channel.watchers and self._channels.get(job_id) is channel:
                 del self._channels[job_id]
 
-    async def _catch_up(self, job_id: str, channel: Channel, after: int) -> list[Entry]:
-        """Return the next events from Redis; where there are none, let the channel start here."""
+    async def _catch_up(self, job_id: str, channel: Channel, after: int, count: int) -> list[Entry]:
+        """Return up to `count` of the next events from Redis; where there are none, let the channel start here."""
         while True:
             try:
-                entries = await self._store.entries(job_id, after, CAUGHT_UP)
+                entries = await self._store.entries(job_id, after, count)
                 break
             except (RedisError, OSError):
                 if self.closed:
@@ -162,8 +168,16 @@ class Follower:
             self._wanted.set()
         return entries
 
-    async def _is_deleted(self, job_id: str) -> bool:
+    async def _is_over(self, job_id: str, after: int) -> bool:
+        """Whether nothing can come after place `after`: the job is deleted, or had ended there or before."""
         try:
-            return await self._store.kind_and_status(job_id) is None
+            found = await self._store.kind_and_status(job_id)
+            return found is None or (found[1].ended and not await self._store.entries(job_id, after, 1))
         except (RedisError, OSError):
             return False
+
+
+def _portion(entries: list[Entry]) -> list[Entry]:
+    """Return the first of `entries`, as many as one client may hold."""
+    sizes = accumulate(len(entry.data) for entry in entries)
+    return entries[: max(1, sum(size <= HELD_CHARS for size in sizes))]

