@@ -13,6 +13,8 @@ from service.routes import bodies
 
 router = APIRouter(tags=["clips"])
 WAIT_S = 60
+ROUNDED_S = 0.1
+"""What a client may have rounded the video's duration up by."""
 
 
 @router.post(
@@ -40,7 +42,8 @@ def _check_part(parent: Job, chosen: ClipOptions) -> None:
     if parent.kind is not JobKind.VIDEO:
         raise InvalidOption("The job is not one of a video, so it has no clips.")
     duration_s = parent.source.duration_s if parent.source else None
-    if duration_s is not None and chosen.start_s >= duration_s:
-        raise InvalidOption(f"start_s: the video lasts {duration_s:.3f} s")
+    for name, outside in (("start_s", 0.0), ("end_s", ROUNDED_S)):
+        if duration_s is not None and getattr(chosen, name) >= duration_s + outside:
+            raise InvalidOption(f"{name}: the video lasts {duration_s:.3f} s")
     if not any(differential.time_s <= chosen.end_s for differential in parent.differentials):
         raise InvalidOption("end_s: the job has no differential caption up to there yet")
