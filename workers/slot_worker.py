@@ -14,11 +14,11 @@ from rq.serializers import JSONSerializer
 from rq.worker import SimpleWorker
 
 from service.contract.jobs import JobKind
-from service.contract.wakeups import TASK
-from workers.tasks import Runner
+from service.contract.wakeups import RESUMED, TASK
+from workers.tasks import Room, Runner
 
-QUEUES = (JobKind.RECAPTION, JobKind.CLIP, JobKind.VIDEO)
-"""Short text jobs never wait behind long videos."""
+QUEUES = (JobKind.RECAPTION, JobKind.CLIP, RESUMED, JobKind.VIDEO)
+"""Short text jobs never wait behind long videos, and begun videos not behind new ones."""
 POLL_S = 1.0
 POLL_FULL_S = 0.2
 
@@ -48,7 +48,7 @@ def wake_up_class(runner: Runner) -> type[RqJob]:
 
 
 class SlotWorker(SimpleWorker):
-    """RQ's SimpleWorker, listening to the video queue only while a video slot is free.
+    """RQ's SimpleWorker, listening to the queues of videos only while there is room for one.
 
     Its `work` ends on SIGTERM or SIGINT, which set `stop`, and when Redis goes away.
     """
@@ -58,7 +58,7 @@ class SlotWorker(SimpleWorker):
     """RQ's own would wait seven minutes for a lost answer."""
 
     def __init__(self, runner: Runner, redis: Redis, stop: threading.Event) -> None:
-        queues = [Queue(kind.value, connection=redis, serializer=JSONSerializer) for kind in QUEUES]
+        queues = [Queue(name, connection=redis, serializer=JSONSerializer) for name in QUEUES]
         super().__init__(
             queues,
             connection=redis,
@@ -73,9 +73,11 @@ class SlotWorker(SimpleWorker):
         """Wait for the next wake-up, as long as it takes."""
         found = None
         while found is None:
-            free = self._runner.video_slot_is_free
-            self._ordered_queues = self.queues if free else self.queues[:-1]
-            poll_s: Any = POLL_S if free else POLL_FULL_S  # RQ hands it on to BLPOP, which takes fractions
+            room = self._runner.room_for_videos
+            self._ordered_queues = self.queues[: {Room.FOR_ANY: 4, Room.FOR_RESUMED: 3, Room.NONE: 2}[room]]
+            poll_s: Any = (
+                POLL_S if room is Room.FOR_ANY else POLL_FULL_S
+            )  # RQ hands it on to BLPOP, which takes fractions
             found = super().dequeue_job_and_maintain_ttl(poll_s, poll_s)
         return found
 

@@ -10,6 +10,7 @@ import logging
 import shutil
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 from redis.exceptions import RedisError
@@ -48,6 +49,14 @@ class EngineDied(EngineFailed):
     """The engine is gone: maybe for this job's sake, maybe for another's."""
 
 
+class Room(Enum):
+    """Which videos a worker has room for."""
+
+    FOR_ANY = "any"
+    FOR_RESUMED = "resumed"
+    NONE = "none"
+
+
 @dataclass
 class Running:
     """A claimed job. `progress` is set once a text is finished, `why` says what the work was interrupted for."""
@@ -67,7 +76,7 @@ class Running:
 
 
 class Runner:
-    """All jobs in work. Lives on the worker's loop, but for `run_job` and `video_slot_is_free`.
+    """All jobs in work. Lives on the worker's loop, but for `run_job` and `room_for_videos`.
 
     `on_engine_death` is called once when the engine is gone: nothing can be captioned from then on.
     """
@@ -90,10 +99,15 @@ class Runner:
     # -- called from the main thread
 
     @property
-    def video_slot_is_free(self) -> bool:
-        """Whether another video may be taken. Only the thread that asks takes any."""
+    def room_for_videos(self) -> Room:
+        """Which videos may be taken. Those of a worker that is gone may take as many slots again as there are.
+
+        Only the thread that asks takes any.
+        """
         videos = sum(job.record.kind is JobKind.VIDEO for job in list(self._jobs.values()))
-        return videos < self._card.slots and not self._stopping
+        if self._stopping or videos >= 2 * self._card.slots:
+            return Room.NONE
+        return Room.FOR_ANY if videos < self._card.slots else Room.FOR_RESUMED
 
     def run_job(self, job_id: str) -> None:
         """Claim the job and start on it; return as soon as that is done, or there is nothing to claim."""
@@ -130,7 +144,7 @@ class Runner:
         async with self._trial:
             known = await persistently(lambda: self._store.kind_and_status(job_id))
             is_video = known is not None and known[0] is JobKind.VIDEO
-            if self._stopping or self.engine_died or (is_video and not self.video_slot_is_free):
+            if self._stopping or self.engine_died or (is_video and self.room_for_videos is Room.NONE):
                 return  # a reaper wakes it again
             running = await self._claim(job_id)
             if running is not None and running.attempt is not None:

@@ -15,17 +15,20 @@ from service.contract.jobs import JobKind
 from service.contract.redis import Patient
 
 TASK = "workers.tasks.run_job"
+RESUMED = "resumed"
+"""The queue of videos that were begun: they need not wait for a slot that a new one has taken meanwhile."""
 FAILURE_TTL_S = 3600
 TRIED_FOR_S = 5.0
 
 
 class Wakeups:
-    """One RQ queue for each kind of job, named after it."""
+    """One RQ queue for each kind of job, named after it, and one for videos that were begun."""
 
     def __init__(self, redis_url: str) -> None:
         retry = Patient(TRIED_FOR_S)
         self._redis: Any = Redis.from_url(redis_url, socket_connect_timeout=2, socket_timeout=2, retry=retry)
-        self._queues = {kind: Queue(kind.value, connection=self._redis, serializer=JSONSerializer) for kind in JobKind}
+        names = (*JobKind, RESUMED)
+        self._queues = {name: Queue(name, connection=self._redis, serializer=JSONSerializer) for name in names}
 
     async def wake(self, kind: JobKind, job_id: str, epoch: int = 0) -> None:
         """Have some worker look at the job; raise redis.RedisError where the queue cannot be reached.
@@ -37,16 +40,17 @@ class Wakeups:
     def push(self, kind: JobKind, job_id: str, epoch: int = 0) -> None:
         """Do what `wake` does, in this thread."""
         name = f"{job_id}-{epoch}"
-        if self._redis.lpos(self._queues[kind].key, name) is not None:
+        queue = self._queues[RESUMED if epoch and kind is JobKind.VIDEO else kind]
+        if self._redis.lpos(queue.key, name) is not None:
             return
-        self._queues[kind].enqueue_call(
+        queue.enqueue_call(
             TASK,
             args=(job_id,),
             timeout=-1,
             result_ttl=0,
             failure_ttl=FAILURE_TTL_S,
             job_id=name,
-            at_front=epoch > 0,
+            at_front=epoch > 0 and queue.name != RESUMED,
         )
 
     def close(self) -> None:

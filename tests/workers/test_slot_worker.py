@@ -16,20 +16,21 @@ from rq.serializers import JSONSerializer
 from service.contract.jobs import JobKind
 from service.contract.wakeups import Wakeups
 from workers.slot_worker import SlotWorker
+from workers.tasks import Room
 
 MARK = "sharecap-test-mark"
 
 
 class Jobs:
-    """Stands in for `tasks.Runner`: notes what it is handed; a video takes a slot until it is let go."""
+    """Stands in for `tasks.Runner` with one slot: notes what it is handed; a video takes room until it is let go."""
 
     def __init__(self) -> None:
         self.handed: list[str] = []
         self.free = 1
 
     @property
-    def video_slot_is_free(self) -> bool:
-        return self.free > 0
+    def room_for_videos(self) -> Room:
+        return Room.FOR_ANY if self.free > 0 else Room.FOR_RESUMED if self.free == 0 else Room.NONE
 
     def run_job(self, job_id: str) -> None:
         self.handed.append(job_id)
@@ -139,6 +140,19 @@ def test_a_wake_up_lies_in_its_queue_once_and_begun_jobs_go_first(redis: Redis, 
     wakeups.push(JobKind.RECAPTION, "begun", 1)
     wakeups.push(JobKind.RECAPTION, "begun", 2)
     assert redis.lrange("rq:queue:recaption", 0, -1) == [b"begun-2", b"begun-1", b"new-0"]
+
+
+def test_begun_videos_go_before_new_ones_and_need_no_free_slot(redis: Redis, wakeups: Wakeups) -> None:
+    jobs = Jobs()
+    wakeups.push(JobKind.VIDEO, "video-new")
+    for name in ("video-a", "video-b", "video-c"):
+        wakeups.push(JobKind.VIDEO, name, 1)
+    wakeups.push(JobKind.RECAPTION, "text")
+    work(jobs, redis, 3)
+    assert jobs.handed == ["text", "video-a", "video-b"]
+    wakeups.push(JobKind.CLIP, "more-text")
+    work(jobs, redis, 1)
+    assert jobs.handed[3:] == ["more-text"], "there is an end to it"
 
 
 def test_remote_commands_are_not_taken(redis: Redis, wakeups: Wakeups) -> None:

@@ -23,6 +23,7 @@ from tests.workers.clips import numbered, write
 from tests.workers.conftest import Bench
 from workers.engine import Features
 from workers.publisher import Publisher
+from workers.tasks import Room
 
 
 @pytest.fixture
@@ -101,7 +102,7 @@ async def test_jobs_given_back_are_finished_by_the_next_worker(bench: Bench, cli
     assert not captioner.running
     assert len(captioner.aborted) == 1
     with Redis.from_url(bench.redis_url) as redis:
-        assert redis.llen("rq:queue:video") == 1, "it was waked again"
+        assert redis.llen("rq:queue:resumed") == 1, "it was waked again"
     job = await bench.run(bench.runner(FakeCaptioner()), job_id)
     assert (job.status, job.attempts) == (JobStatus.COMPLETED, 2)
     assert not await bench.store.redis.exists("sharecap:worker:test-0")
@@ -263,7 +264,7 @@ async def test_a_worker_takes_up_again_what_it_lost(bench: Bench, clip: Path) ->
     job = await bench.run(runner, job_id)
     assert (job.status, job.attempts) == (JobStatus.COMPLETED, 2)
     assert [d.keyframe for d in job.differentials] == [0, 1, 2, 3, 4]
-    assert not captioner.running and runner.video_slot_is_free
+    assert not captioner.running and runner.room_for_videos is Room.FOR_ANY
 
 
 async def test_jobs_on_their_last_chance_are_tried_one_at_a_time(bench: Bench) -> None:
@@ -289,7 +290,7 @@ async def test_many_videos_at_once_and_text_beside_them(bench: Bench, clip: Path
     captioner = FakeCaptioner(delay_s=0.2)
     runner = bench.runner(captioner, slots=3)
     jobs = []
-    while runner.video_slot_is_free:
+    while runner.room_for_videos is Room.FOR_ANY:
         jobs.append(await bench.video(clip, keyframes="interval"))
         await asyncio.to_thread(runner.run_job, jobs[-1])
     assert len(jobs) == 3
@@ -298,7 +299,7 @@ async def test_many_videos_at_once_and_text_beside_them(bench: Bench, clip: Path
     for job_id in jobs:
         assert (await bench.ended(job_id)).status is JobStatus.COMPLETED
     assert captioner.most_running >= 3
-    assert runner.video_slot_is_free
+    assert runner.room_for_videos is Room.FOR_ANY
 
 
 class LossyStore(Store):
