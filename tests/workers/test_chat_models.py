@@ -59,7 +59,7 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def ended(http: httpx.Client, answer: httpx.Response) -> dict[str, Any]:
     """Return the job once its stream has ended."""
-    answer.raise_for_status()
+    assert answer.is_success, answer.text
     http.get(answer.json()["links"]["events"]).raise_for_status()
     job: dict[str, Any] = http.get(answer.json()["links"]["self"]).json()
     return job
