@@ -1,9 +1,9 @@
 """The child that decodes an untrusted video: `python -I decode.py SPEC`, started by `frames.py` for each video.
 
-It gives up what it does not need, reads the times of all frames (packets alone, nothing decoded), chooses those to
-sample, then seeks to and decodes only them. On its output comes one JSON line, what it found, and then each sample:
-`FRAME_HEADER` (time in seconds, width, height) and the raw RGB bytes. It imports nothing of this package, for it
-runs without a search path and with an empty environment.
+It gives up what it does not need (`confine.py`), reads the times of all frames (packets alone, nothing decoded),
+chooses those to sample, then seeks to and decodes only them. On its output comes one JSON line, what it found, and
+then each sample: `FRAME_HEADER` (time in seconds, width, height) and the raw RGB bytes. It imports nothing of this
+package, for it runs without a search path and with an empty environment.
 
 decord2 decodes where its seeking is exact: MP4, QuickTime and Matroska whose groups of pictures are closed. For the
 rest (open groups, MPEG-TS, AVI) decord2 3.4 gives frames that lie up to a whole group beside the one asked for, so
@@ -12,7 +12,7 @@ there PyAV seeks, and each frame is known by its own timestamp.
 
 import json
 import os
-import resource
+import runpy
 import signal
 import struct
 import sys
@@ -20,6 +20,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import av
@@ -31,7 +32,8 @@ from PIL import Image
 Rgb = npt.NDArray[np.uint8]  # [height, width, 3]
 FRAME_HEADER = struct.Struct("<dII")
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts"
-GIB = 1 << 30
+CONFINE = Path(__file__).resolve().parents[1] / "service/contract/confine.py"
+FILES = 32
 TIME_ERROR_S = 1e-3
 """Containers round times to this: a frame that starts this much after a sampling time counts as shown by then."""
 SINGLE_COLOUR_SPREAD = 8
@@ -55,18 +57,6 @@ class Spec:
     start_s: float | None = None
     end_s: float | None = None
     from_s: float | None = None
-
-
-def give_up_rights(cpu_s: int) -> None:
-    """Bound memory, processor time and open files; allow neither file output nor a core dump."""
-    for limit, value in (
-        (resource.RLIMIT_AS, 2 * GIB),
-        (resource.RLIMIT_CPU, cpu_s),
-        (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_NOFILE, 32),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        resource.setrlimit(limit, (value, value))
 
 
 @dataclass
@@ -296,5 +286,8 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the worker, which gives its jobs back
     av.logging.set_level(None)
     SPEC = Spec(**json.loads(sys.argv[1]))
-    give_up_rights(SPEC.cpu_s)
+    os.environ.setdefault("PATH", "")  # decord appends to it when it is imported
+    import decord  # noqa: F401  while files can still be opened
+
+    runpy.run_path(str(CONFINE))["confine"](SPEC.path, SPEC.cpu_s, FILES)
     main(SPEC, sys.stdout.buffer)

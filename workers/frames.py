@@ -136,6 +136,7 @@ async def open_frames(path: Path, info: VideoInfo, part: Part, limits: DecodeLim
         stdout=PIPE,
         stderr=DEVNULL,
         env={},
+        start_new_session=True,
         limit=PIPE_BUFFER_BYTES,
     )
     try:

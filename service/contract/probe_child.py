@@ -1,12 +1,13 @@
 """The child that looks into an untrusted file: `python -I probe_child.py FILE MAX_PIXELS`, started by `probe.py`.
 
-It gives up what it does not need, opens the file with PyAV under a closed list of containers, protocols and decoders,
-and prints what it found as one JSON object with a `found` key. What is allowed is for the parent to say, but for
-pixels: nothing larger is decoded here. It imports nothing of this package, for it runs without a search path.
+It gives up what it does not need (`confine.py`), opens the file with PyAV under a closed list of containers, protocols
+and decoders, and prints what it found as one JSON object with a `found` key. What is allowed is for the parent to
+say, but for pixels: nothing larger is decoded here. It imports nothing of this package, for it runs without a search
+path.
 """
 
 import json
-import resource
+import runpy
 import sys
 from fractions import Fraction
 from pathlib import Path
@@ -17,8 +18,8 @@ import av.logging
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
-GIB = 1 << 30
 CPU_S = 10
+FILES = 16
 DEMUXERS = {"mov": "mov", "matroska": "matroska", "avi": "avi", "mpegts": "mpegts"}
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts"
 DECODERS = "h264,hevc,vp8,vp9,libvpx,libvpx-vp9,av1,libdav1d,libaom-av1,mpeg4,aac,mp3,mp3float,opus,vorbis,ac3,flac"
@@ -36,18 +37,6 @@ FOREIGN = {
 MOV_ATOMS = {b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"}
 TS_PACKET = 188
 M2TS_PACKET = 192
-
-
-def give_up_rights() -> None:
-    """Bound memory, processor time and open files; allow neither file output nor a core dump."""
-    for limit, value in (
-        (resource.RLIMIT_AS, 2 * GIB),
-        (resource.RLIMIT_CPU, CPU_S),
-        (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_NOFILE, 16),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        resource.setrlimit(limit, (value, value))
 
 
 def container_of(head: bytes) -> str | None:
@@ -119,5 +108,5 @@ def rotation(container: "av.container.InputContainer", stream: VideoStream) -> i
 
 if __name__ == "__main__":
     av.logging.set_level(None)
-    give_up_rights()
+    runpy.run_path(str(Path(__file__).with_name("confine.py")))["confine"](sys.argv[1], CPU_S, FILES)
     print(json.dumps(look(Path(sys.argv[1]), int(sys.argv[2]))))
