@@ -66,6 +66,7 @@ class Cluster:
         self.wakeups = Wakeups(f"redis://127.0.0.1:{self.redis_port}/0")
         self.http = httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.port}", timeout=60, trust_env=False)
         self.start_valkey()
+        await self.redis.ping()
         return self
 
     async def __aexit__(self, *_: object) -> None:
