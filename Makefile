@@ -33,6 +33,7 @@ serve: $(STAMP) ## run everything on this machine until Ctrl-C
 test: $(STAMP) ## all tests that need neither a GPU nor the internet
 	@$(BIN)/python -m pytest
 
+soak: export SOAK = 1
 soak: export SOAK_JOBS ?= 200
 soak: export SOAK_WORKERS ?= 4
 soak: export SOAK_KILLS ?= 0
@@ -41,7 +42,7 @@ soak: export SOAK_RECOVERY_S ?= 15
 soak: export SOAK_GOOD ?= 20
 soak: export SOAK_EVERY_STEP ?= 1
 soak: $(STAMP) ## the fault tests at their full size: some minutes of killing processes at random
-	@$(BIN)/python -m pytest tests/soak -s --timeout 3600
+	@$(BIN)/python -m pytest tests/soak tests/hostile tests/service/test_streams.py -s --timeout 3600
 
 check: $(STAMP) ## style, types, and what the gateway may import
 	@$(BIN)/ruff check .
