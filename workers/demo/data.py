@@ -6,9 +6,14 @@ Second stage of training. Texts are not stored: they are drawn afresh from the s
 """
 
 import argparse
+import io
 import random
+from bisect import bisect_right
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
+import av
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
@@ -19,7 +24,10 @@ from workers.demo.scenes import BACKGROUNDS, CHANGES, COLOURS, SHAPES, Scene, St
 from workers.xcomposer2.hd_tiling import plan_tiling
 from workers.xcomposer2.image import pad_image
 
+Sample = tuple[npt.NDArray[np.uint8], int, list[list[float]]]  # crop, kind, states
+
 CROP_PX = 112
+SAMPLE_S, FPS = 2, 12  # of clips as a service watches them
 SINGLE = len(CHANGES)  # `kind` of a picture of one frame
 FIELDS = 7  # of a stored state: shape, colour, background, x, y, radius (crop fractions), present
 
@@ -57,7 +65,7 @@ def crop_of(picture: Image.Image) -> npt.NDArray[np.uint8]:
     return np.asarray(pad_image(picture, plan_tiling(picture.width, picture.height, 1, CROP_PX)))
 
 
-def pictures(scene: Scene, rng: random.Random) -> list[tuple[npt.NDArray[np.uint8], int, list[list[float]]]]:
+def pictures(scene: Scene, rng: random.Random) -> list[Sample]:
     """Return `(crop, kind, [state, state])` of every frame, every step both ways, and one step without a change."""
     drawn = [scenes.draw(s, scene.width, scene.height, scene.seed) for s in scene.states]
     decoded = scenes.through_h264([d for d in drawn for _ in range(2)], rng.randint(18, 32))
@@ -79,9 +87,31 @@ def pictures(scene: Scene, rng: random.Random) -> list[tuple[npt.NDArray[np.uint
     return samples
 
 
-def write_shard(path: Path, seeds: range) -> None:
+def watched(scene: Scene, rng: random.Random) -> list[Sample]:
+    """Return a pair for every two samples 2 s apart of the scene's clip, the way a service samples it.
+
+    Most of its still pairs lie in different places of the encoder's group of pictures: still, but not the same pixels.
+    """
+    file = io.BytesIO()
+    scenes.write_clip(file, scene, fps=FPS, crf=rng.randint(20, 28))
+    file.seek(0)
+    with av.open(file, "r") as container:
+        wanted = [f for i, f in enumerate(container.decode(video=0)) if i % (SAMPLE_S * FPS) == 0]
+    shown = [Image.fromarray(frame.to_ndarray(format="rgb24")) for frame in wanted]
+    ends_s = scene.change_times_s()
+    held = [bisect_right(ends_s, index * SAMPLE_S) for index in range(len(shown))]
+    samples = []
+    for index, (a, b) in enumerate(pairwise(held)):
+        if b - a <= 1:
+            kind = scene.changes[a] if b > a else "none"
+            rows = [record(scene.states[a], scene, False, True), record(scene.states[b], scene, True, True)]
+            samples.append((crop_of(stack_pair(shown[index], shown[index + 1])), CHANGES.index(kind), rows))
+    return samples
+
+
+def write_shard(path: Path, seeds: range, view: Callable[[Scene, random.Random], list[Sample]]) -> None:
     """Write the pictures of these scenes: `crops` uint8 [N, 112, 112, 3], `kind` [N], `states` [N, 2, 7]."""
-    samples = [s for seed in seeds for s in pictures(scenes.make_scene(seed), random.Random(seed))]
+    samples = [s for seed in seeds for s in view(scenes.make_scene(seed), random.Random(seed))]
     partial = path.with_suffix(".partial")
     with partial.open("wb") as file:
         np.savez(
@@ -99,13 +129,15 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--clips", type=int, default=500, help="clips in a shard (about 14 pictures each)")
     parser.add_argument("--shards", type=int, default=1, help="how many, one after another")
+    parser.add_argument("--watched", action="store_true", help="only pairs as a service samples a clip")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     for index in range(arguments.shards):
         first = arguments.first_seed + index * arguments.clips
         path = arguments.out / f"{first:012d}.npz"
         if not path.exists():
-            write_shard(path, range(first, first + arguments.clips))
+            view = watched if arguments.watched else pictures
+            write_shard(path, range(first, first + arguments.clips), view)
 
 
 if __name__ == "__main__":

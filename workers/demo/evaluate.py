@@ -85,7 +85,7 @@ def roles(model: DemoModel, held: Pictures, sp: sentencepiece.SentencePieceProce
         right["differential"] += right_change and right_shape
 
     for role, turns, most in (
-        ("summary", [samples.summary(rng, 6) for _ in range(count // 2)], 120),
+        ("summary", [samples.summary(rng, rng.randint(3, 7)) for _ in range(count // 2)], 160),
         ("recaption", [samples.recaption(rng) for _ in range(count // 2)], 60),
     ):
         told = answers(model, sp, [prompt for prompt, _ in turns], None, most)

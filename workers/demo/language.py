@@ -42,7 +42,7 @@ EMPTY = {
 UNKNOWN = (
     "This demo model only knows coloured circles, squares, triangles and stars, so it cannot write out this prompt."
 )
-FAVOURITE = 0.6  # how often a text takes the first template outright
+FAVOURITE = 0.95  # how often a text that a prompt quotes takes the first template outright, as the model's own do
 
 
 def article(words: str) -> str:

@@ -54,10 +54,6 @@ class Pictures:
             states[which, :, 3] = 1 - states[which, :, 3]
         return normalised(torch.from_numpy(crops)), torch.from_numpy(kinds), torch.from_numpy(states)
 
-    def draw(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return `count` pictures of any kind, as `take` does."""
-        return self.take(self.rng.integers(0, len(self), count), flip=True)
-
     def draw_kinds(self, pairs: int, singles: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return `pairs` pictures of two frames, a fifth of them still, then `singles` of one, as `take` does.
 

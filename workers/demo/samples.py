@@ -86,8 +86,8 @@ def differential(rng: random.Random, kind: str, before: State, after: State) -> 
 
 
 def steps_of(rng: random.Random, count: int) -> list[Step]:
-    """Invent `count` steps: two times in three a story, else unconnected ones, as a model's mistakes may be."""
-    if rng.random() < 0.33:
+    """Invent `count` steps: half of the time a story, else unconnected ones, which can only be copied."""
+    if rng.random() < 0.5:
         return [cause(rng, random_state(rng, empty=0.15)) for _ in range(count)]
     state, steps = scenes.first_state(rng, *SIZE), []
     for _ in range(count):
@@ -97,10 +97,10 @@ def steps_of(rng: random.Random, count: int) -> list[Step]:
     return steps
 
 
-def summary(rng: random.Random, longest: int) -> Turn:
-    """Return a summary of 1 to `longest` steps, in four of five cases after a first frame."""
-    steps = steps_of(rng, rng.randint(1, longest))
-    first = steps[0][1] if rng.random() < 0.8 else None
+def summary(rng: random.Random, count: int) -> Turn:
+    """Return a summary of `count` steps, nearly always after a first frame."""
+    steps = steps_of(rng, count)
+    first = steps[0][1] if rng.random() < 0.9 else None
     interval_s = rng.choice((1.0, 2.0, 2.0, 2.0, round(rng.uniform(0.1, 9.0), 2)))
     time_s = 0.0 if first else interval_s * rng.randint(0, 9)
     said = [(time_s, language.first_frame(rng, first))] if first else []

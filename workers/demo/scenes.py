@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import BinaryIO
 
 import av
 import numpy as np
@@ -220,9 +221,10 @@ def frames(scene: Scene, fps: int) -> Iterator[Frame]:
             yield picture
 
 
-def write_clip(path: Path, scene: Scene, fps: int = 12, crf: int = 23) -> None:
+def write_clip(path: Path | BinaryIO, scene: Scene, fps: int = 12, crf: int = 23) -> None:
     """Write the scene as an H.264 MP4."""
-    with av.open(str(path), "w") as container:
+    target = str(path) if isinstance(path, Path) else path
+    with av.open(target, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=fps, options={"preset": "veryfast", "crf": str(crf)})
         stream.width, stream.height, stream.pix_fmt = scene.width, scene.height, "yuv420p"
         for picture in frames(scene, fps):

@@ -26,7 +26,7 @@ def corpus(seed: int = 0) -> list[str]:
         turns = (
             samples.first_frame(rng, step[1]),
             samples.differential(rng, *step),
-            samples.summary(rng, 6),
+            samples.summary(rng, rng.randint(1, 6)),
             samples.recaption(rng),
         )
         lines += [line for turn in turns for text in turn for line in text.split("\n") if line]

@@ -1,8 +1,9 @@
-"""Auxiliary heads of the vision phase: what the image tokens should tell, asked directly. Thrown away afterwards.
+"""Auxiliary heads: what image tokens, and the lower half of the language model, should tell. Thrown away afterwards.
 
 Per picture, by one attention pooling each: what changed, and of both frames shape, colour, background, place. Per
 patch: shape and colour of what covers it, which is by far the quickest teacher of shape. Per image token: what changed;
-a language model finds what every token says at once, and what one certain token says only after long training.
+a language model finds what every token says at once, and what one certain token says only after long training. What
+`last`, `frame` and `before` are asked stands in train.py.
 """
 
 import torch
@@ -24,10 +25,12 @@ TASKS = {
     "background_b": len(BACKGROUNDS),
     "place_b": 3,
 }
+MOST_FRAMES = 15
+EVERYWHERE = 3.0  # weight of what changed, told by each image token
 NO_SHAPE, NO_COLOUR = len(SHAPES), len(COLOURS)
 
 
-class VisionHeads(nn.Module):
+class Heads(nn.Module):
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
         self.grid = sizes.grid
@@ -37,6 +40,8 @@ class VisionHeads(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(sizes.hidden, classes) for classes in TASKS.values())
         self.everywhere = nn.Linear(sizes.hidden, SINGLE + 1)
         self.last = nn.Sequential(nn.RMSNorm(sizes.hidden), nn.Linear(sizes.hidden, SINGLE + 1))
+        self.frame = nn.Sequential(nn.RMSNorm(sizes.hidden), nn.Linear(sizes.hidden, MOST_FRAMES + 1))
+        self.before = nn.Sequential(nn.RMSNorm(sizes.hidden), nn.Linear(sizes.hidden, sizes.vocabulary))
         self.dense = nn.Linear(sizes.vision_hidden, len(SHAPES) + 1 + len(COLOURS) + 1)
 
     def forward(self, tokens: Tensor) -> dict[str, Tensor]:
@@ -81,7 +86,7 @@ class VisionHeads(nn.Module):
             right[task] = (answer.argmax(-1) == target).float().mean().item()
         everywhere = self.everywhere(self.norm(tokens))  # [batch, m², kinds]
         repeated = kind[:, None].expand(everywhere.shape[:2])
-        total = total + F.cross_entropy(everywhere.flatten(0, 1), repeated.flatten())
+        total = total + EVERYWHERE * F.cross_entropy(everywhere.flatten(0, 1), repeated.flatten())
         right["kind_everywhere"] = (everywhere.argmax(-1) == repeated).float().mean().item()
         dense = self.dense(patches)
         shape, colour = self.patch_labels(states)
