@@ -126,6 +126,29 @@ async def test_too_many_pixels(clip) -> None:
     assert (await probe(clip, Limits(max_pixels=160 * 120))).width == 160
 
 
+async def test_a_huge_frame_in_a_small_file(tmp_path) -> None:
+    path = tmp_path / "huge.mp4"
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("mpeg4", rate=1)
+        stream.width, stream.height, stream.pix_fmt = 8000, 8000, "yuv420p"
+        frame = av.VideoFrame(8000, 8000, "yuv420p")
+        for plane in frame.planes:
+            plane.update(bytes(plane.buffer_size))
+        out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+    assert path.stat().st_size < 1_000_000
+    with pytest.raises(VideoTooLarge, match="8000 × 8000"):
+        await probe(path)
+
+
+async def test_flic_is_not_taken(tmp_path) -> None:
+    header = (128 + 16).to_bytes(4, "little") + b"\x12\xaf" + b"\x01\x00\x40\x01\xc8\x00\x08\x00\x03\x00"
+    path = tmp_path / "a.fli"
+    path.write_bytes(header.ljust(128, b"\x00") + (16).to_bytes(4, "little") + b"\xfa\xf1".ljust(12, b"\x00"))
+    with pytest.raises(NotAVideo):
+        await probe(path)
+
+
 async def test_too_long(clip) -> None:
     with pytest.raises(VideoTooLong, match="3 s"):
         await probe(clip, Limits(max_duration_s=2.9))

@@ -77,3 +77,12 @@ async def test_damaged_clips_harm_nothing(tmp_path: Path, make_clip: MakeClip) -
     print(f"\n{CASES} damaged clips: {dict(told)}; the largest child took {largest_mb} MB")
     assert not here.children(recursive=True) or all(c.status() != psutil.STATUS_ZOMBIE for c in here.children())
     assert len(told) > 1
+
+
+async def test_a_size_that_changes_on_the_way(tmp_path: Path, make_clip: MakeClip) -> None:
+    sizes = ((160, 120), (320, 240), (64, 64))
+    parts = [make_clip(tmp_path / f"{width}.ts", 2.0, size=(width, height)) for width, height in sizes]
+    path = tmp_path / "changing.ts"
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    async with asyncio.timeout(100):
+        assert await outcome(path) == "frames"
