@@ -7,7 +7,8 @@ package, for it runs without a search path and with an empty environment.
 
 decord2 decodes where its seeking is exact: MP4, QuickTime and Matroska whose groups of pictures are closed. For the
 rest (open groups, MPEG-TS, AVI) decord2 3.4 gives frames that lie up to a whole group beside the one asked for, so
-there PyAV seeks, and each frame is known by its own timestamp.
+there PyAV seeks, and each frame is known by its own timestamp. PyAV decodes all that is not short, too: its memory
+does not grow.
 """
 
 import json
@@ -34,14 +35,17 @@ FRAME_HEADER = struct.Struct("<dII")
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts"
 CONFINE = Path(__file__).resolve().parents[1] / "service/contract/confine.py"
 FILES = 32
+GIB = 1 << 30
 TIME_ERROR_S = 1e-3
 """Containers round times to this: a frame that starts this much after a sampling time counts as shown by then."""
 SINGLE_COLOUR_SPREAD = 8
 """Levels out of 255 between which a frame of one single colour may vary once it has been encoded."""
 SEEK_BACK_S = (0, 1, 4, 16, 64)
 MAX_DECODE_ERRORS = 100
-MAX_DECORD_PIXELS = 4096 * 2304
-"""decord2 keeps up to about thirty decoded frames: larger ones would not fit into the child's memory."""
+MAX_DECORD_BYTES = GIB // 2
+"""decord2 decodes ahead without bound where its thread gets little time: all frames of a file must fit into this."""
+DECORD_PIXEL_BYTES = 4.5
+"""What it keeps of each pixel: as it was decoded, and as RGB."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +105,8 @@ class Video:
             elif key is None or pts < key:
                 index.closed = False
             index.pts.append(pts)
-        index.pts = array("q", sorted(set(index.pts)))
-        index.keys = array("q", sorted(index.keys))
+        index.pts = _in_order(index.pts)
+        index.keys = _in_order(index.keys)
         origin = 0.0
         if demuxer == "mpegts" and self.container.start_time:  # its clock starts anywhere; other formats' at zero
             origin = self.container.start_time / av.time_base
@@ -144,6 +148,14 @@ class Video:
         return None
 
 
+def _in_order(pts: "array[int]") -> "array[int]":
+    """Return them sorted, each once. (`np.unique` would take a table eight times as large for it.)"""
+    times = np.sort(np.array(pts, np.int64))
+    new = np.ones(len(times), bool)
+    new[1:] = times[1:] != times[:-1]
+    return array("q", times[new].tobytes())
+
+
 class DecordFailed(Exception):
     """decord2 cannot read this file, or this frame of it."""
 
@@ -174,7 +186,8 @@ class Decord:
 def open_decord(spec: Spec, video: Video) -> Decord | None:
     """Return decord2's reader where it is exact for this file."""
     exact = spec.demuxer in ("mov", "matroska") and video.index.closed and len(video.container.streams.video) == 1
-    if not exact or video.stream.width * video.stream.height > MAX_DECORD_PIXELS:
+    pixels = len(video.index.pts) * video.stream.width * video.stream.height
+    if not exact or pixels * DECORD_PIXEL_BYTES > MAX_DECORD_BYTES:
         return None
     try:
         reader = Decord(spec.path)
