@@ -3,14 +3,17 @@
 While no key was ever made, whoever reaches the service may use it; that is why it then listens on loopback only. From
 the first key on each request needs one, also when all are revoked. Where the service is bound to more than loopback,
 and nothing else is said to keep strangers out, it needs one always.
+On loopback without keys, a browser's pages from elsewhere are refused.
 """
 
 import re
 import time
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from fastapi import Depends, FastAPI, Request
 from redis.exceptions import RedisError
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.contract.errors import QueueUnavailable, SharecapError, Unauthorized
@@ -18,7 +21,7 @@ from service.contract.redis import connect
 from service.keys import Key, Keys, id_in
 from service.limits import Limits
 from service.problems import answer_of_error
-from service.settings import Settings
+from service.settings import Settings, is_loopback
 
 OPEN = re.compile(r"/|/web/[^/]+|/healthz|/readyz|/docs|/docs/oauth2-redirect|/redoc|/openapi\.json")
 """What anybody may have: it tells nothing of any job."""
@@ -30,19 +33,22 @@ KNOWN_FOR_S = 2.0
 class Door:
     """Lets requests in, for one gateway."""
 
-    def __init__(self, keys: Keys, limits: Limits, *, always_closed: bool) -> None:
-        self._keys, self._limits = keys, limits
+    def __init__(self, keys: Keys, limits: Limits, *, always_closed: bool, local: bool) -> None:
+        self._keys, self._limits, self._local = keys, limits, local
         self._closed = always_closed
         self._looked_at = float("-inf")
         self._known: dict[str, tuple[Key, float]] = {}
 
-    async def admit(self, authorization: list[str]) -> Key | None:
-        """Return the key of a request with these `Authorization` headers; none where no key is needed.
+    async def admit(self, headers: Headers) -> Key | None:
+        """Return the key of a request with these headers; none where no key is needed.
 
         Raises Unauthorized, RateLimited, redis.RedisError.
         """
         if not await self._needs_key():
+            if self._local and not _comes_from_here(headers):
+                raise Unauthorized("Without an API key this service answers to this machine's own pages and programs.")
             return None
+        authorization = headers.getlist("authorization")
         if not authorization:
             raise Unauthorized("Send an API key: `Authorization: Bearer sc_…`.")
         scheme, _, text = authorization[0].partition(" ")
@@ -82,9 +88,8 @@ class Authenticate:
         if scope["type"] == "http":
             key: Key | None = None
             if not OPEN.fullmatch(scope["path"]):
-                told = [value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"]
                 try:
-                    key = await scope["app"].state.gateway.door.admit(told)
+                    key = await scope["app"].state.gateway.door.admit(Headers(scope=scope))
                 except (SharecapError, RedisError, OSError) as error:
                     known = error if isinstance(error, SharecapError) else QueueUnavailable(UNKNOWN)
                     await answer_of_error(known)(scope, receive, send)
@@ -112,6 +117,18 @@ async def some_key_opens(settings: Settings) -> bool:
     """Whether there is a key that lets anybody in. Raises redis.RedisError."""
     async with connect(settings.redis_url, socket_connect_timeout=2, socket_timeout=5) as redis:
         return any(key.revoked_at is None for key in await Keys(redis).all())
+
+
+def _comes_from_here(headers: Headers) -> bool:
+    """Whether a request names this machine, and so does the page that sent it: no page of elsewhere may, by a name
+    of its own that it makes mean this machine, or by a form.
+    """
+    origin = headers.get("origin")
+    try:
+        names = [urlsplit(f"//{headers.get('host', '')}").hostname, *([urlsplit(origin).hostname] if origin else [])]
+    except ValueError:
+        return False
+    return all(is_loopback(name or "") for name in names)
 
 
 def _key_of(request: Request) -> Key | None:

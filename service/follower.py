@@ -158,13 +158,14 @@ class Follower:
         while True:
             try:
                 entries = await self._store.entries(job_id, after, count)
+                newest = after if entries else min(after, await self._store.newest(job_id))
                 break
             except (RedisError, OSError):
                 if self.closed:
                     return []
                 await asyncio.sleep(FIRST_DELAY_S)
         if not entries and channel.newest is None:
-            channel.newest = after
+            channel.newest = newest  # less than `after` where a client claims a place that is not there yet
             self._wanted.set()
         return entries
 

@@ -54,7 +54,7 @@ async def open_gateway(settings: Settings, metrics: Metrics) -> AsyncIterator[Ga
         follower = Follower(store, reader)
         reaper = Reaper(store, wakeups, settings.data_dir)
         limits, idempotency = Limits(store.redis), Idempotency(store.redis)
-        door = Door(Keys(store.redis), limits, always_closed=settings.exposed)
+        door = Door(Keys(store.redis), limits, always_closed=settings.exposed, local=settings.local)
         retention = Retention(store, idempotency, limits, settings.data_dir, settings.retention_s)
         chores = [follower.run, reaper.run, limits.keep_streams, retention.run]
         if settings.webhook_secret is not None:

@@ -11,6 +11,7 @@ from redis.exceptions import RedisError
 
 from service import idempotency
 from service.contract.errors import InvalidOption, NotFound, NoWorker, QueueUnavailable
+from service.contract.events import fold
 from service.contract.jobs import Job, JobKind, JobStatus, Options, Record, Source, links_of, new_job_id
 from service.contract.urls import checked
 from service.gateway import Gateway
@@ -45,6 +46,8 @@ class Accepted:
 
     id: str
     replayed: bool
+    record: Record | None = None
+    """What this request has just written."""
 
     @property
     def headers(self) -> dict[str, str]:
@@ -113,7 +116,7 @@ async def accept(
         await gateway.wakeups.wake(kind, record.id)
     gateway.metrics.accepted.labels(kind.value).inc()
     gateway.metrics.upload_bytes.inc((source.bytes if source else None) or 0)
-    return Accepted(record.id, replayed=False)
+    return Accepted(record.id, replayed=False, record=record)
 
 
 def _check_webhook(address: str | None, settings: Settings) -> None:
@@ -179,7 +182,12 @@ async def answer(gateway: Gateway, order: Order, accepted: Accepted, wait_s: int
         with suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
                 await _end(gateway, accepted.id)
-    job = await find(gateway, order.key, accepted.id)
+    try:
+        job = await find(gateway, order.key, accepted.id)
+    except (RedisError, OSError):
+        if accepted.record is None:
+            raise
+        job = fold(accepted.record, [])  # accepted it is: an error would have it sent again
     if job.error is not None:
         return answer_of_failed(job.error, job.links.self, headers)
     status = 200 if job.status.ended else 202

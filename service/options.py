@@ -71,12 +71,17 @@ def wait_asked_for(request: Request, default_s: int) -> int:
 
 
 def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise InvalidOption(f"{twice[:SHOWN_CHARS]}: given more than once")
+    values: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in values:
+            raise InvalidOption(f"{_shown(name)}: given more than once")
+        values[name] = value
     return values
+
+
+def _shown(name: str) -> str:
+    """Return a client's word as it may stand in an answer: short, and without half characters."""
+    return name[:SHOWN_CHARS].encode(errors="replace").decode()
 
 
 def _options(kind: JobKind, values: dict[str, Any], *, strict: bool) -> Options:
@@ -100,7 +105,7 @@ def _tell(error: ValidationError, known: list[str], prefix: str = "") -> str:
 
 
 def _tell_one(details: ErrorDetails, known: list[str], prefix: str) -> str:
-    path = ".".join(filter(None, [prefix, *(str(place)[:SHOWN_CHARS] for place in details["loc"])]))
+    path = ".".join(filter(None, [prefix, *(_shown(str(place)) for place in details["loc"])]))
     if details["type"] == "extra_forbidden":
         near = get_close_matches(path, [*known, "metadata"], 1)
         return f"{path}: no such option" + (f"; is {near[0]} meant?" if near else "")

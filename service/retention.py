@@ -50,6 +50,8 @@ class Retention:
                     await self.sweep()
             except (RedisError, OSError) as error:
                 log.warning("nothing can be removed now: %s", error)
+            except Exception:
+                log.exception("nothing can be removed now")
 
     async def _my_turn(self, what: str, every_s: float) -> bool:
         return bool(await self._store.redis.set(f"sharecap:swept:{what}", 1, nx=True, px=int(every_s * 1000)))

@@ -71,6 +71,11 @@ class Settings(BaseSettings):
         return Limits(self.max_pixels, self.max_duration_s, self.probe_timeout_s)
 
     @property
+    def local(self) -> bool:
+        """Whether only this machine is meant to reach the service, and no proxy on it is said to stand before it."""
+        return is_loopback(self.host) and not self.allow_public_bind
+
+    @property
     def exposed(self) -> bool:
         """Whether others than this machine may reach the service, with nothing but keys to keep them out."""
         return not (self.allow_public_bind or is_loopback(self.host))

@@ -163,8 +163,7 @@ class Webhooks:
         async with self._store.redis.pipeline(transaction=False) as pipe:
             for job_id in new:
                 pipe.hget(job_key(job_id), "record")
-            records = [Record.model_validate_json(text) if text else None for text in await pipe.execute()]
-        found = {record.id: URL(record.options.webhook_url or "").host or "" for record in records if record}
+            found = dict(zip(new, map(_host, await pipe.execute()), strict=True))
         return {job_id: self._host_of.get(job_id) or found.get(job_id, "") for job_id in job_ids}
 
     def _done(self, job_id: str, host: str, task: "asyncio.Task[None]") -> None:
@@ -216,3 +215,12 @@ class Webhooks:
             pipe.zrem(WEBHOOKS, job_id)
             pipe.hdel(TRIES, job_id)
             await pipe.execute()
+
+
+def _host(record: str | None) -> str:
+    """Return where the webhook of a job goes; one that cannot be read must not hold up the others."""
+    try:
+        return URL(Record.model_validate_json(record).options.webhook_url or "").raw_host or "" if record else ""
+    except ValueError:
+        log.exception("a webhook's record cannot be read")
+        return ""

@@ -3,6 +3,7 @@
 Images get fewer crops or pixels, a previous differential is cut at a sentence, descriptions are grouped.
 """
 
+import asyncio
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -96,6 +97,7 @@ async def grouped(descriptions: Sequence[Description], captioner: Captioner, ans
     groups: list[list[Description]] = [[]]
     left = room
     for time_s, text in descriptions:
+        await asyncio.sleep(0)  # to count them all takes seconds, and leases are renewed meanwhile
         description = (time_s, cut_at_sentence(text, room // 2 - line, captioner.count_tokens))
         cost = _line_tokens(description, captioner)
         if groups[-1] and cost > left:

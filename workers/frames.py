@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from PIL import Image
 
@@ -21,6 +22,7 @@ from service.contract.errors import DecodeFailed, DecoderDied, InvalidOption
 from service.contract.probe import VideoInfo
 from workers.decode import FRAME_HEADER, Spec
 
+T = TypeVar("T")
 CHILD = Path(__file__).with_name("decode.py")
 MAX_SIDE_PX = 1024
 PIPE_BUFFER_BYTES = 1 << 20
@@ -91,7 +93,7 @@ class Frames:
                 raise await self._failure() from None
             count += 1
             yield Frame(time_s, Image.frombytes("RGB", (width, height), pixels))
-        if await self._child.wait() or not count:
+        if await self._read(self._child.wait()) or not count:
             raise await self._failure()
 
     @property
@@ -99,7 +101,7 @@ class Frames:
         assert self._child.stdout is not None
         return self._child.stdout
 
-    async def _read(self, reading: Awaitable[bytes]) -> bytes:
+    async def _read(self, reading: Awaitable[T]) -> T:
         loop = asyncio.get_running_loop()
         start = loop.time()
         try:
@@ -135,7 +137,7 @@ async def open_frames(path: Path, info: VideoInfo, part: Part, limits: DecodeLim
         stdin=DEVNULL,
         stdout=PIPE,
         stderr=DEVNULL,
-        env={},
+        env={"OPENBLAS_NUM_THREADS": "1"},  # NumPy starts one for each core, of 40 MB of address space
         start_new_session=True,
         limit=PIPE_BUFFER_BYTES,
     )

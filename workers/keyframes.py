@@ -7,6 +7,7 @@ Where a job asks for shots (`parallel`), a keyframe that is far less like the on
 """
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from PIL import Image
 
 from service.contract.errors import NotFound
 from service.contract.events import Keyframes, Video
-from service.contract.files import keyframe_url
+from service.contract.files import keyframe_url, storing, sync_names
 from service.contract.jobs import Keyframe
 from service.contract.probe import VideoInfo, probe
 from workers.attempt import Attempt
@@ -178,14 +179,12 @@ async def selecting(attempt: Attempt) -> AsyncIterator[KeyframeLog]:
 
 async def _select(attempt: Attempt, log: KeyframeLog) -> None:
     try:
-        info = await probe(attempt.upload, attempt.tools.settings.video_limits)
-        async with (
-            attempt.tools.decoders,
-            open_frames(attempt.upload, info, _part(attempt), attempt.tools.decode_limits) as frames,
-        ):
-            await _tell_video(attempt, info, frames)
-            with attempt.timed("keyframes"):
-                await _choose(attempt, log, frames)
+        async with attempt.tools.decoders:
+            info = await probe(attempt.upload, attempt.tools.settings.video_limits)
+            async with open_frames(attempt.upload, info, _part(attempt), attempt.tools.decode_limits) as frames:
+                await _tell_video(attempt, info, frames)
+                with attempt.timed("keyframes"):
+                    await _choose(attempt, log, frames)
     except FileNotFoundError:
         log.fail(NotFound("The video is not there any more."))
     except Exception as error:  # captioning meets it when it asks for the next keyframe
@@ -262,8 +261,13 @@ async def _save(attempt: Attempt, before: list[Keyframe], choice: Choice) -> Key
 
 
 def _write_jpeg(path: Path, image: Image.Image) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path, "JPEG", quality=JPEG_QUALITY, subsampling=FULL_CHROMA)
+    with storing():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            image.save(file, "JPEG", quality=JPEG_QUALITY, subsampling=FULL_CHROMA)
+            file.flush()
+            os.fsync(file.fileno())
+        sync_names(path.parent)
 
 
 async def read_keyframe(attempt: Attempt, keyframe: Keyframe) -> Image.Image:

@@ -50,7 +50,8 @@ def confine(path: str, cpu_s: int, files: int) -> None:
         (resource.RLIMIT_NOFILE, files),
         (resource.RLIMIT_CORE, 0),
     ):
-        resource.setrlimit(limit, (value, value))
+        spare = 5 if limit == resource.RLIMIT_CPU else 0  # at a hard limit the kernel kills, where SIGXCPU would tell
+        resource.setrlimit(limit, (value, value + spare))
     libc = ctypes.CDLL(None, use_errno=True)
     _check(libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0))
     _check(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))

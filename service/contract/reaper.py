@@ -35,6 +35,8 @@ class Reaper:
                 await self.reap()
             except (RedisError, OSError) as error:
                 log.warning("jobs that were left behind cannot be looked for: %s", error)
+            except Exception:
+                log.exception("jobs that were left behind cannot be looked for")
             await asyncio.sleep(REAP_EVERY_S)
 
     async def reap(self) -> None:

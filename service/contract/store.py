@@ -8,6 +8,7 @@
     sharecap:leases        zset    running job ids by the end of their lease (ms)
     sharecap:queued        zset    queued job ids by the last time they were waked (ms)
     sharecap:webhooks      zset    see `service/webhooks.py`
+    sharecap:workers       set     ids of workers that lived lately
     sharecap:worker:{id}   string  a live worker's card (JSON), with a time to live
 
 A worker owns a job by its *lease*: `claim` writes the lease's token into the record, and every later write carries
@@ -47,6 +48,7 @@ JOBS = "sharecap:jobs"
 LEASES = "sharecap:leases"
 QUEUED = "sharecap:queued"
 WEBHOOKS = "sharecap:webhooks"
+WORKERS = "sharecap:workers"
 
 
 def job_key(job_id: str) -> str:
@@ -248,6 +250,11 @@ class Store:
         rows = await self.redis.xrange(events_key(job_id), min=f"({after}-0", count=limit)
         return [entry_of(*row) for row in rows]
 
+    async def newest(self, job_id: str) -> int:
+        """Return the place of the newest event, 0 where there is none."""
+        rows = await self.redis.xrevrange(events_key(job_id), count=1)
+        return entry_of(*rows[0]).seq if rows else 0
+
     # -- the worker's side
 
     async def strikes(self, job_id: str) -> int:
@@ -313,15 +320,20 @@ class Store:
 
     async def show_worker(self, card: WorkerCard) -> None:
         """Say that a worker lives, for the next `WORKER_CARD_TTL_S`."""
-        await self.redis.set(worker_key(card.id), card.model_dump_json(), ex=WORKER_CARD_TTL_S)
+        async with self.redis.pipeline(transaction=True) as pipe:
+            pipe.set(worker_key(card.id), card.model_dump_json(), ex=WORKER_CARD_TTL_S)
+            pipe.sadd(WORKERS, card.id)
+            await pipe.execute()
 
     async def hide_worker(self, worker_id: str) -> None:
         await self.redis.delete(worker_key(worker_id))
 
     async def workers(self) -> list[WorkerCard]:
         """Return the live workers whose model is loaded."""
-        keys = [key async for key in self.redis.scan_iter(match=worker_key("*"), count=1000)]
-        cards = await self.redis.mget(keys) if keys else []
+        ids = sorted(await self.redis.smembers(WORKERS))
+        cards = await self.redis.mget([worker_key(worker_id) for worker_id in ids]) if ids else []
+        if gone := [worker_id for worker_id, card in zip(ids, cards, strict=True) if not card]:
+            await self.redis.srem(WORKERS, *gone)  # one that lives is there again with its next card
         return [WorkerCard.model_validate_json(card) for card in cards if card]
 
     # -- the reapers'

@@ -83,6 +83,7 @@ def checked(text: str, hosts: Set[HostAndPort] = frozenset()) -> URL:
             raise ValueError("a character that no address has")
         url = URL(text).with_fragment(None)
         host, port = _plain(url.raw_host or ""), url.port
+        url.host  # noqa: B018  a punycode that stands for nothing raises UnicodeError, a ValueError
     except ValueError:
         raise UrlForbidden("This is no address.") from None
     if url.scheme not in ("http", "https") or not host:

@@ -1,5 +1,6 @@
 """Jobs: making one from a video, listing, showing, cancelling and deleting them, and their keyframes."""
 
+import re
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
@@ -32,6 +33,7 @@ from service.problems import responses
 from service.routes import bodies
 
 router = APIRouter(tags=["captions"])
+_KEYFRAME = re.compile(r"([0-9]{1,7})\.jpg")
 SCANNED = 2000
 """How many jobs one listing looks at: with a rare filter a page may be short, and its cursor leads on."""
 
@@ -167,15 +169,16 @@ async def show_job(job_id: str, gateway: Here, key: Caller) -> Job:
 
 
 @router.get(
-    "/captions/{job_id}/keyframes/{index:int}.jpg",
+    "/captions/{job_id}/keyframes/{name}",
     response_class=FileResponse,
     responses={200: {"content": {"image/jpeg": {}}}, **responses(NotFound)},
 )
-async def show_keyframe(job_id: str, index: int, gateway: Here, key: Caller) -> FileResponse:
-    """Show a keyframe."""
+async def show_keyframe(job_id: str, name: str, gateway: Here, key: Caller) -> FileResponse:
+    """Show a keyframe: `name` is its number and `.jpg`."""
     await status_of(gateway, key, job_id)
-    path = files.keyframe_path(gateway.settings.data_dir, job_id, index)
-    if not path.is_file():
+    number = _KEYFRAME.fullmatch(name)
+    path = files.keyframe_path(gateway.settings.data_dir, job_id, int(number[1])) if number else None
+    if path is None or not path.is_file():
         raise NotFound("There is no such keyframe.")
     headers = {"Cache-Control": "private, max-age=86400, immutable", "X-Content-Type-Options": "nosniff"}
     return FileResponse(path, media_type="image/jpeg", headers=headers)

@@ -90,7 +90,7 @@ def test_every_route_is_thought_of() -> None:
     from service.app import create_app  # noqa: PLC0415
 
     paths = set(create_app(Settings()).openapi()["paths"])
-    closed = {path.replace("{job_id}", "x").replace("{index}", "0") for path in paths if not auth.OPEN.fullmatch(path)}
+    closed = {path.replace("{job_id}", "x").replace("{name}", "0.jpg") for path in paths if not auth.OPEN.fullmatch(path)}
     assert closed == {path for _, path in ROUTES[:10]}
 
 
@@ -272,3 +272,26 @@ async def test_an_exposed_service_starts_only_with_a_key(redis_url: str, keys: K
     finally:
         process.kill()
         await process.wait()
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Host": "localhost:8000"}, 200),
+        ({"Host": "[::1]:8000", "Origin": "http://[::1]:8000"}, 200),
+        ({"Host": "evil.example:8000"}, 401),
+        ({"Host": "evil.example:bad:8000"}, 401),
+        ({"Origin": "https://evil.example"}, 401),
+        ({"Origin": "null"}, 401),
+    ],
+)
+async def test_without_keys_no_page_from_elsewhere_is_answered(
+    gateway: Served, headers: dict[str, str], status: int
+) -> None:
+    assert (await gateway.client.get("/captions", headers=headers)).status_code == status
+
+
+async def test_behind_a_proxy_any_name_will_do(serve: Serve) -> None:
+    async with serve(allow_public_bind=True) as gateway:
+        assert (await gateway.client.get("/captions", headers={"Host": "captions.example"})).status_code == 200

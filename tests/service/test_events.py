@@ -273,3 +273,26 @@ async def test_text_of_any_kind_stays_one_event(gateway: Served, worker: Scripte
     told = frames((await gateway.client.get(f"/captions/{job_id}/events")).content)
     assert len(told) == 3
     assert json.loads(told[1].split(b"data: ", 1)[1]) == {"text": text}
+
+
+async def test_a_client_ahead_of_the_stream_delays_nobody(serve: Serve, worker: ScriptedWorker) -> None:
+    async with serve(heartbeat_s=30) as gateway:
+        job_id = await a_job(gateway)
+        lease, path = await worker.claim(job_id), f"/captions/{job_id}/events"
+
+        async def followed_by(watchers: int) -> None:
+            async def check() -> bool:
+                return gateway.app.state.gateway.follower.watchers == watchers
+
+            await eventually(check)
+
+        ahead = asyncio.create_task(gateway.client.get(path, params={"after": "100000000000000000"}))
+        await followed_by(1)
+        waiting = asyncio.create_task(gateway.client.get(path))
+        await followed_by(2)
+        await asyncio.sleep(0.3)
+        await worker.append(lease, *recaption_events(job_id))
+        async with asyncio.timeout(5):
+            assert b"event: completed" in frames((await waiting).content)[-1]
+        ahead.cancel()
+        await asyncio.gather(ahead, return_exceptions=True)

@@ -363,3 +363,22 @@ async def test_waiting_for_a_video(gateway: Served, store: Store, worker: Script
 )
 def test_a_file_name_is_only_a_word(told: str, name: str | None) -> None:
     assert plain_name(told) == name
+
+
+async def test_names_given_twice_are_found_at_once(gateway: Served) -> None:
+    many = ",".join(f'"n{number}":1' for number in range(60_000))
+    async with asyncio.timeout(5):
+        answer = await gateway.client.post(
+            "/captions", content="{" + many + ',"n59999":2}', headers={"Content-Type": "application/json"}
+        )
+    assert (answer.status_code, answer.json()["detail"]) == (422, "n59999: given more than once")
+    odd = await gateway.client.post(
+        "/captions", content=r'{"\ud800":1,"\ud800":2}', headers={"Content-Type": "application/json"}
+    )
+    assert (odd.status_code, odd.json()["code"]) == (422, "invalid_option")
+
+
+@pytest.mark.parametrize("name", ["9" * 5000 + ".jpg", "9" * 260 + ".jpg", "0.png", "..jpg", "-1.jpg"])
+async def test_what_is_no_keyframes_name_is_not_there(gateway: Served, clip: Path, name: str) -> None:
+    job_id = (await gateway.post_video(clip)).json()["id"]
+    assert (await gateway.client.get(f"/captions/{job_id}/keyframes/{name}")).status_code == 404

@@ -273,7 +273,13 @@ async def test_webhooks_need_a_secret_and_a_public_address(serve: Serve, store: 
         assert "WEBHOOK_SECRET" in problem(answer, 422, "invalid_option")
         await nothing_kept(gateway, store)
     async with serve(webhook_secret=SECRET) as gateway:
-        for url in ("http://127.0.0.1/", "http://[::ffff:10.0.0.1]/", "ftp://hooks.example/", "https://a:b@c.example"):
+        for url in (
+            "http://127.0.0.1/",
+            "http://[::ffff:10.0.0.1]/",
+            "ftp://hooks.example/",
+            "https://a:b@c.example",
+            "http://xn--0.com/",
+        ):
             answer = await gateway.client.post("/captions", json={**body, "webhook_url": url})
             problem(answer, 422, "url_forbidden")
         await nothing_kept(gateway, store)
