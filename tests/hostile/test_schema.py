@@ -29,7 +29,11 @@ TOLD = {"url_unreachable", "no_worker", "queue_unavailable", "storage_full"}
 """What may be answered with 500 or more."""
 NUMBER = "9" * 5000
 BODIES = (
+    '{"\\ud800": 1}',
+    '{"\\ud800": 1, "\\ud800": 2}',
     '{"prompt": "\\ud800"}',
+    '{"prompt": "a", "metadata": {"\\ud800": "a"}}',
+    '{"prompt": "a", "metadata": {"\\ud800": 1}}',
     '{"prompt": "a", "webhook_url": "http://\\ud800"}',
     f'{{"prompt": "a", "seed": {NUMBER}}}',
     '{"prompt": "a", "temperature": NaN}',
@@ -39,6 +43,8 @@ BODIES = (
 )
 """JSON that generators do not think of, for any path that takes JSON."""
 PATHS = (
+    "/captions/{job}/keyframes/" + NUMBER + ".jpg",
+    "/captions/{job}/keyframes/" + "9" * 300 + ".jpg",
     "/captions/{job}/keyframes/%D9%A3.jpg",
     "/captions/{job}%00",
     "/captions/%FF%FE",
@@ -137,7 +143,7 @@ async def test_what_generators_do_not_think_of(serve: Serve, worker: ScriptedWor
             for body in BODIES:
                 headers = {"Content-Type": "application/json", "Prefer": "wait=1"}
                 answers.append(await gateway.client.post(place, content=body.encode(), headers=headers))
-        for field in ("\x00", NUMBER, '{"a": "\\ud800"}'):
+        for field in ("\x00", NUMBER, '{"\\ud800": "a"}', '{"a": "\\ud800"}'):
             for name in ("seed", "metadata", field):
                 answers.append(await gateway.client.post("/captions", data={name: field}, files={"file": b"a"}))
         doing.cancel()
