@@ -59,7 +59,7 @@ async def held(store: Store, leases: list[Lease]) -> AsyncIterator[None]:
 
 def request(job_id: str, after: int | None = None) -> bytes:
     place = "" if after is None else f"Last-Event-ID: {after}\r\n"
-    return f"GET /captions/{job_id}/events HTTP/1.1\r\nHost: x\r\n{place}\r\n".encode()
+    return f"GET /captions/{job_id}/events HTTP/1.1\r\nHost: localhost\r\n{place}\r\n".encode()
 
 
 def body_of(received: bytes) -> bytes:
