@@ -177,6 +177,42 @@ def test_recaption_waits_and_streams(service: Service) -> None:
     assert events[-1][0] == "completed"
 
 
+def test_decoding_options_reach_the_model(service: Service) -> None:
+    def recaption(**options: object) -> dict[str, Any]:
+        # what the model was not trained on, so that it is not sure of its words
+        answer = service.http.post("/recaption", json={"prompt": "an old dog sings in the rain of may"} | options)
+        assert answer.status_code == 200, answer.text
+        job: dict[str, Any] = answer.json()
+        return job
+
+    greedy = recaption()
+    assert greedy["options"]["deadline_s"] > 0
+    assert greedy["timings_s"]["queued"] >= 0 and greedy["timings_s"]["captioning"] > 0
+    assert greedy["usage"]["prompt_tokens"] > 10 and greedy["usage"]["image_tokens"] == 0
+    sampled = [recaption(temperature=2.0, seed=seed)["caption"] for seed in (1, 1, 2, 3, 4)]
+    assert sampled[0] == sampled[1], "the same seed gives the same text"
+    assert len({greedy["caption"], *sampled}) > 2, "and another one another text"
+    assert recaption(num_beams=3)["caption"]
+    short = recaption(max_tokens=3)
+    assert short["usage"]["completion_tokens"] == 3
+    assert greedy["caption"].startswith(short["caption"])
+    late = service.http.post("/recaption", json={"prompt": "a red star", "deadline_s": 0.001})
+    assert (late.status_code, late.json()["code"]) == (504, "deadline_exceeded")
+
+
+def test_shots_are_captioned_on_their_own(service: Service, sample: Path) -> None:
+    """Each change of the sample clip is a cut to the demo model's encoder."""
+    job_id = service.submit(sample, parallel="true")
+    events = service.events(job_id)
+    job = service.job(job_id)
+    assert events[-1][1] == "completed"
+    shots = [keyframe["shot"] for keyframe in job["keyframes"]]
+    assert shots == sorted(shots) and shots[-1] >= 2
+    assert [d["keyframe"] for d in job["differentials"]] == list(range(len(shots)))
+    second = shots.index(1)
+    assert language.read_thing(job["differentials"][second]["text"]) == ("star", "red"), "described afresh"
+
+
 def test_a_clip_is_captioned_from_what_is_stored(service: Service, sample: Path) -> None:
     job_id = service.submit(sample)
     service.events(job_id)

@@ -1,0 +1,112 @@
+"""What captioning the shots of a long video at once gains over one chain, in one run against one service.
+
+    python bench/shot_parallel.py                  starts `sharecap up` with the demo model, and stops it
+    python bench/shot_parallel.py --shots 6        a shorter clip
+
+Draws a clip of thirty shots of twenty seconds each from the demo model's world: a still scene each, for to the demo
+model's encoder any change is as large as a cut. The clip is captioned twice, with a keyframe every two seconds and the
+same options but for `parallel`. Prints the time from the post to the first differential, the last and the end; the
+exit status is 1 where the shots at once take longer.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import os
+import platform
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+from httpx_sse import aconnect_sse
+
+from service.up import UpSettings, free_port, running
+from workers.demo import scenes
+
+JOB_TIMEOUT_S = 3600
+SIZE = (426, 240)
+SHOT_S = 20.0
+OPTIONS = {"keyframes": "interval", "max_tokens": "64"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One job: seconds from its post to the first and last differential and to its end."""
+
+    name: str
+    first_s: float
+    told_s: float
+    wall_s: float
+    job: dict[str, Any]
+
+    def row(self) -> str:
+        shots = 1 + max(keyframe["shot"] for keyframe in self.job["keyframes"])
+        counts = f"{shots:>7}{len(self.job['differentials']):>14}{self.job['usage']['completion_tokens']:>9}"
+        return f"{self.name:<14}{counts}{self.first_s:>10.1f}{self.told_s:>10.1f}{self.wall_s:>10.1f}"
+
+
+def draw(path: Path, shots: int) -> None:
+    """Write the clip: each shot shows another shape in other colours, standing still."""
+    pairs = [(colour, ground) for colour in scenes.COLOURS for ground in scenes.BACKGROUNDS]
+    states = []
+    for shot in range(shots):
+        colour, ground = pairs[shot * 11 % len(pairs)]
+        shape = scenes.SHAPES[shot % len(scenes.SHAPES)]
+        states.append(scenes.State(shape, colour, ground, x=0.3 + 0.1 * (shot % 5), radius=0.36))
+    changes = ("background",) * (shots - 1)
+    scenes.write_clip(path, scenes.Scene(0, *SIZE, tuple(states), changes, (SHOT_S,) * shots), fps=5)
+
+
+async def caption(http: httpx.AsyncClient, video: Path, name: str, **options: str) -> Run:
+    """Post the video, follow its events to the last."""
+    start, told_s = time.monotonic(), []
+    files = {"file": (video.name, video.read_bytes())}
+    posted = (await http.post("/captions", files=files, data=OPTIONS | options)).raise_for_status().json()
+    async with aconnect_sse(http, "GET", f"/captions/{posted['id']}/events") as events:
+        async for event in events.aiter_sse():
+            if event.event == "differential":
+                told_s.append(time.monotonic() - start)
+    wall_s = time.monotonic() - start
+    job: dict[str, Any] = (await http.get(f"/captions/{posted['id']}")).raise_for_status().json()
+    if job["status"] != "completed":
+        raise SystemExit(f"{job['status']}: {job.get('error')}")
+    return Run(name, told_s[0], told_s[-1], wall_s, job)
+
+
+async def measure(options: argparse.Namespace) -> int:
+    with tempfile.TemporaryDirectory() as name:
+        video = Path(name, "shots.mp4")
+        draw(video, options.shots)
+        os.environ["CHAINS"] = str(options.chains)
+        settings = UpSettings(data_dir=Path(name, "data"), port=free_port())
+        async with (
+            running(settings),
+            httpx.AsyncClient(base_url=settings.url, timeout=JOB_TIMEOUT_S, trust_env=False) as http,
+        ):
+            await caption(http, video, "", end_s="8")  # so that neither run pays for what happens only once
+            runs = [await caption(http, video, "one chain"), await caption(http, video, "at once", parallel="true")]
+    machine = f"{platform.machine()}, {os.cpu_count()} processors, {time.strftime('%Y-%m-%d')}"
+    print(f"{options.shots} shots of {SHOT_S:g} s, {options.chains} chains at once at most; {machine}")
+    print(f"{'':<14}{'shots':>7}{'differentials':>14}{'tokens':>9}{'first s':>10}{'told s':>10}{'all s':>10}")
+    for run in runs:
+        print(run.row())
+    gain = runs[0].wall_s / runs[1].wall_s
+    print(f"gain: {gain:.2f}")
+    return 0 if gain >= 1 else 1
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shots", type=int, default=30)
+    parser.add_argument("--chains", type=int, default=16, help="CHAINS of the service that is started")
+    with contextlib.suppress(KeyboardInterrupt):
+        return asyncio.run(measure(parser.parse_args()))
+    return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
