@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 
 from service import auth, problems
 from service.connection import bounded
+from service.contract.probe import NoSandbox, check_sandbox
 from service.gateway import open_gateway
 from service.metrics import CountResponses, Metrics
 from service.routes import captions, clips, events, health, page, recaption
@@ -89,6 +90,11 @@ def main(settings: Settings | None = None) -> None:
             "keeps strangers out",
             file=sys.stderr,
         )
+        sys.exit(EX_CONFIG)
+    try:
+        check_sandbox()
+    except NoSandbox as error:
+        print(error, file=sys.stderr)
         sys.exit(EX_CONFIG)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _exit)

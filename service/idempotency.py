@@ -64,15 +64,15 @@ class Idempotency:
             raise IdempotencyConflict("The job that this Idempotency-Key made was removed: take a new one.")
         return job_id, there == 1
 
-    async def hold(self, record: Record) -> None:
-        """Keep the entry from now on until the job is removed."""
-        await self._redis.persist(_entry(record.owner, record.idempotency))
+    def entry(self, record: Record) -> str:
+        """Return the key of the entry that is to live as long as the record's job; empty where it has none."""
+        return _entry(record.owner, record.idempotency) if record.idempotency else ""
 
     async def let_go(self, record: Record) -> None:
         """Say that the job is being removed; what is left of the 24 hours the entry stays."""
-        if record.idempotency is None:
+        entry = self.entry(record)
+        if not entry:
             return
-        entry = _entry(record.owner, record.idempotency)
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.hset(entry, "removed", "1")
             pipe.expireat(entry, int(record.created_at.timestamp()) + KEPT_S)

@@ -13,6 +13,7 @@ from service import idempotency
 from service.contract.errors import InvalidOption, NotFound, NoWorker, QueueUnavailable
 from service.contract.events import fold
 from service.contract.jobs import Job, JobKind, JobStatus, Options, Record, Source, links_of, new_job_id
+from service.contract.redis import refuses_now
 from service.contract.urls import checked
 from service.gateway import Gateway
 from service.keys import Key
@@ -141,14 +142,13 @@ async def _create(gateway: Gateway, record: Record, upload: Upload | None) -> bo
     in time, a job without its video would fail.
     """
     try:
-        if record.idempotency is not None:
-            await gateway.idempotency.hold(record)
-        return await gateway.store.create(record)
+        return await gateway.store.create(record, gateway.idempotency.entry(record))
     except (RedisError, OSError) as error:
         if record.idempotency is None:
             with suppress(RedisError, OSError):
                 async with asyncio.timeout(UNDO_TIMEOUT_S):
-                    await gateway.store.delete(record.id)
+                    if not refuses_now(error):
+                        await gateway.store.delete(record.id)
                     if upload is not None:
                         upload.discard()
         raise QueueUnavailable("The queue cannot be reached; the job was not taken on.") from error

@@ -7,7 +7,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import OutOfMemoryError, ReadOnlyError
+from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -23,6 +23,7 @@ from service.contract.errors import (
     Unauthorized,
 )
 from service.contract.jobs import ErrorInfo
+from service.contract.redis import refuses_now
 
 log = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"
@@ -114,12 +115,17 @@ def install(app: FastAPI) -> None:
             known_as = InvalidOption(str(error.detail))
         return answer_of(problem_of(known_as), dict(error.headers or {}))
 
-    for kind in (RedisConnectionError, RedisTimeoutError, ReadOnlyError, OutOfMemoryError):
+    @app.exception_handler(RedisConnectionError)
+    @app.exception_handler(RedisTimeoutError)
+    async def queueless(request: Request, error: Exception) -> Response:
+        log.warning("Redis: %s", error)
+        return answer_of(problem_of(QueueUnavailable("The queue cannot be reached; try again soon.")))
 
-        @app.exception_handler(kind)
-        async def queueless(request: Request, error: Exception) -> Response:
-            log.warning("Redis: %s", error)
-            return answer_of(problem_of(QueueUnavailable("The queue cannot be reached; try again soon.")))
+    @app.exception_handler(ResponseError)
+    async def refused(request: Request, error: ResponseError) -> Response:
+        if not refuses_now(error):
+            raise error
+        return await queueless(request, error)
 
     @app.exception_handler(ClientDisconnect)
     async def gone(request: Request, error: ClientDisconnect) -> Response:

@@ -13,6 +13,7 @@ import sys
 from pydantic import ValidationError
 from redis.exceptions import RedisError
 
+from service.contract.probe import NoSandbox, check_sandbox
 from workers.engine import CannotWork
 from workers.settings import Settings
 from workers.xcomposer2.checkpoint import read_config
@@ -53,6 +54,7 @@ def main() -> int:
     try:
         settings = Settings()
         check_decoder()
+        check_sandbox()
         check_model(settings.model)
         for name, value in ENGINE_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
@@ -61,7 +63,7 @@ def main() -> int:
         from workers.process import work  # noqa: PLC0415
 
         return work(settings, load)
-    except (CannotWork, ValidationError) as error:
+    except (CannotWork, NoSandbox, ValidationError) as error:
         log.error("%s", error)
         return os.EX_CONFIG
     except RedisError as error:

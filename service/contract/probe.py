@@ -7,6 +7,7 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from contextlib import suppress
@@ -53,6 +54,18 @@ class VideoInfo(BaseModel):
         return (self.height, self.width) if self.rotation % 180 else (self.width, self.height)
 
 
+class NoSandbox(Exception):
+    """This machine does not let a child give its rights up, and without that no video is opened."""
+
+
+def check_sandbox() -> None:
+    """Raise NoSandbox where the child cannot work, whatever the file: found out on one that is no video."""
+    tried = subprocess.run([*_command(CHILD), "1"], capture_output=True, text=True, env={}, check=False)
+    if tried.returncode:
+        why = (tried.stderr.strip().splitlines() or [f"exit status {tried.returncode}"])[-1]
+        raise NoSandbox(f"videos cannot be opened safely here ({why}): that needs Linux with seccomp filters")
+
+
 async def probe(path: Path, limits: Limits | None = None) -> VideoInfo:
     """Return what the video at `path` is.
 
@@ -95,7 +108,8 @@ def check(info: VideoInfo, limits: Limits) -> None:
 
 async def _ask_child(path: Path, limits: Limits) -> dict[str, Any]:
     child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-I", str(CHILD), str(path.resolve()), str(limits.max_pixels)),
+        *_command(path.resolve()),
+        str(limits.max_pixels),
         stdin=DEVNULL,
         stdout=PIPE,
         stderr=DEVNULL,
@@ -114,6 +128,10 @@ async def _ask_child(path: Path, limits: Limits) -> dict[str, Any]:
         await asyncio.shield(_end(child))
     assert isinstance(found, dict)
     return found
+
+
+def _command(path: Path) -> tuple[str, ...]:
+    return sys.executable, "-I", str(CHILD), str(path)
 
 
 async def _end(child: Process) -> None:

@@ -18,6 +18,7 @@ from redis.asyncio import UnixDomainSocketConnection as UnixConnection
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import AbstractBackoff, ExponentialBackoff
+from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
@@ -117,3 +118,9 @@ def connect(url: str, connections: int | None = None, patience_s: float | None =
         pool = BlockingConnectionPool.from_url(url, max_connections=connections, timeout=5, **options)
     pool.connection_class = _CONNECTIONS[pool.connection_class]
     return Redis.from_pool(pool)
+
+
+def refuses_now(error: Exception) -> bool:
+    """Whether it is a server's that takes no writes at present: it or its disk is full, it is or lacks a replica."""
+    told = isinstance(error, ResponseError) and str(error).startswith(("MISCONF ", "NOREPLICAS "))
+    return told or isinstance(error, OutOfMemoryError | ReadOnlyError)

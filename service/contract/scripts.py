@@ -35,7 +35,8 @@ local function finish(id, status, kind, data)
 end
 """
 
-# KEYS job events jobs queued and whatever else is to have the job's id; ARGV id record kind type data owner, and
+# KEYS job events jobs queued, an entry of the idempotency store that now stays (or an empty name), and whatever else
+# is to have the job's id; ARGV id record kind type data owner, and
 # deadline_ms from now or ''. Returns 1, or 0 where another job has the id.
 CREATE = (
     _OPEN
@@ -47,7 +48,8 @@ redis.call('XADD', KEYS[2], '1-0', 'type', ARGV[4], 'data', ARGV[5], 'at', now)
 redis.call('ZADD', KEYS[3], now, ARGV[1])
 redis.call('ZADD', KEYS[4], now, ARGV[1])
 if ARGV[7] ~= '' then redis.call('HSET', KEYS[1], 'deadline', now + ARGV[7]) end
-for i = 5, #KEYS do redis.call('ZADD', KEYS[i], now, ARGV[1]) end
+if KEYS[5] ~= '' then redis.call('PERSIST', KEYS[5]) end
+for i = 6, #KEYS do redis.call('ZADD', KEYS[i], now, ARGV[1]) end
 return 1
 """
 )

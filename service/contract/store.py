@@ -147,8 +147,11 @@ class Store:
 
     # -- the gateway's side
 
-    async def create(self, record: Record) -> bool:
-        """Write the record and its `queued` event; return False where another job has the id."""
+    async def create(self, record: Record, reservation: str = "") -> bool:
+        """Write the record and its `queued` event; return False where another job has the id.
+
+        `reservation` is a key of Redis that expires, and from now on does so no more.
+        """
         event = Queued()
         return bool(
             await self._create(
@@ -157,6 +160,7 @@ class Store:
                     events_key(record.id),
                     JOBS,
                     QUEUED,
+                    reservation,
                     *([owned_key(record.owner)] if record.owner else ()),
                     *([WEBHOOKS] if record.options.webhook_url else ()),
                 ],

@@ -12,7 +12,7 @@ import pytest
 
 from service.contract import probe as module
 from service.contract.errors import NotAVideo, UnsupportedMedia, VideoTooLarge, VideoTooLong
-from service.contract.probe import CHILD, Limits, probe
+from service.contract.probe import CHILD, Limits, NoSandbox, check_sandbox, probe
 
 CONFINE = CHILD.with_name("confine.py")
 
@@ -240,3 +240,12 @@ async def test_real_clips(videos: list[Path]) -> None:
     found = {path.name: await probe(path) for path in videos}
     assert {info.codec for info in found.values()} == {"h264"}
     assert all(info.duration_s and info.duration_s > 1 and info.fps and info.width > 100 for info in found.values())
+
+
+def test_a_machine_without_a_sandbox_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_sandbox()
+    child = tmp_path / "child.py"
+    child.write_text("raise OSError(22, 'Invalid argument')")
+    monkeypatch.setattr(module, "CHILD", child)
+    with pytest.raises(NoSandbox, match=r"Invalid argument.*seccomp"):
+        check_sandbox()

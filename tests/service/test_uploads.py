@@ -297,9 +297,9 @@ async def test_an_upload_that_cannot_be_recorded_is_removed(
 ) -> None:
     here = gateway.app.state.gateway
 
-    async def fail(record: Record) -> bool:
+    async def fail(record: Record, reservation: str) -> bool:
         assert gateway.files == [record.id], "the video is there before its record"
-        await store.create(record)
+        await store.create(record, reservation)
         raise RedisConnectionError("the reply is lost")
 
     with monkeypatch.context() as broken:
@@ -331,6 +331,19 @@ async def test_without_redis_an_upload_is_refused(serve: Serve, clip: Path) -> N
         assert answer.json()["retryable"] is True
         assert gateway.files == []
         problem(await gateway.client.get("/captions"), 503, "queue_unavailable")
+
+
+@pytest.mark.parametrize("setting", ["min-replicas-to-write", "maxmemory"])
+async def test_a_redis_that_takes_no_writes(gateway: Served, store: Store, clip: Path, setting: str) -> None:
+    await store.redis.config_set(setting, 1)
+    try:
+        posted = await gateway.post_video(clip)
+        recaption = await gateway.client.post("/recaption", json={"prompt": "A fox"}, headers={"Prefer": "wait=0"})
+    finally:
+        await store.redis.config_set(setting, 0)
+    for answer in (posted, recaption):
+        problem(answer, 503, "queue_unavailable")
+    await nothing_kept(gateway, store)
 
 
 async def test_waiting_for_a_video(gateway: Served, store: Store, worker: ScriptedWorker, clip: Path) -> None:

@@ -59,7 +59,11 @@ async def test_deadly_videos_fail_after_three_attempts_and_good_ones_finish(
     check(stories)
     told = {story.job_id: (story.last, story.attempts) for story in stories}
     assert told.pop(kills_worker) == ("attempts_exhausted", 3)
-    assert told.pop(kills_decoder) == ("decode_failed", 3)
+    assert told.pop(kills_decoder) in {
+        ("decode_failed", 3),
+        ("attempts_exhausted", 3),  # the other one's deaths cost it attempts, too,
+        ("attempts_exhausted", 2),  # and may come before it has said that one begins
+    }
     assert Counter(last for last, _ in told.values()) == {"completed": extent.good}
 
 
