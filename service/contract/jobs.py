@@ -9,7 +9,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, model_validator
 
 MAX_TOKENS_LIMIT = 8192
 MAX_URL_CHARS = 2048
@@ -170,14 +170,17 @@ class Usage(BaseModel):
         )
 
 
-class Timings(BaseModel):
-    """Seconds spent in each stage of the last attempt; stages of one job overlap."""
+Seconds = Annotated[float, PlainSerializer(lambda seconds: round(seconds, 3))]
 
-    queued: float | None = None
-    decode: float | None = None
-    keyframes: float | None = None
-    captioning: float | None = None
-    summary: float | None = None
+
+class Timings(BaseModel):
+    """Seconds spent in each stage of the last attempt, told to the millisecond; stages of one job overlap."""
+
+    queued: Seconds | None = None
+    decode: Seconds | None = None
+    keyframes: Seconds | None = None
+    captioning: Seconds | None = None
+    summary: Seconds | None = None
 
 
 class Record(BaseModel):
