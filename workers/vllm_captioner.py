@@ -26,8 +26,7 @@ from service.contract.jobs import Usage
 from workers import chat, xcomposer2
 from workers.beams import beam_search
 from workers.dialects import Dialect
-from workers.dialects.hierarchical import Hierarchical
-from workers.dialects.trained import Trained
+from workers.dialects.choice import chosen_dialect
 from workers.engine import CannotWork, Done, ModelDefaults, Piece, Turn
 from workers.settings import Settings
 from workers.xcomposer2.checkpoint import is_xcomposer2, read_config
@@ -84,8 +83,7 @@ class VllmCaptioner:
             xcomposer2.check_registered()
         config = _engine_config(settings, family=family)
         pictures = 1 if family else chat.pictures_at_once(config.model_config)
-        name = settings.prompt_dialect
-        trained = name == "xcomposer2" or (name == "automatic" and family)
+        dialect = chosen_dialect(settings.prompt_dialect, family=family, pictures=pictures)
         llm = AsyncLLM.from_vllm_config(config, usage_context=UsageContext.ENGINE_CONTEXT)
         try:
             hf_config: Any = config.model_config.hf_config
@@ -97,7 +95,7 @@ class VllmCaptioner:
         except CannotWork:
             llm.shutdown()
             raise
-        return cls(llm, turns, Trained() if trained else Hierarchical(pictures), model_defaults(settings.model))
+        return cls(llm, turns, dialect, model_defaults(settings.model))
 
     @property
     def alive(self) -> bool:

@@ -11,6 +11,7 @@ from tests.workers.conftest import Bench
 from workers import prompts
 from workers.collage import PAIR_GAP_PX
 from workers.dialects import Dialect
+from workers.dialects.choice import chosen_dialect
 from workers.dialects.hierarchical import Hierarchical
 from workers.dialects.trained import Trained
 
@@ -21,6 +22,19 @@ PARTS = ["# Character\n", "\n# Skills\n", "\n# Constraints\n", "\n# Input\n"]
 def clip(tmp_path: Path) -> Path:
     """Six seconds at ten frames a second, each frame with its number."""
     return write(tmp_path / "clip.mp4", [numbered(k) for k in range(60)], fps=10)
+
+
+@pytest.mark.parametrize(
+    ("asked_for", "family", "dialect"),
+    [
+        ("automatic", True, Trained),
+        ("automatic", False, Hierarchical),
+        ("xcomposer2", False, Trained),
+        ("hierarchical", True, Hierarchical),
+    ],
+)
+def test_prompt_dialect_goes_before_the_architecture(asked_for: str, family: bool, dialect: type[Dialect]) -> None:
+    assert isinstance(chosen_dialect(asked_for, family=family, pictures=1), dialect)
 
 
 async def test_the_hierarchical_dialect_shows_two_pictures(bench: Bench, clip: Path) -> None:
