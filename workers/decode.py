@@ -180,6 +180,8 @@ class Decord:
             frame: Rgb = self._reader[number].asnumpy()
         except self._error as error:
             raise DecordFailed from error
+        if frame.shape[2] != 3:  # it takes the padding of narrow frames' lines, up to 72 pixels wide, for channels
+            raise DecordFailed
         return frame
 
 

@@ -105,6 +105,15 @@ async def test_a_video_shorter_than_one_interval_gives_its_first_and_last_frame(
     assert [number_of(frame.image) for frame in frames] == sorted({0, count - 1})
 
 
+@pytest.mark.parametrize("width", [16, 24, 72])
+async def test_frames_so_narrow_that_decord_pads_them(tmp_path: Path, width: int) -> None:
+    drawn = np.zeros((48, width, 3), np.uint8)
+    drawn[:, : width // 2] = (200, 40, 40)
+    frames, _ = await sample(write(tmp_path / "narrow.mp4", [drawn] * 3))
+    assert [frame.image.size for frame in frames] == [(width, 48)] * 2
+    assert all(np.abs(np.asarray(frame.image).astype(int) - drawn).mean() < 12 for frame in frames)
+
+
 async def test_odd_sizes_and_large_frames(tmp_path: Path) -> None:
     odd, _ = await sample(write(tmp_path / "odd.mkv", [numbered(5, (162, 90))] * 3, codec="libvpx-vp9"))
     assert odd[0].image.size == (162, 90)
