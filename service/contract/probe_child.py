@@ -62,7 +62,15 @@ def look(path: Path, max_pixels: int) -> dict[str, Any]:
     if demuxer is None:
         foreign = next((name for magic, name in FOREIGN.items() if head.startswith(magic)), None)
         return {"found": "foreign", "container": foreign} if foreign else {"found": "nothing"}
-    options = {"format_whitelist": FORMATS, "protocol_whitelist": "file", "codec_whitelist": DECODERS}
+    found = look_by(demuxer, path, max_pixels, {"max_pixels": str(max_pixels)})
+    if found.get("width") == 0:  # which some decoders alone could tell
+        found = look_by(demuxer, path, max_pixels, {})
+    return found
+
+
+def look_by(demuxer: str, path: Path, max_pixels: int, limits: dict[str, str]) -> dict[str, Any]:
+    """Return what the demuxer finds. `limits` are the decoders', which FFmpeg tries on the first frames already."""
+    options = {"format_whitelist": FORMATS, "protocol_whitelist": "file", "codec_whitelist": DECODERS, **limits}
     try:
         with av.open(str(path), "r", format=DEMUXERS[demuxer], container_options=options, options=options) as container:
             streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
