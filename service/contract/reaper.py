@@ -14,7 +14,7 @@ from service.contract.files import upload_path
 from service.contract.store import Store
 from service.contract.wakeups import Wakeups
 
-REAP_EVERY_S = 2.0
+REAP_EVERY_S = 1.0
 AT_ONCE = 100
 
 log = logging.getLogger("sharecap.reaper")

@@ -39,7 +39,7 @@ from service.contract.jobs import Job, JobKind, JobStatus, JobSummary, Record, s
 LEASE_S = 10.0
 RENEW_EVERY_S = 3.0
 MAX_STRIKES = 3
-REWAKE_AFTER_S = 3.0
+REWAKE_AFTER_S = 2.0
 """A queued job whose wake-up nobody has taken is looked at this often."""
 WORKER_CARD_TTL_S = 15
 PAGE = 500
