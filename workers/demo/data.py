@@ -87,19 +87,24 @@ def pictures(scene: Scene, rng: random.Random) -> list[Sample]:
     return samples
 
 
-def watched(scene: Scene, rng: random.Random) -> list[Sample]:
-    """Return a pair for every two samples 2 s apart of the scene's clip, the way a service samples it.
-
-    Most of its still pairs lie in different places of the encoder's group of pictures: still, but not the same pixels.
-    """
+def sampled(scene: Scene, crf: int) -> tuple[list[Image.Image], list[int]]:
+    """Return the frames of the scene's clip, 2 s apart, as a service samples it, and which state each one shows."""
     file = io.BytesIO()
-    scenes.write_clip(file, scene, fps=FPS, crf=rng.randint(20, 28))
+    scenes.write_clip(file, scene, fps=FPS, crf=crf)
     file.seek(0)
     with av.open(file, "r") as container:
         wanted = [f for i, f in enumerate(container.decode(video=0)) if i % (SAMPLE_S * FPS) == 0]
-    shown = [Image.fromarray(frame.to_ndarray(format="rgb24")) for frame in wanted]
-    ends_s = scene.change_times_s()
-    held = [bisect_right(ends_s, index * SAMPLE_S) for index in range(len(shown))]
+    starts = [round(time_s * FPS) for time_s in scene.change_times_s()]
+    held = [bisect_right(starts, index * SAMPLE_S * FPS) for index in range(len(wanted))]
+    return [Image.fromarray(frame.to_ndarray(format="rgb24")) for frame in wanted], held
+
+
+def watched(scene: Scene, rng: random.Random) -> list[Sample]:
+    """Return a pair for every two samples 2 s apart of the scene's clip.
+
+    Most of its still pairs lie in different places of the encoder's group of pictures: still, but not the same pixels.
+    """
+    shown, held = sampled(scene, rng.randint(20, 28))
     samples = []
     for index, (a, b) in enumerate(pairwise(held)):
         if b - a <= 1:

@@ -76,7 +76,7 @@ class Scene:
 
     def change_times_s(self) -> list[float]:
         """Return when each state after the first begins."""
-        return [sum(self.holds_s[: i + 1]) for i in range(len(self.changes))]
+        return [round(sum(self.holds_s[: i + 1]), 1) for i in range(len(self.changes))]
 
 
 def outline(shape: str, x: float, y: float, radius: float) -> list[tuple[float, float]]:
