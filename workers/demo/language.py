@@ -125,6 +125,21 @@ WISHES = {
 }
 
 
+ANY_WISH = "|".join(
+    wish.format(colour=f"({'|'.join(COLOURS)})") for wish in sorted(sum(WISHES.values(), ()), key=len, reverse=True)
+)
+
+
+def find_wishes(prompt: str) -> list[int]:
+    """Return where each wish of a brief prompt begins."""
+    return [found.start() for found in re.finditer(ANY_WISH, prompt)]
+
+
+def find_told(caption: str) -> list[int]:
+    """Return where each sentence of a dense caption that tells a wish begins."""
+    return [found.start() for found in re.finditer(r"First,|Then ", caption)]
+
+
 def brief_prompt(rng: random.Random, state: State, steps: list[tuple[str, State, State]], on: bool) -> str:
     """Return a short text-to-video prompt for `state` and `steps`; `on` says whether it names the background."""
     words = article(thing(state)) if rng.random() < 0.6 else thing(state)

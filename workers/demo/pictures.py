@@ -14,6 +14,7 @@ from workers.demo.data import SINGLE
 from workers.demo.scenes import CHANGES
 from workers.xcomposer2.image import CLIP_MEAN, CLIP_STD
 
+GEOMETRIC = ("left", "right", "up", "down", "grow", "shrink")
 MIRRORED = list(range(SINGLE + 1))  # `kind` after a left-right flip
 MIRRORED[CHANGES.index("left")], MIRRORED[CHANGES.index("right")] = CHANGES.index("right"), CHANGES.index("left")
 
@@ -58,9 +59,13 @@ class Pictures:
         """Return `pairs` pictures of two frames, a fifth of them still, then `singles` of one, as `take` does.
 
         A fifth: the last sample of a clip is always a keyframe, and mostly nothing changed since the one before.
+        A quarter changes otherwise than in place and size, which is easily learned.
         """
         still, single = self.kinds == CHANGES.index("none"), self.kinds == SINGLE
-        counts = ((~single & ~still, pairs - pairs // 5), (still, pairs // 5), (single, singles))
+        moved = np.isin(self.kinds, [CHANGES.index(kind) for kind in GEOMETRIC])
+        others = ~(still | single | moved)
+        moves = pairs - pairs // 5 - pairs // 4
+        counts = ((moved, moves), (others, pairs // 4), (still, pairs // 5), (single, singles))
         index = np.concatenate([self.rng.choice(np.flatnonzero(which), count) for which, count in counts])
         return self.take(index, flip=True)
 

@@ -14,8 +14,10 @@ import json
 import os
 import random
 import time
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from workers.demo import evaluate, export, samples, tokens
+from workers.demo import evaluate, export, language, samples, tokens
 from workers.demo.data import unrecord
 from workers.demo.heads import Heads
 from workers.demo.model import DemoModel, Sizes, Tokens
@@ -36,22 +38,23 @@ from workers.demo.scenes import CHANGES
 
 MUON_LR, ADAM_LR = 0.02, 3e-3
 WARMUP_STEPS, SAVE_EVERY_S, EVALUATE_EVERY_S, REFRESH_EVERY = 100, 240, 600, 200
-VISION_BATCH, PAIRS, SINGLES = 64, 10, 2
-SUMMARY_LINES, RECAPTIONS = 42, 4  # of a step
+VISION_BATCH, PAIRS, SINGLES = 64, 15, 2
+SUMMARY_LINES, RECAPTIONS = 28, 14  # of a step
 SUMMARY_LENGTHS = (1, 2, 3, 4, 5, 6, 7, 8, 4, 5, 6, 7, 10, 12)
 PHASES = ("vision", "text", "joint")
 RATES = {  # of tower, projection and heads, and of the rest
     "vision": {True: 1.0, False: 0.0},
     "text": {True: 0.7, False: 0.7},
-    "joint": {True: 0.4, False: 0.4},
+    "joint": {True: 0.3, False: 0.4},
 }
 WEIGHTS = {  # of each loss of the language phases; "gathered": what the last image token should gather
     "differential": 1.0, "first": 0.5, "heads": 0.1, "gathered": 0.5, "summary": 1.0, "read": 1.0,
-    "recaption": 0.5,
+    "recaption": 1.0, "followed": 1.0,
 }  # fmt: skip
 IGNORE = -100
 
 Vocabulary = sentencepiece.SentencePieceProcessor
+PartsOf = Callable[[list[str], int], list[int]]
 
 
 @dataclass
@@ -192,7 +195,7 @@ class Batch:
 
     ids: Tensor  # [batch, length]
     targets: Tensor  # [batch, length]
-    frames: Tensor  # [batch, length]: the frame that each token speaks of, or IGNORE
+    parts: Tensor  # [batch, length]: the frame, or the wish, that each token speaks of, or IGNORE
 
 
 def frames_of(pieces: list[str], answer: int) -> list[int]:
@@ -214,19 +217,32 @@ def frames_of(pieces: list[str], answer: int) -> list[int]:
     return frames
 
 
-def batch_of(turns: list[samples.Turn], sp: Vocabulary) -> Batch:
+def wishes_of(pieces: list[str], answer: int) -> list[int]:
+    """Return which wish of a brief prompt, from 1, each piece speaks of; 0 before the first one.
+
+    The prompt and the answer, which begins at place `answer`, are counted apart.
+    """
+    wishes: list[int] = []
+    for part, find in ((pieces[:answer], language.find_wishes), (pieces[answer:], language.find_told)):
+        words = [piece.replace("▁", " ") for piece in part]
+        starts, ends = find("".join(words)), accumulate(map(len, words))
+        wishes += [bisect_left(starts, end) for end in ends]
+    return wishes
+
+
+def batch_of(turns: list[samples.Turn], sp: Vocabulary, parts_of: PartsOf = frames_of) -> Batch:
     close = sp.piece_to_id(tokens.CHAT_CLOSE)
-    rows, frames = [], []
+    rows, parts = [], []
     for prompt, answer in turns:
         asked = [sp.bos_id(), *sp.encode(samples.turn(prompt))]
         told = [*sp.encode(answer), close]
         rows.append((asked + told[:-1], [IGNORE] * (len(asked) - 1) + told))
-        frames.append(frames_of(sp.id_to_piece(rows[-1][0]), len(asked)))
+        parts.append(parts_of(sp.id_to_piece(rows[-1][0]), len(asked)))
     length = max(len(ids) for ids, _ in rows)
     ids = torch.tensor([ids + [close] * (length - len(ids)) for ids, _ in rows])
     targets = torch.tensor([targets + [IGNORE] * (length - len(targets)) for _, targets in rows])
-    named = torch.tensor([row + [IGNORE] * (length - len(row)) for row in frames])
-    return Batch(ids, targets, named)
+    spoken_of = torch.tensor([row + [IGNORE] * (length - len(row)) for row in parts])
+    return Batch(ids, targets, spoken_of)
 
 
 def text_loss(model: DemoModel, batch: Batch, image: Tensor | None) -> Tensor:
@@ -242,8 +258,9 @@ class Watch:
     The last image token stands at one place and sees all of the image: once taught to gather what changed, it is where
     the text finds it. Without this, the text has to find out where in the image to look, from the few words that tell.
 
-    To copy a sentence from among many, a text token has to know which frame it speaks of and what the token before it
-    is: the upper half then finds the like of itself in the prompt. Both are slow to arise from the answers alone.
+    To copy a sentence from among many, a text token has to know which frame it speaks of (which wish, in a recaption)
+    and what the token before it is: the upper half then finds the like of itself in the prompt. Both are slow to arise
+    from the answers alone.
     """
 
     def __init__(self, model: DemoModel) -> None:
@@ -262,20 +279,19 @@ class Watch:
         return F.cross_entropy(heads.last(seen), kinds)
 
     def read(self, heads: Heads, batch: Batch) -> Tensor:
-        """Cross entropy of the frame and of the token before, over the batch that was just passed."""
-        frame = F.cross_entropy(heads.frame(self.text).flatten(0, 1), batch.frames.flatten(), ignore_index=IGNORE)
+        """Cross entropy of the frame or wish and of the token before, over the batch that was just passed."""
+        part = F.cross_entropy(heads.frame(self.text).flatten(0, 1), batch.parts.flatten(), ignore_index=IGNORE)
         before = F.cross_entropy(heads.before(self.text[:, 1:]).flatten(0, 1), batch.ids[:, :-1].flatten())
-        return frame + before
+        return part + before
 
 
 def picture_losses(
     training: Training, watch: Watch, train: Pictures, sp: Vocabulary, rng: random.Random
 ) -> dict[str, Tensor]:
-    """Return the losses of first frames and differentials, as the tower sees them now, and of the auxiliary heads."""
+    """Return the losses of first frames and differentials, and of the auxiliary heads."""
     model = training.model
     pixels, kinds, states = train.draw_kinds(PAIRS, SINGLES)
-    with torch.no_grad():
-        patches, merged = model.see(pixels)
+    patches, merged = model.see(pixels)
     auxiliary, _ = training.heads.loss(patches, model.vision_proj(merged), kinds, states)
     image = model.image_tokens(merged, merged[:, None, None])  # one crop: the global view is the tile
     told = [[unrecord(row) for row in rows] for rows in states.numpy()]
@@ -296,11 +312,12 @@ def text_losses(training: Training, watch: Watch, sp: Vocabulary, rng: random.Ra
     """Return the losses of summaries, all of one length, and of recaptions."""
     length = rng.choice(SUMMARY_LENGTHS)
     summaries = batch_of([samples.summary(rng, length) for _ in range(max(2, SUMMARY_LINES // length))], sp)
-    recaptions = batch_of([samples.recaption(rng) for _ in range(RECAPTIONS)], sp)
+    recaptions = batch_of([samples.recaption(rng) for _ in range(RECAPTIONS)], sp, wishes_of)
     return {
         "summary": text_loss(training.model, summaries, None),
         "read": watch.read(training.heads, summaries),
         "recaption": text_loss(training.model, recaptions, None),
+        "followed": watch.read(training.heads, recaptions),
     }
 
 
@@ -309,7 +326,7 @@ def weighed(losses: dict[str, Tensor]) -> Tensor:
 
 
 def language_phase(training: Training, train: Pictures, held: Pictures, budget_s: float, checkpoint: Path) -> None:
-    """Phase "text": summaries and recaptions alone. Phase "joint": all four roles. The tower stays as it is."""
+    """Phase "text": summaries and recaptions alone. Phase "joint": all four roles; the tower learns too."""
     sp = sentencepiece.SentencePieceProcessor(model_file=str(training.out / "tokenizer.model"))
     rng = random.Random(f"{training.phase} {training.step} {rank()}")
     saving, evaluating = Clock(SAVE_EVERY_S), Clock(EVALUATE_EVERY_S)
