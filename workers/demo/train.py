@@ -39,7 +39,7 @@ from workers.demo.scenes import CHANGES
 MUON_LR, ADAM_LR = 0.02, 3e-3
 WARMUP_STEPS, SAVE_EVERY_S, EVALUATE_EVERY_S, REFRESH_EVERY = 100, 240, 600, 200
 VISION_BATCH, PAIRS, SINGLES = 64, 15, 2
-SUMMARY_LINES, RECAPTIONS = 28, 14  # of a step
+SUMMARY_LINES, RECAPTIONS = 28, 10  # of a step
 SUMMARY_LENGTHS = (1, 2, 3, 4, 5, 6, 7, 8, 4, 5, 6, 7, 10, 12)
 PHASES = ("vision", "text", "joint")
 RATES = {  # of tower, projection and heads, and of the rest
@@ -49,7 +49,7 @@ RATES = {  # of tower, projection and heads, and of the rest
 }
 WEIGHTS = {  # of each loss of the language phases; "gathered": what the last image token should gather
     "differential": 1.0, "first": 0.5, "heads": 0.1, "gathered": 0.5, "summary": 1.0, "read": 1.0,
-    "recaption": 1.0, "followed": 1.0,
+    "recaption": 0.8, "followed": 0.5,
 }  # fmt: skip
 IGNORE = -100
 
