@@ -1,6 +1,7 @@
 """Taking on a job and answering for it: what all routes that make or show one have in common."""
 
 import asyncio
+import logging
 import re
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from service.problems import answer_of_failed
 from service.settings import Settings
 from service.uploads import Upload
 
+log = logging.getLogger(__name__)
 UNDO_TIMEOUT_S = 1.0
 _ID = re.compile(r"cap_[0-9a-f]{32}")
 
@@ -144,6 +146,7 @@ async def _create(gateway: Gateway, record: Record, upload: Upload | None) -> bo
     try:
         return await gateway.store.create(record, gateway.idempotency.entry(record))
     except (RedisError, OSError) as error:
+        log.warning("a job was not taken on: %s", error)
         if record.idempotency is None:
             with suppress(RedisError, OSError):
                 async with asyncio.timeout(UNDO_TIMEOUT_S):
@@ -151,7 +154,7 @@ async def _create(gateway: Gateway, record: Record, upload: Upload | None) -> bo
                         await gateway.store.delete(record.id)
                     if upload is not None:
                         upload.discard()
-        raise QueueUnavailable("The queue cannot be reached; the job was not taken on.") from error
+        raise QueueUnavailable("The queue takes nothing at present; the job was not taken on.") from error
 
 
 async def find(gateway: Gateway, key: Key | None, job_id: str) -> Job:

@@ -119,7 +119,7 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(RedisTimeoutError)
     async def queueless(request: Request, error: Exception) -> Response:
         log.warning("Redis: %s", error)
-        return answer_of(problem_of(QueueUnavailable("The queue cannot be reached; try again soon.")))
+        return answer_of(problem_of(QueueUnavailable("The queue takes nothing at present; try again soon.")))
 
     @app.exception_handler(ResponseError)
     async def refused(request: Request, error: ResponseError) -> Response:

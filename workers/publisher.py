@@ -9,9 +9,11 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from service.contract.events import Event
+from service.contract.redis import refuses_now
 from service.contract.store import CancelRequested, Fenced, Lease, Rewound, Store
 
 FIRST_PAUSE_S = 0.05
@@ -21,14 +23,18 @@ T = TypeVar("T")
 
 
 async def persistently(call: Callable[[], Awaitable[T]]) -> T:
-    """Return `call()`, tried again for as long as Redis cannot be reached."""
+    """Return `call()`, tried again for as long as Redis cannot be reached or takes no writes."""
     pause_s = FIRST_PAUSE_S
     while True:
         try:
             return await call()
         except (RedisConnectionError, RedisTimeoutError):
-            await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+            pass
+        except ResponseError as error:
+            if not refuses_now(error):
+                raise
+        await asyncio.sleep(pause_s)
+        pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
 
 class Publisher:

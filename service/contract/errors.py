@@ -115,7 +115,7 @@ class StorageFull(RequestError):
 
 
 class QueueUnavailable(RequestError):
-    code, status, title, retryable = "queue_unavailable", 503, "The queue cannot be reached", True
+    code, status, title, retryable = "queue_unavailable", 503, "The queue takes nothing at present", True
 
 
 class NoWorker(RequestError):

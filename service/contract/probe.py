@@ -25,6 +25,7 @@ CONTAINERS = "MP4, QuickTime, Matroska, WebM, AVI and MPEG-TS"
 MAX_STREAMS = 32
 MAX_FPS = 1000
 MAX_ANSWER_BYTES = 16_384
+START_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,17 @@ class NoSandbox(Exception):
 
 
 def check_sandbox() -> None:
-    """Raise NoSandbox where the child cannot work, whatever the file: found out on one that is no video."""
-    tried = subprocess.run([*_command(CHILD), "1"], capture_output=True, text=True, env={}, check=False)
+    """Raise NoSandbox where the child cannot give its rights up, found out on a file that is no video.
+
+    Raises RuntimeError or subprocess.TimeoutExpired where it ends for another reason, or not at all.
+    """
+    command = [*_command(CHILD), "1"]
+    tried = subprocess.run(command, capture_output=True, text=True, env={}, timeout=START_TIMEOUT_S, check=False)
     if tried.returncode:
         why = (tried.stderr.strip().splitlines() or [f"exit status {tried.returncode}"])[-1]
-        raise NoSandbox(f"videos cannot be opened safely here ({why}): that needs Linux with seccomp filters")
+        if "confine.py" in tried.stderr:
+            raise NoSandbox(f"videos cannot be opened safely here ({why}): that needs Linux with seccomp filters")
+        raise RuntimeError(f"the child that looks into videos does not work: {why}")
 
 
 async def probe(path: Path, limits: Limits | None = None) -> VideoInfo:

@@ -2,8 +2,8 @@
 
 It gives up what it does not need (`confine.py`), opens the file with PyAV under a closed list of containers, protocols
 and decoders, and prints what it found as one JSON object with a `found` key. What is allowed is for the parent to
-say, but for pixels: nothing larger is decoded here. It imports nothing of this package, for it runs without a search
-path.
+say, but for pixels: nothing larger is decoded here, unless its size stands in the frames alone. It imports nothing of
+this package, for it runs without a search path.
 """
 
 import json

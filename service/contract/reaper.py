@@ -15,7 +15,8 @@ from service.contract.store import Store
 from service.contract.wakeups import Wakeups
 
 REAP_EVERY_S = 1.0
-AT_ONCE = 100
+MOST_HELD, MOST_QUEUED = 100, 25
+"""How many jobs one look takes up; what is queued is looked at in turn, for that costs a write each."""
 
 log = logging.getLogger("sharecap.reaper")
 
@@ -40,8 +41,8 @@ class Reaper:
             await asyncio.sleep(REAP_EVERY_S)
 
     async def reap(self) -> None:
-        """Wake, or end, what is due now: `AT_ONCE` jobs of each kind of trouble at most."""
-        for job_id in await self._store.due(AT_ONCE):
+        """Wake, or end, what is due now: so many at most."""
+        for job_id in await self._store.due(MOST_HELD, MOST_QUEUED):
             found = await self._store.reap(job_id)
             if found is None:
                 continue

@@ -9,6 +9,7 @@ its scripts may be repeated (`scripts.py`).
 """
 
 import asyncio
+import re
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, TypeVar
@@ -122,5 +123,5 @@ def connect(url: str, connections: int | None = None, patience_s: float | None =
 
 def refuses_now(error: Exception) -> bool:
     """Whether it is a server's that takes no writes at present: it or its disk is full, it is or lacks a replica."""
-    told = isinstance(error, ResponseError) and str(error).startswith(("MISCONF ", "NOREPLICAS "))
-    return told or isinstance(error, OutOfMemoryError | ReadOnlyError)
+    told = isinstance(error, ResponseError) and re.search(r"\b(MISCONF|NOREPLICAS) ", str(error))
+    return bool(told) or isinstance(error, OutOfMemoryError | ReadOnlyError)

@@ -35,9 +35,8 @@ local function finish(id, status, kind, data)
 end
 """
 
-# KEYS job events jobs queued, an entry of the idempotency store that now stays (or an empty name), and whatever else
-# is to have the job's id; ARGV id record kind type data owner, and
-# deadline_ms from now or ''. Returns 1, or 0 where another job has the id.
+# KEYS job events jobs queued, the key that expires no more from now on, and whatever else is to have the job's id;
+# ARGV id record kind type data owner, and deadline_ms from now or ''. Returns 1, or 0 where another job has the id.
 CREATE = (
     _OPEN
     + """
@@ -48,7 +47,7 @@ redis.call('XADD', KEYS[2], '1-0', 'type', ARGV[4], 'data', ARGV[5], 'at', now)
 redis.call('ZADD', KEYS[3], now, ARGV[1])
 redis.call('ZADD', KEYS[4], now, ARGV[1])
 if ARGV[7] ~= '' then redis.call('HSET', KEYS[1], 'deadline', now + ARGV[7]) end
-if KEYS[5] ~= '' then redis.call('PERSIST', KEYS[5]) end
+redis.call('PERSIST', KEYS[5])
 for i = 6, #KEYS do redis.call('ZADD', KEYS[i], now, ARGV[1]) end
 return 1
 """
@@ -137,12 +136,13 @@ return 'cancelled'
 """
 )
 
-# KEYS leases queued; ARGV rewake_ms limit. Returns ids of jobs to be looked at by REAP, longest due first.
+# KEYS leases queued; ARGV rewake_ms most_held most_queued. Returns ids of jobs to be looked at by REAP, longest due
+# first.
 DUE = (
     _OPEN
     + """
 local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[2])
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now - ARGV[1], 'LIMIT', 0, ARGV[2])) do
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now - ARGV[1], 'LIMIT', 0, ARGV[3])) do
   due[#due + 1] = id
 end
 return due

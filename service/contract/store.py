@@ -160,7 +160,7 @@ class Store:
                     events_key(record.id),
                     JOBS,
                     QUEUED,
-                    reservation,
+                    reservation or job_key(record.id),
                     *([owned_key(record.owner)] if record.owner else ()),
                     *([WEBHOOKS] if record.options.webhook_url else ()),
                 ],
@@ -342,9 +342,9 @@ class Store:
 
     # -- the reapers'
 
-    async def due(self, limit: int) -> list[str]:
-        """Return ids of jobs whose lease has run out, and of queued ones not waked lately: `limit` of each at most."""
-        return list(await self._due(keys=[LEASES, QUEUED], args=[int(REWAKE_AFTER_S * 1000), limit]))
+    async def due(self, held: int, queued: int) -> list[str]:
+        """Return ids of jobs whose lease has run out, and of queued ones not waked lately: so many of each at most."""
+        return list(await self._due(keys=[LEASES, QUEUED], args=[int(REWAKE_AFTER_S * 1000), held, queued]))
 
     async def reap(self, job_id: str) -> Reaped | None:
         """Take the job from a worker that has gone, and end one that is late.

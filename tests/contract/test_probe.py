@@ -244,8 +244,23 @@ async def test_real_clips(videos: list[Path]) -> None:
 
 def test_a_machine_without_a_sandbox_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check_sandbox()
-    child = tmp_path / "child.py"
-    child.write_text("raise OSError(22, 'Invalid argument')")
-    monkeypatch.setattr(module, "CHILD", child)
-    with pytest.raises(NoSandbox, match=r"Invalid argument.*seccomp"):
-        check_sandbox()
+    for name, error in (("confine.py", NoSandbox), ("another.py", RuntimeError)):
+        child = tmp_path / name
+        child.write_text("raise OSError(22, 'Invalid argument')")
+        monkeypatch.setattr(module, "CHILD", child)
+        with pytest.raises(error, match="Invalid argument"):
+            check_sandbox()
+
+
+@pytest.mark.parametrize("process", ["service.app", "workers.main"])
+def test_without_a_sandbox_nothing_starts(process: str, tmp_path: Path) -> None:
+    code = f"""
+import sys, {process} as process
+from service.contract.probe import NoSandbox
+def check_sandbox(): raise NoSandbox("no seccomp here")
+process.check_sandbox = check_sandbox
+sys.exit(process.main())"""
+    env = {**os.environ, "DATA_DIR": str(tmp_path)}
+    ended = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr.count("\n")) == (78, 1), ended.stderr
+    assert "no seccomp here" in ended.stderr

@@ -240,13 +240,13 @@ async def test_a_token_fences_where_an_epoch_would_not(store: Store) -> None:
 async def test_many_reapers_take_a_job_back_once(store: Store) -> None:
     job_id = await a_job(store)
     assert await store.claim(job_id)
-    assert await store.due(10) == [] and await store.reap(job_id) is None, "it is held"
+    assert await store.due(10, 10) == [] and await store.reap(job_id) is None, "it is held"
     await lapse(store, job_id)
-    assert await store.due(10) == [job_id]
+    assert await store.due(10, 10) == [job_id]
     found = [reaped for reaped in await asyncio.gather(*(store.reap(job_id) for _ in range(20))) if reaped]
     assert [(r.job_id, r.status, r.kind, r.epoch) for r in found] == [(job_id, JobStatus.QUEUED, JobKind.VIDEO, 1)]
     assert await store.redis.hget(job_key(job_id), "strikes") == "1"
-    assert await store.due(10) == []
+    assert await store.due(10, 10) == []
 
 
 async def test_after_three_strikes_a_job_fails_once(store: Store) -> None:
@@ -259,7 +259,7 @@ async def test_after_three_strikes_a_job_fails_once(store: Store) -> None:
     job = await store.job(job_id)
     assert job and job.error and (job.error.code, job.error.retryable) == ("attempts_exhausted", True)
     assert await types(store, job_id) == [(1, "queued"), (2, "failed")]
-    assert await store.claim(job_id) is None and await store.due(10) == []
+    assert await store.claim(job_id) is None and await store.due(10, 10) == []
 
 
 async def test_the_last_strike_leaves_the_end_to_the_worker(store: Store) -> None:
@@ -303,15 +303,15 @@ async def test_a_cancelled_job_whose_worker_has_gone_ends(store: Store) -> None:
 async def test_a_wake_up_that_was_lost_is_due_again_and_again(store: Store) -> None:
     job_id = await a_job(store)
     for _ in range(3):
-        assert await store.due(10) == [] and await store.reap(job_id) is None
+        assert await store.due(10, 10) == [] and await store.reap(job_id) is None
         await store.redis.zincrby(QUEUED, -(REWAKE_AFTER_S * 1000 + 1), job_id)
-        assert await store.due(10) == [job_id]
+        assert await store.due(10, 10) == [job_id]
         assert await store.reap(job_id)
     assert await store.redis.hget(job_key(job_id), "strikes") is None
     gone = new_job_id()
     await store.redis.zadd(QUEUED, {gone: 1})
     await store.redis.zadd(LEASES, {gone: 1})
-    assert await store.reap(gone) is None and await store.due(10) == []
+    assert await store.reap(gone) is None and await store.due(10, 10) == []
 
 
 async def test_a_queued_job_is_cancelled_at_once(store: Store) -> None:

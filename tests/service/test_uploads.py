@@ -17,7 +17,7 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from service.contract.jobs import JobKind, Record
-from service.contract.store import Store
+from service.contract.store import JOBS, Store
 from service.uploads import plain_name
 from tests.service.scripted import ScriptedWorker, Serve, Served, eventually, video_events
 
@@ -335,15 +335,23 @@ async def test_without_redis_an_upload_is_refused(serve: Serve, clip: Path) -> N
 
 @pytest.mark.parametrize("setting", ["min-replicas-to-write", "maxmemory"])
 async def test_a_redis_that_takes_no_writes(gateway: Served, store: Store, clip: Path, setting: str) -> None:
+    there = (await gateway.post_video(clip)).json()
+    await store.cancel(there["id"])
     await store.redis.config_set(setting, 1)
     try:
         posted = await gateway.post_video(clip)
+        deleted = await gateway.client.delete(there["links"]["self"])
         recaption = await gateway.client.post("/recaption", json={"prompt": "A fox"}, headers={"Prefer": "wait=0"})
     finally:
         await store.redis.config_set(setting, 0)
     for answer in (posted, recaption):
         problem(answer, 503, "queue_unavailable")
-    await nothing_kept(gateway, store)
+    if setting == "maxmemory":
+        assert deleted.status_code == 204, "that needs none"
+    else:
+        problem(deleted, 503, "queue_unavailable")
+        assert (await gateway.client.delete(there["links"]["self"])).status_code == 204
+    assert gateway.files == [] and await store.redis.zcard(JOBS) == 0
 
 
 async def test_waiting_for_a_video(gateway: Served, store: Store, worker: ScriptedWorker, clip: Path) -> None:
