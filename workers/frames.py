@@ -6,7 +6,6 @@ At most one frame is in memory here at a time; the child waits while nobody read
 
 import asyncio
 import json
-import os
 import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
@@ -18,6 +17,7 @@ from typing import TypeVar
 
 from PIL import Image
 
+from service.contract.children import end
 from service.contract.errors import DecodeFailed, DecoderDied, InvalidOption
 from service.contract.probe import VideoInfo
 from workers.decode import FRAME_HEADER, Spec
@@ -146,15 +146,4 @@ async def open_frames(path: Path, info: VideoInfo, part: Part, limits: DecodeLim
         await frames.open()
         yield frames
     finally:
-        await asyncio.shield(_end(child))
-
-
-async def _end(child: Process) -> None:
-    """Kill the child where it still lives, and let its pipe run dry, which closes it."""
-    if child.returncode is None:  # not `child.kill()`, which may reap it under asyncio's hands
-        with suppress(ProcessLookupError):
-            os.kill(child.pid, signal.SIGKILL)
-    assert child.stdout is not None
-    while await child.stdout.read(PIPE_BUFFER_BYTES):
-        pass
-    await child.wait()
+        await end(child)

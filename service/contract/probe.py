@@ -5,18 +5,16 @@ The gateway asks before it accepts an upload, the workers ask before they decode
 
 import asyncio
 import json
-import os
-import signal
 import subprocess
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
+from service.contract.children import end
 from service.contract.errors import NotAVideo, UnsupportedMedia, VideoTooLarge, VideoTooLong
 
 CHILD = Path(__file__).with_name("probe_child.py")
@@ -132,24 +130,13 @@ async def _ask_child(path: Path, limits: Limits) -> dict[str, Any]:
     except ValueError:
         raise NotAVideo("The file broke the program that looked into it.") from None
     finally:
-        await asyncio.shield(_end(child))
+        await end(child)
     assert isinstance(found, dict)
     return found
 
 
 def _command(path: Path) -> tuple[str, ...]:
     return sys.executable, "-I", str(CHILD), str(path)
-
-
-async def _end(child: Process) -> None:
-    """Kill the child where it still lives, and let its pipe run dry, which closes it."""
-    if child.returncode is None:  # not `child.kill()`, which may reap it under asyncio's hands
-        with suppress(ProcessLookupError):
-            os.kill(child.pid, signal.SIGKILL)
-    assert child.stdout is not None
-    while await child.stdout.read(MAX_ANSWER_BYTES):
-        pass
-    await child.wait()
 
 
 async def _read(child: Process) -> bytes:
