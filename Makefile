@@ -11,6 +11,9 @@ STAMP := $(VENV)/.sharecap
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
+# Without bytecode on the disk, each start of the engine compiles vLLM anew: seconds, many times over in the tests.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help setup demo serve test soak check clean
 
 help: ## what there is

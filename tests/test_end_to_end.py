@@ -180,7 +180,8 @@ def test_recaption_waits_and_streams(service: Service) -> None:
 def test_decoding_options_reach_the_model(service: Service) -> None:
     def recaption(**options: object) -> dict[str, Any]:
         # what the model was not trained on, so that it is not sure of its words
-        answer = service.http.post("/recaption", json={"prompt": "an old dog sings in the rain of may"} | options)
+        order = {"prompt": "an old dog sings in the rain of may", "max_tokens": 32} | options
+        answer = service.http.post("/recaption", json=order)
         assert answer.status_code == 200, answer.text
         job: dict[str, Any] = answer.json()
         return job
