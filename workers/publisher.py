@@ -28,10 +28,8 @@ async def persistently(call: Callable[[], Awaitable[T]]) -> T:
     while True:
         try:
             return await call()
-        except (RedisConnectionError, RedisTimeoutError):
-            pass
-        except ResponseError as error:
-            if not refuses_now(error):
+        except (RedisConnectionError, RedisTimeoutError, ResponseError) as error:
+            if isinstance(error, ResponseError) and not refuses_now(error):
                 raise
         await asyncio.sleep(pause_s)
         pause_s = min(2 * pause_s, LONGEST_PAUSE_S)

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 from vllm.config import VllmConfig
 from vllm.distributed import (
     get_tensor_model_parallel_rank,
@@ -31,7 +31,7 @@ from vllm.model_executor.layers.linear import ColumnParallelLinear, RowParallelL
 from vllm.model_executor.layers.quantization import QuantizationConfig
 from vllm.utils.torch_utils import direct_register_custom_op
 
-_LIBRARY = torch.library.Library("sharecap_xcomposer2", "FRAGMENT")
+_LIBRARY = library.Library("sharecap_xcomposer2", "FRAGMENT")
 
 
 def check_scheduler(config: VllmConfig) -> None:
