@@ -21,7 +21,7 @@ help: ## what there is
 
 setup: $(STAMP) ## make the virtual environment .venv
 
-$(STAMP): requirements/cpu.txt requirements/gateway.txt requirements/dev.txt requirements/install.sh pyproject.toml
+$(STAMP): requirements/cpu.txt requirements/gateway.txt requirements/dev.txt requirements/install.sh pyproject.toml client/pyproject.toml
 	@[[ -n "$(PYTHON)" ]] || { echo "sharecap needs Python 3.11 or newer: make setup PYTHON=/path/to/python3" >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV)
 	@requirements/install.sh $(VENV)
@@ -45,7 +45,7 @@ soak: export SOAK_RECOVERY_S ?= 15
 soak: export SOAK_GOOD ?= 20
 soak: export SOAK_EVERY_STEP ?= 1
 soak: $(STAMP) ## the fault tests at their full size: some minutes of killing processes at random
-	@$(BIN)/python -m pytest tests/soak tests/hostile tests/service/test_streams.py -s --timeout 3600
+	@$(BIN)/python -m pytest tests/soak tests/hostile tests/service/streaming/test_streams.py -s --timeout 3600
 
 check: $(STAMP) ## style, types, and what the gateway may import
 	@$(BIN)/ruff check .

@@ -23,8 +23,8 @@ import av
 import numpy as np
 import psutil
 
-from service.contract.probe import probe
-from workers.frames import DecodeLimits, Part, open_frames
+from service.contract.sandbox.probe import probe
+from workers.video.frames import DecodeLimits, Part, open_frames
 
 MIB = 1 << 20
 SIZE = (640, 360)

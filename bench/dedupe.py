@@ -17,7 +17,7 @@ import time
 
 import torch
 
-from workers.dedupe import BLOCK, Pool
+from workers.commands.dedupe import BLOCK, Pool
 
 MIB = 1 << 20
 THRESHOLD = 0.9

@@ -19,10 +19,11 @@ import sentencepiece
 import torch
 from PIL import Image
 
-from workers import prompts
-from workers.collage import stack_pair
-from workers.demo import export, language, samples, scenes, tokens
-from workers.demo.model import DemoModel
+from workers.demo import language, scenes
+from workers.demo.training import export, samples, tokens
+from workers.demo.training.model import DemoModel
+from workers.prompts import trained_texts as prompts
+from workers.video.collage import stack_pair
 from workers.xcomposer2 import check_registered, engine_args
 from workers.xcomposer2.hd_tiling import plan_tiling
 from workers.xcomposer2.image import crops

@@ -21,14 +21,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
 
+from sharecap_client.api import Client
 from tqdm.asyncio import tqdm  # type: ignore[import-untyped]
 
-from service.client import Client
 from service.contract.events import Caption, Failed
 from service.contract.jobs import Job, JobStatus
-from service.up import UpSettings, free_port, running
-from workers.demo import language, samples, scenes
+from service.local.up import UpSettings, free_port, running
+from workers.demo import language, scenes
 from workers.demo.scenes import Scene
+from workers.demo.training import samples
 
 SEED = scenes.HELD_OUT_SEED + 1_000_000  # apart from the held-out pictures that training watches
 STEP_S = 2.0  # default sampling interval of the service

@@ -24,7 +24,7 @@ from typing import Any
 import httpx
 from httpx_sse import aconnect_sse
 
-from service.up import UpSettings, free_port, running
+from service.local.up import UpSettings, free_port, running
 from workers.demo import scenes
 
 JOB_TIMEOUT_S = 3600

@@ -19,4 +19,4 @@ name=$(mktemp -d)
 trap 'rm -rf "$name"' EXIT
 cp "$here/vllm-name/pyproject.toml" "$name"
 $pip --no-build-isolation "$name"
-$pip --no-build-isolation --editable "$here/.."
+$pip --no-build-isolation --editable "$here/.." --editable "$here/../client"

@@ -15,13 +15,14 @@ from fastapi import FastAPI
 from pydantic import ValidationError
 from redis.exceptions import RedisError
 
-from service import auth, problems
-from service.connection import bounded
-from service.contract.probe import NoSandbox, check_sandbox
-from service.gateway import open_gateway
+from service import problems
+from service.access import authentication as auth
+from service.contract.sandbox.probe import NoSandbox, check_sandbox
+from service.dependencies import open_gateway
 from service.metrics import CountResponses, Metrics
 from service.routes import captions, clips, events, health, page, recaption
 from service.settings import Settings
+from service.streaming.backpressure import bounded
 
 CLOSING_S = 5
 EX_CONFIG = 78

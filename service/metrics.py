@@ -6,8 +6,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.contract.jobs import JobKind
-from service.contract.store import LEASES, QUEUED, Store
-from service.follower import Follower
+from service.contract.store.store import LEASES, QUEUED, Store
+from service.streaming.follower import Follower
 
 
 class Metrics:

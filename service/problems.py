@@ -23,7 +23,7 @@ from service.contract.errors import (
     Unauthorized,
 )
 from service.contract.jobs import ErrorInfo
-from service.contract.redis import refuses_now
+from service.contract.store.connection import refuses_now
 
 log = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"

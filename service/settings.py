@@ -8,8 +8,8 @@ from typing import Annotated
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from service.contract.probe import Limits
-from service.contract.urls import Hosts
+from service.contract.outbound.ssrf import Hosts
+from service.contract.sandbox.probe import Limits
 
 GIB = 1 << 30
 SECRET_PREFIX = "whsec_"

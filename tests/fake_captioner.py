@@ -12,9 +12,9 @@ from PIL import Image
 
 from service.contract.errors import EngineFailed
 from service.contract.jobs import Usage
-from workers.dialects import Dialect
-from workers.dialects.trained import Trained
-from workers.engine import Done, Features, ModelDefaults, Piece, Turn
+from workers.models.engine import Done, Features, ModelDefaults, Piece, Turn
+from workers.prompts import Dialect
+from workers.prompts.trained import Trained
 
 IMAGE_TOKENS = 50
 Answer = str | Exception | Callable[[Turn], str]

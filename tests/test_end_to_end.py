@@ -19,7 +19,7 @@ import psutil
 import pytest
 from httpx_sse import connect_sse
 
-from service.up import free_port
+from service.local.up import free_port
 from workers.demo import language, scenes
 
 ROOT = Path(__file__).parents[1]
@@ -54,7 +54,7 @@ class Service:
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     data_dir, port = tmp_path_factory.mktemp("service"), free_port()
-    command = [sys.executable, "-m", "service.cli", "up", "--port", str(port), "--data-dir", str(data_dir)]
+    command = [sys.executable, "-m", "sharecap_client.cli", "up", "--port", str(port), "--data-dir", str(data_dir)]
     process = psutil.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         line = process.stderr.readline()
@@ -252,7 +252,7 @@ def test_an_unknown_id_is_404(service: Service) -> None:
 
 def test_the_command_captions_a_file(service: Service, sample: Path) -> None:
     url = str(service.http.base_url)
-    command = [sys.executable, "-m", "service.cli", "caption", str(sample), "--url", url]
+    command = [sys.executable, "-m", "sharecap_client.cli", "caption", str(sample), "--url", url]
     shown = subprocess.run(command, capture_output=True, text=True, timeout=JOB_TIMEOUT_S, check=False)
     assert shown.returncode == 0, shown.stderr
     assert "red star" in shown.stdout

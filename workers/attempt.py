@@ -14,18 +14,18 @@ from pathlib import Path
 from typing import Literal
 
 from service.contract.events import Keyframes, fold
-from service.contract.files import keyframe_path, upload_path
 from service.contract.jobs import Job, Record, Timings
-from service.contract.store import Lease, Store
-from workers.engine import Captioner, FrameEncoder
-from workers.frames import DecodeLimits
-from workers.publisher import Publisher, persistently
+from service.contract.storage.local import keyframe_path, upload_path
+from service.contract.store.store import Lease, Store
+from workers.models.engine import Captioner, FrameEncoder
+from workers.publisher import Publisher, retry_redis
+from workers.roles.turns import Turns
 from workers.settings import Settings
-from workers.turns import Turns
+from workers.video.frames import DecodeLimits
 
 
 @dataclass(frozen=True)
-class Tools:
+class WorkerContext:
     """What all jobs of a worker share. `decoders` bounds the videos decoded at once."""
 
     settings: Settings
@@ -48,7 +48,7 @@ class Fetched:
 class Attempt:
     """The `number`-th try (from 1) at `record`; `job` is what the earlier ones have left."""
 
-    tools: Tools
+    tools: WorkerContext
     record: Record
     job: Job
     number: int
@@ -62,7 +62,7 @@ class Attempt:
     _since: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    async def begin(cls, tools: Tools, record: Record, lease: Lease, progress: asyncio.Event) -> "Attempt":
+    async def begin(cls, tools: WorkerContext, record: Record, lease: Lease, progress: asyncio.Event) -> "Attempt":
         """Read back what is known of the job. `progress` will be set once a text is finished."""
 
         async def read() -> "Attempt":
@@ -82,7 +82,7 @@ class Attempt:
             attempt.timings.queued = max(0.0, waited.total_seconds())
             return attempt
 
-        return await persistently(read)
+        return await retry_redis(read)
 
     @property
     def upload(self) -> Path:

@@ -13,8 +13,8 @@ import sys
 from pydantic import ValidationError
 from redis.exceptions import RedisError
 
-from service.contract.probe import NoSandbox, check_sandbox
-from workers.engine import CannotWork
+from service.contract.sandbox.probe import NoSandbox, check_sandbox
+from workers.models.engine import CannotWork
 from workers.settings import Settings
 from workers.xcomposer2.checkpoint import read_config
 
@@ -59,7 +59,7 @@ def main() -> int:
         for name, value in ENGINE_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
-        from workers.models import load  # noqa: PLC0415 (imports vLLM, for which the environment must be there)
+        from workers.models.load import load  # noqa: PLC0415 (imports vLLM, for which the environment must be there)
         from workers.process import work  # noqa: PLC0415
 
         return work(settings, load)

@@ -14,11 +14,11 @@ from datetime import UTC, datetime
 from service.contract.errors import DeadlineExceeded
 from service.contract.events import Caption, Completed, Started
 from service.contract.jobs import JobKind
-from workers import fast, recaption, sliding, summary
 from workers.attempt import Attempt
-from workers.fetch import fetch
-from workers.keyframes import selecting
-from workers.turns import video_options
+from workers.roles import fast, recaption, sliding, summary
+from workers.roles.turns import video_options
+from workers.video.fetch import fetch
+from workers.video.keyframes import selecting
 
 
 async def run(attempt: Attempt) -> None:

@@ -20,12 +20,12 @@ from redis.asyncio import Redis as AsyncRedis
 from redis.exceptions import RedisError
 from rq.exceptions import StopRequested
 
-from service.contract.reaper import Reaper
-from service.contract.redis import connect
-from service.contract.store import Store, WorkerCard
-from service.contract.wakeups import Wakeups
-from workers.attempt import Tools
-from workers.engine import Captioner, FrameEncoder
+from service.contract.store.connection import connect
+from service.contract.store.reaper import Reaper
+from service.contract.store.store import Store, WorkerCard
+from service.contract.store.wakeups import Wakeups
+from workers.attempt import WorkerContext
+from workers.models.engine import Captioner, FrameEncoder
 from workers.settings import Settings
 from workers.slot_worker import SlotWorker
 from workers.tasks import Runner
@@ -86,7 +86,7 @@ class Worker:
         redis = connect(settings.redis_url, CONNECTIONS, patience_s=0, socket_timeout=ANSWER_TIMEOUT_S)
         store, wakeups = Store(redis), Wakeups(settings.redis_url)
         models = load(settings)
-        tools = Tools(settings, store, models.captioner, models.encoder, asyncio.Semaphore(settings.decoders))
+        tools = WorkerContext(settings, store, models.captioner, models.encoder, asyncio.Semaphore(settings.decoders))
         card = WorkerCard(id=worker_id(), model=settings.model, slots=models.slots)
         runner = Runner(tools, wakeups, card, on_engine_death=wake_main_thread)
         log.info("ready: %s, %d slots", settings.model, models.slots)

@@ -13,8 +13,8 @@ from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from service.contract.events import Event
-from service.contract.redis import refuses_now
-from service.contract.store import CancelRequested, Fenced, Lease, Rewound, Store
+from service.contract.store.connection import refuses_now
+from service.contract.store.store import CancelRequested, Fenced, Lease, Store, StreamTruncated
 
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 2.0
@@ -22,7 +22,7 @@ LONGEST_PAUSE_S = 2.0
 T = TypeVar("T")
 
 
-async def persistently(call: Callable[[], Awaitable[T]]) -> T:
+async def retry_redis(call: Callable[[], Awaitable[T]]) -> T:
     """Return `call()`, tried again for as long as Redis cannot be reached or takes no writes."""
     pause_s = FIRST_PAUSE_S
     while True:
@@ -47,7 +47,7 @@ class Publisher:
         self._writes: set[asyncio.Task[None]] = set()
 
     async def append(self, event: Event) -> None:
-        """Write `event`. Raises Fenced, Rewound or CancelRequested (the event is written then, too).
+        """Write `event`. Raises Fenced, StreamTruncated or CancelRequested (the event is written then, too).
 
         A caller that is cancelled leaves the write behind to be finished: whoever writes next must know its place.
         """
@@ -60,7 +60,7 @@ class Publisher:
         async with self._order:
             seq = self._seq + 1
             try:
-                await persistently(lambda: self._store.append(self.lease, seq, event))
+                await retry_redis(lambda: self._store.append(self.lease, seq, event))
             except CancelRequested:
                 self._seq = seq
                 raise
@@ -70,5 +70,5 @@ class Publisher:
 
     def _forget(self, write: asyncio.Task[None]) -> None:
         self._writes.discard(write)
-        if not write.cancelled() and isinstance(write.exception(), Fenced | Rewound | CancelRequested):
+        if not write.cancelled() and isinstance(write.exception(), Fenced | StreamTruncated | CancelRequested):
             return  # the caller may be gone: it is told again by the next write or renewal

@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from service.contract.probe import Limits
-from service.contract.urls import Hosts
+from service.contract.outbound.ssrf import Hosts
+from service.contract.sandbox.probe import Limits
 
 DEMO_CHECKPOINT = Path(__file__).with_name("demo") / "checkpoint"
 GIB = 1 << 30

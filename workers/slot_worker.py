@@ -14,7 +14,7 @@ from rq.serializers import JSONSerializer
 from rq.worker import SimpleWorker
 
 from service.contract.jobs import JobKind
-from service.contract.wakeups import RESUMED, TASK
+from service.contract.store.wakeups import RESUMED, TASK
 from workers.tasks import Room, Runner
 
 QUEUES = (JobKind.RECAPTION, JobKind.CLIP, RESUMED, JobKind.VIDEO)

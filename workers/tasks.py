@@ -17,22 +17,22 @@ from redis.exceptions import RedisError
 
 from service.contract.errors import DecoderDied, EngineFailed, SharecapError
 from service.contract.events import Cancelled, Failed
-from service.contract.files import keyframes_dir
 from service.contract.jobs import JobKind, Record
-from service.contract.store import (
+from service.contract.storage.local import keyframes_dir
+from service.contract.store.store import (
     MAX_STRIKES,
     RENEW_EVERY_S,
     CancelRequested,
     Fenced,
     Lease,
-    Rewound,
+    StreamTruncated,
     WorkerCard,
     new_token,
 )
-from service.contract.wakeups import Wakeups
+from service.contract.store.wakeups import Wakeups
 from workers import pipeline
-from workers.attempt import Attempt, Tools
-from workers.publisher import persistently
+from workers.attempt import Attempt, WorkerContext
+from workers.publisher import retry_redis
 
 SHOW_EVERY_S = 5.0
 CLAIM_TIMEOUT_S = 60.0
@@ -81,7 +81,9 @@ class Runner:
     `on_engine_death` is called once when the engine is gone: nothing can be captioned from then on.
     """
 
-    def __init__(self, tools: Tools, wakeups: Wakeups, card: WorkerCard, on_engine_death: Callable[[], None]) -> None:
+    def __init__(
+        self, tools: WorkerContext, wakeups: Wakeups, card: WorkerCard, on_engine_death: Callable[[], None]
+    ) -> None:
         self._tools = tools
         self._store = tools.store
         self._wakeups = wakeups
@@ -118,7 +120,7 @@ class Runner:
     async def _start(self, job_id: str) -> None:
         if self._stopping or self.engine_died:
             return  # a reaper wakes another worker
-        if await persistently(lambda: self._store.strikes(job_id)) < MAX_STRIKES - 1:
+        if await retry_redis(lambda: self._store.strikes(job_id)) < MAX_STRIKES - 1:
             await self._claim(job_id)
         elif job_id not in self._on_trial:
             self._on_trial.add(job_id)
@@ -126,8 +128,8 @@ class Runner:
 
     async def _claim(self, job_id: str) -> Running | None:
         token = f"{self._card.id}-{new_token()}"
-        lease = await persistently(lambda: self._store.claim(job_id, token))
-        record = await persistently(lambda: self._store.record(job_id)) if lease else None
+        lease = await retry_redis(lambda: self._store.claim(job_id, token))
+        record = await retry_redis(lambda: self._store.record(job_id)) if lease else None
         if lease is None or record is None:
             return None
         before = [running for running in self._jobs.values() if running.lease.job_id == job_id]
@@ -142,7 +144,7 @@ class Runner:
         it has no share in another one's failure.
         """
         async with self._trial:
-            known = await persistently(lambda: self._store.kind_and_status(job_id))
+            known = await retry_redis(lambda: self._store.kind_and_status(job_id))
             is_video = known is not None and known[0] is JobKind.VIDEO
             if self._stopping or self.engine_died or (is_video and self.room_for_videos is Room.NONE):
                 return  # a reaper wakes it again
@@ -190,7 +192,7 @@ class Runner:
             why = Released() if self._stopping else EngineDied("The captioning engine stopped.")
         try:
             match why:
-                case Released() | Rewound():
+                case Released() | StreamTruncated():
                     await self._give_back(attempt)
                 case Fenced():
                     await self._forget_if_deleted(attempt)
@@ -206,13 +208,13 @@ class Runner:
                     await self._close(attempt, Failed.of(EngineFailed("The worker met an unexpected error.")))
         except Fenced:
             await self._forget_if_deleted(attempt)
-        except Rewound:
+        except StreamTruncated:
             await self._give_back(attempt)
 
     async def _give_back(self, attempt: Attempt, *, strike: bool = False) -> bool:
         """Let another attempt follow; return False where there have been enough."""
         lease = attempt.publisher.lease
-        given_back = await persistently(lambda: self._store.release(lease, strike=strike))
+        given_back = await retry_redis(lambda: self._store.release(lease, strike=strike))
         if given_back:
             with contextlib.suppress(RedisError):  # a reaper wakes it then
                 await self._wakeups.wake(attempt.record.kind, lease.job_id, lease.epoch)
@@ -221,13 +223,13 @@ class Runner:
     async def _close(self, attempt: Attempt, event: Cancelled | Failed) -> None:
         """Write the job's last event. Its upload goes first, but only while nobody else may be working with it."""
         with contextlib.suppress(CancelRequested):
-            await persistently(lambda: self._store.renew(attempt.publisher.lease))
+            await retry_redis(lambda: self._store.renew(attempt.publisher.lease))
         attempt.remove_upload()
         await attempt.publisher.append(event)
 
     async def _forget_if_deleted(self, attempt: Attempt) -> None:
         """Remove the files of a job whose record was deleted while it was in work."""
-        if await persistently(lambda: self._store.record(attempt.record.id)) is None:
+        if await retry_redis(lambda: self._store.record(attempt.record.id)) is None:
             attempt.remove_upload()
             shutil.rmtree(keyframes_dir(self._tools.settings.data_dir, attempt.record.id), ignore_errors=True)
 
@@ -241,7 +243,7 @@ class Runner:
     async def _renew(self, running: Running) -> None:
         try:
             async with asyncio.timeout(RENEW_EVERY_S):
-                await persistently(lambda: self._store.renew(running.lease))
+                await retry_redis(lambda: self._store.renew(running.lease))
         except (Fenced, CancelRequested) as why:
             running.interrupt(why)
         except (RedisError, TimeoutError) as error:

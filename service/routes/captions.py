@@ -7,9 +7,8 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse
 from pydantic import BaseModel
 
-from service import options, uploads
-from service.auth import Caller
-from service.contract import files
+from service.access.authentication import CallerKey
+from service.access.rate_limits import UploadedBytes
 from service.contract.errors import (
     IdempotencyConflict,
     InvalidOption,
@@ -24,13 +23,14 @@ from service.contract.errors import (
     VideoTooLong,
 )
 from service.contract.jobs import Job, JobKind, JobStatus, JobSummary, Source, VideoOptions
-from service.contract.probe import VideoInfo, probe
-from service.contract.urls import checked
-from service.gateway import Gateway, Here
-from service.jobs import Accepted, Order, accept, answer, begin, find, status_of, waiting_time
-from service.limits import UploadedBytes
+from service.contract.outbound.ssrf import checked
+from service.contract.sandbox.probe import VideoInfo, probe
+from service.contract.storage import local as files
+from service.dependencies import Gateway, GatewayDep
+from service.intake import options, uploads
+from service.intake.submission import Accepted, Submission, accept, answer, begin, find, status_of, waiting_time
 from service.problems import responses
-from service.routes import bodies
+from service.routes import request_bodies as bodies
 
 router = APIRouter(tags=["captions"])
 _KEYFRAME = re.compile(r"([0-9]{1,7})\.jpg")
@@ -65,7 +65,7 @@ class JobPage(BaseModel):
     },
     openapi_extra=bodies.VIDEO,
 )
-async def caption_video(request: Request, gateway: Here, key: Caller) -> Response:
+async def caption_video(request: Request, gateway: GatewayDep, key: CallerKey) -> Response:
     """Caption a video: multipart with `file`, or JSON with `url`, each with the options."""
     order = await begin(gateway, request, key)
     wait_s = await waiting_time(gateway, request, order)
@@ -80,7 +80,7 @@ async def caption_video(request: Request, gateway: Here, key: Caller) -> Respons
     return await answer(gateway, order, accepted, wait_s)
 
 
-async def _from_upload(request: Request, gateway: Gateway, order: Order) -> Accepted:
+async def _from_upload(request: Request, gateway: Gateway, order: Submission) -> Accepted:
     paid = UploadedBytes(gateway.limits, order.key)
     async with uploads.upload(request, gateway.settings, paid) as upload:
         chosen, metadata = options.from_form(JobKind.VIDEO, upload.form.fields)
@@ -102,7 +102,7 @@ async def _from_upload(request: Request, gateway: Gateway, order: Order) -> Acce
         return await accept(gateway, order, JobKind.VIDEO, chosen, metadata, source=source, upload=upload)
 
 
-async def _from_url(request: Request, gateway: Gateway, order: Order) -> Accepted:
+async def _from_url(request: Request, gateway: Gateway, order: Submission) -> Accepted:
     values = await options.json_body(request)
     told = values.pop("url", None)
     chosen, metadata = options.from_json(JobKind.VIDEO, values)
@@ -129,8 +129,8 @@ def _check_part(chosen: VideoOptions, info: VideoInfo) -> None:
 @router.get("/captions", responses=responses())
 async def list_jobs(
     *,
-    gateway: Here,
-    key: Caller,
+    gateway: GatewayDep,
+    key: CallerKey,
     status: JobStatus | None = None,
     kind: JobKind | None = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
@@ -163,7 +163,7 @@ def _place(cursor: str) -> tuple[int, str]:
 
 
 @router.get("/captions/{job_id}", responses=responses(NotFound))
-async def show_job(job_id: str, gateway: Here, key: Caller) -> Job:
+async def show_job(job_id: str, gateway: GatewayDep, key: CallerKey) -> Job:
     """Show the job with all its results so far."""
     return await find(gateway, key, job_id)
 
@@ -173,7 +173,7 @@ async def show_job(job_id: str, gateway: Here, key: Caller) -> Job:
     response_class=FileResponse,
     responses={200: {"content": {"image/jpeg": {}}}, **responses(NotFound)},
 )
-async def show_keyframe(job_id: str, name: str, gateway: Here, key: Caller) -> FileResponse:
+async def show_keyframe(job_id: str, name: str, gateway: GatewayDep, key: CallerKey) -> FileResponse:
     """Show a keyframe: `name` is its number and `.jpg`."""
     await status_of(gateway, key, job_id)
     number = _KEYFRAME.fullmatch(name)
@@ -185,7 +185,7 @@ async def show_keyframe(job_id: str, name: str, gateway: Here, key: Caller) -> F
 
 
 @router.post("/captions/{job_id}/cancel", responses=responses(NotFound))
-async def cancel_job(job_id: str, gateway: Here, key: Caller) -> Job:
+async def cancel_job(job_id: str, gateway: GatewayDep, key: CallerKey) -> Job:
     """Cancel the job; one that has ended stays as it is. A worker that is at it stops within seconds."""
     await status_of(gateway, key, job_id)
     status = await gateway.store.cancel(job_id)
@@ -195,7 +195,7 @@ async def cancel_job(job_id: str, gateway: Here, key: Caller) -> Job:
 
 
 @router.delete("/captions/{job_id}", status_code=204, responses=responses(NotFound))
-async def delete_job(job_id: str, gateway: Here, key: Caller) -> Response:
+async def delete_job(job_id: str, gateway: GatewayDep, key: CallerKey) -> Response:
     """Cancel the job if needed, then remove its record, events and files."""
     await status_of(gateway, key, job_id)
     await gateway.store.cancel(job_id)

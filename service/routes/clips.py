@@ -2,14 +2,14 @@
 
 from fastapi import APIRouter, Request, Response
 
-from service import options
-from service.auth import Caller
+from service.access.authentication import CallerKey
 from service.contract.errors import IdempotencyConflict, InvalidOption, NotFound, NoWorker, UnsupportedMedia
 from service.contract.jobs import ClipOptions, Job, JobKind
-from service.gateway import Here
-from service.jobs import accept, answer, begin, find, waiting_time
+from service.dependencies import GatewayDep
+from service.intake import options
+from service.intake.submission import accept, answer, begin, find, waiting_time
 from service.problems import responses
-from service.routes import bodies
+from service.routes import request_bodies as bodies
 
 router = APIRouter(tags=["clips"])
 WAIT_S = 60
@@ -26,7 +26,7 @@ ROUNDED_S = 0.1
     },
     openapi_extra=bodies.CLIP,
 )
-async def caption_clip(job_id: str, request: Request, gateway: Here, key: Caller) -> Response:
+async def caption_clip(job_id: str, request: Request, gateway: GatewayDep, key: CallerKey) -> Response:
     """Caption a clip from the differential captions that the job has so far; no frame is read again."""
     parent = await find(gateway, key, job_id)
     order = await begin(gateway, request, key)

@@ -4,12 +4,12 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from service import sse
-from service.auth import Caller
+from service.access.authentication import CallerKey
 from service.contract.errors import MalformedEventId, NotFound
-from service.gateway import Closing, Here
-from service.jobs import status_of
+from service.dependencies import GatewayDep, ResponseStack
+from service.intake.submission import status_of
 from service.problems import responses
+from service.streaming import sse
 
 router = APIRouter(tags=["events"])
 _TOLD: dict[int | str, dict[str, Any]] = {
@@ -28,7 +28,9 @@ _PLACES = [
     responses={**_TOLD, **responses(MalformedEventId, NotFound)},
     openapi_extra={"parameters": _PLACES},
 )
-async def follow_job(job_id: str, request: Request, gateway: Here, key: Caller, closing: Closing) -> Response:
+async def follow_job(
+    job_id: str, request: Request, gateway: GatewayDep, key: CallerKey, closing: ResponseStack
+) -> Response:
     """Stream the job's events, from the first or from after the one that the client names, to the last."""
     after = sse.place_asked_for(request)
     status = await status_of(gateway, key, job_id)

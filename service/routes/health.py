@@ -8,8 +8,8 @@ from pydantic import BaseModel
 from redis.exceptions import RedisError
 
 from service.contract.errors import StorageFull
-from service.contract.files import check_room
-from service.gateway import Gateway, Here
+from service.contract.storage.local import check_room
+from service.dependencies import Gateway, GatewayDep
 from service.problems import responses
 
 router = APIRouter(tags=["health"])
@@ -35,7 +35,7 @@ async def alive() -> dict[str, str]:
 
 
 @router.get("/readyz", response_model=Readiness, responses={503: {"model": Readiness}}, openapi_extra=OPEN)
-async def ready(gateway: Here) -> Response:
+async def ready(gateway: GatewayDep) -> Response:
     """Tell whether Redis is reached, the disk has room and a worker with its model loaded lives."""
     checks = {"redis": await _redis(gateway), "disk": _disk(gateway), "workers": await _workers(gateway)}
     told = Readiness(ready=all(check.ok for check in checks.values()), checks=checks)
@@ -43,7 +43,7 @@ async def ready(gateway: Here) -> Response:
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}, **responses()})
-async def metrics(gateway: Here) -> Response:
+async def metrics(gateway: GatewayDep) -> Response:
     """Tell Prometheus."""
     text = await gateway.metrics.text(gateway.store, gateway.follower)
     return Response(text, media_type=CONTENT_TYPE_LATEST)

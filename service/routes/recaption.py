@@ -2,14 +2,15 @@
 
 from fastapi import APIRouter, Request, Response
 
-from service import options, sse
-from service.auth import Caller
+from service.access.authentication import CallerKey
 from service.contract.errors import IdempotencyConflict, InvalidOption, NoWorker, UnsupportedMedia
 from service.contract.jobs import Job, JobKind
-from service.gateway import Closing, Here
-from service.jobs import accept, answer, begin, waiting_time
+from service.dependencies import GatewayDep, ResponseStack
+from service.intake import options
+from service.intake.submission import accept, answer, begin, waiting_time
 from service.problems import responses
-from service.routes import bodies
+from service.routes import request_bodies as bodies
+from service.streaming import sse
 
 router = APIRouter(tags=["recaption"])
 WAIT_S = 60
@@ -25,7 +26,7 @@ WAIT_S = 60
     },
     openapi_extra=bodies.RECAPTION,
 )
-async def recaption(request: Request, gateway: Here, key: Caller, closing: Closing) -> Response:
+async def recaption(request: Request, gateway: GatewayDep, key: CallerKey, closing: ResponseStack) -> Response:
     """Write a prompt out into a dense caption. Waits 60 s unless told otherwise."""
     order = await begin(gateway, request, key)
     values = await options.json_body(request)

@@ -14,9 +14,9 @@ import psutil
 import pytest
 
 from service.contract.errors import SharecapError
-from service.contract.probe import Limits, probe
+from service.contract.sandbox.probe import Limits, probe
 from tests.conftest import MakeClip
-from workers.frames import DecodeLimits, Part, open_frames
+from workers.video.frames import DecodeLimits, Part, open_frames
 
 CASES = 500 if os.environ.get("SOAK") == "1" else 24
 KINDS = (

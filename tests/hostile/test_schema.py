@@ -18,9 +18,9 @@ from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 from schemathesis.generation.case import Case
 
-from service.contract.files import keyframes_dir
 from service.contract.jobs import JobKind
-from service.contract.store import CancelRequested, Fenced
+from service.contract.storage.local import keyframes_dir
+from service.contract.store.store import CancelRequested, Fenced
 from tests.service.scripted import ScriptedWorker, Serve, Served, recaption_events, video_events
 
 EXAMPLES = 400 if os.environ.get("SOAK") == "1" else 12

@@ -23,13 +23,7 @@ import pytest
 from av.codec.context import Flags
 from av.video.codeccontext import VideoCodecContext
 
-from service.contract.errors import (
-    DecodeFailed,
-    NotAVideo,
-    UnsupportedMedia,
-    VideoTooLarge,
-    VideoTooLong,
-)
+from service.contract.errors import DecodeFailed, NotAVideo, UnsupportedMedia, VideoTooLarge, VideoTooLong
 from service.contract.jobs import Job
 from tests.conftest import MakeClip
 from tests.hostile.test_corpus import KINDS, damaged

@@ -21,7 +21,7 @@ from transformers import (
 )
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
-from workers.dialects.hierarchical import Hierarchical
+from workers.prompts.hierarchical import Hierarchical
 
 OPEN, CLOSE, IMAGE, PAD = "<|im_start|>", "<|im_end|>", "<image>", "<pad>"
 TILES = ["<fake_token_around_image>", "<global-img>", "<end_of_utterance>"]

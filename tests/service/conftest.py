@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from service.app import Server, create_app
-from service.contract.store import Store
+from service.contract.store.store import Store
 from service.settings import Settings
 from tests.service.scripted import ScriptedWorker, Serve, Served
 

@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from service.app import Server
 from service.contract.events import Caption, Completed, Delta, Differential, Event, Keyframes, Started, Video
 from service.contract.jobs import Keyframe, Timings, Usage
-from service.contract.store import Lease, Store, WorkerCard
+from service.contract.store.store import Lease, Store, WorkerCard
 from service.settings import Settings
 
 

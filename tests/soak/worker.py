@@ -12,11 +12,12 @@ import sys
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
-from service.contract import store
+from service.contract.store import store
 from tests.fake_captioner import FakeCaptioner, FakeEncoder
-from workers import frames, process, tasks
-from workers.engine import Done, Piece, Turn
+from workers import process, tasks
+from workers.models.engine import Done, Piece, Turn
 from workers.settings import Settings
+from workers.video import frames
 
 DEADLY_SEED = 666
 DEADLY_BOX = b"\x00\x00\x00\x10freedeadly!!"

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from service.contract.events import Event
-from service.contract.files import upload_path
 from service.contract.jobs import (
     ClipOptions,
     Job,
@@ -23,10 +22,11 @@ from service.contract.jobs import (
     VideoOptions,
     new_job_id,
 )
-from service.contract.store import Store, WorkerCard
-from service.contract.wakeups import Wakeups
+from service.contract.storage.local import upload_path
+from service.contract.store.store import Store, WorkerCard
+from service.contract.store.wakeups import Wakeups
 from tests.fake_captioner import FakeCaptioner, FakeEncoder
-from workers.attempt import Tools
+from workers.attempt import WorkerContext
 from workers.settings import Settings
 from workers.tasks import Runner
 
@@ -45,7 +45,7 @@ class Bench:
     ) -> Runner:
         """Start a worker on this loop; `more` are settings."""
         settings = Settings(redis_url=self.redis_url, data_dir=self.data_dir, slots=slots, **more)
-        tools = Tools(settings, self.store, captioner, encoder or FakeEncoder(), asyncio.Semaphore(4))
+        tools = WorkerContext(settings, self.store, captioner, encoder or FakeEncoder(), asyncio.Semaphore(4))
         card = WorkerCard(id=f"test-{len(self.runners)}", model="fake", slots=slots)
         runner = Runner(tools, Wakeups(self.redis_url), card, on_engine_death=lambda: None)
         self.runners.append(runner)

@@ -9,18 +9,18 @@ import pytest
 from PIL import Image
 
 from service.contract.events import Caption, Completed, Delta, Differential, Keyframes, Started, Video
-from service.contract.files import keyframe_path, upload_path
 from service.contract.jobs import JobStatus
+from service.contract.storage.local import keyframe_path, upload_path
 from tests.fake_captioner import FakeCaptioner, FakeEncoder
 from tests.workers.clips import number_of, numbered, write
 from tests.workers.conftest import Bench
-from workers import prompts
-from workers.collage import PAIR_GAP_PX
-from workers.engine import Turn
-from workers.keyframes import batched
+from workers.models.engine import Turn
+from workers.prompts import trained_texts as prompts
+from workers.roles.summary import within
+from workers.roles.turns import DELTA_EVERY_S
 from workers.settings import DEMO_CHECKPOINT
-from workers.summary import within
-from workers.turns import DELTA_EVERY_S
+from workers.video.collage import PAIR_GAP_PX
+from workers.video.keyframes import batched
 from workers.xcomposer2.tokenizer import load_tokenizer, turn_ids
 
 

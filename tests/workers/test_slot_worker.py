@@ -14,7 +14,7 @@ from rq import Queue
 from rq.serializers import JSONSerializer
 
 from service.contract.jobs import JobKind
-from service.contract.wakeups import Wakeups
+from service.contract.store.wakeups import Wakeups
 from workers.slot_worker import SlotWorker
 from workers.tasks import Room
 

@@ -13,16 +13,16 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from service.contract.errors import EngineFailed
 from service.contract.events import Caption, Delta, Event, Failed, Keyframes, Started, Video
-from service.contract.files import keyframes_dir, upload_path
 from service.contract.jobs import JobKind, JobStatus
-from service.contract.reaper import Reaper
-from service.contract.store import LEASES, MAX_STRIKES, QUEUED, Lease, Store, events_key, job_key
-from service.contract.wakeups import Wakeups
+from service.contract.storage.local import keyframes_dir, upload_path
+from service.contract.store.reaper import Reaper
+from service.contract.store.store import LEASES, MAX_STRIKES, QUEUED, Lease, Store, events_key, job_key
+from service.contract.store.wakeups import Wakeups
 from tests.fake_captioner import FakeCaptioner, FakeEncoder
 from tests.workers.clips import numbered, write
 from tests.workers.conftest import Bench
 from workers import tasks
-from workers.engine import Features
+from workers.models.engine import Features
 from workers.publisher import Publisher
 from workers.tasks import Room
 
@@ -224,7 +224,7 @@ async def test_a_decoder_that_dies_is_tried_three_times(
 ) -> None:
     child = tmp_path / "child.py"
     child.write_text("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
-    monkeypatch.setattr("workers.frames.CHILD", child)
+    monkeypatch.setattr("workers.video.frames.CHILD", child)
     runner, job_id = bench.runner(FakeCaptioner()), await bench.video(clip)
     for attempt in (1, 2, 3):
         await asyncio.to_thread(runner.run_job, job_id)

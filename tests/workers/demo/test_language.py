@@ -4,8 +4,9 @@ import random
 
 import pytest
 
-from workers.demo import language, samples, scenes
+from workers.demo import language, scenes
 from workers.demo.scenes import State
+from workers.demo.training import samples
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -1,0 +1,118 @@
+"""Events of a job as the service streams them, in the order in which they can occur.
+
+`parse` returns None for an event type that this version does not know, so that an older client can follow a newer
+service.
+"""
+
+import json
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BaseModel, Field, TypeAdapter
+
+from sharecap_client.models import ErrorInfo, Keyframe, Timings, Usage
+
+
+class EventBase(BaseModel):
+    """`final` is true for the event types after which the stream ends."""
+
+    final: ClassVar[bool] = False
+    type: str
+
+
+class Queued(EventBase):
+    """The job waits for a worker."""
+
+    type: Literal["queued"] = "queued"
+
+
+class Started(EventBase):
+    """An attempt began. If `attempt` is greater than 1, deltas of unfinished texts are void."""
+
+    type: Literal["started"] = "started"
+    attempt: int
+
+
+class Video(EventBase):
+    """The video was opened. `interval_s` is the sampling interval in use."""
+
+    type: Literal["video"] = "video"
+    duration_s: float
+    width: int
+    height: int
+    fps: float
+    interval_s: float
+    bytes: int | None = None
+    sha256: str | None = None
+
+
+class Keyframes(EventBase):
+    """Newly chosen keyframes. `complete` is true with the last ones."""
+
+    type: Literal["keyframes"] = "keyframes"
+    keyframes: list[Keyframe]
+    complete: bool
+
+
+class Delta(EventBase):
+    """Generated text, to be appended to the differential caption of `keyframe` or to the caption."""
+
+    type: Literal["delta"] = "delta"
+    of: Literal["differential", "caption"]
+    keyframe: int | None = None
+    text: str
+
+
+class Differential(EventBase):
+    """A finished differential caption."""
+
+    type: Literal["differential"] = "differential"
+    keyframe: int
+    time_s: float
+    text: str
+
+
+class Caption(EventBase):
+    """The finished caption of the whole video, clip or prompt."""
+
+    type: Literal["caption"] = "caption"
+    text: str
+    keyframes_seen: int | None = None
+
+
+class Completed(EventBase):
+    """The job completed."""
+
+    final = True
+    type: Literal["completed"] = "completed"
+    usage: Usage
+    timings_s: Timings
+
+
+class Failed(EventBase):
+    """The job failed."""
+
+    final = True
+    type: Literal["failed"] = "failed"
+    error: ErrorInfo
+
+
+class Cancelled(EventBase):
+    """The job was cancelled."""
+
+    final = True
+    type: Literal["cancelled"] = "cancelled"
+
+
+Event = Annotated[
+    Queued | Started | Video | Keyframes | Delta | Differential | Caption | Completed | Failed | Cancelled,
+    Field(discriminator="type"),
+]
+_ADAPTER: TypeAdapter[Event] = TypeAdapter(Event)
+
+
+def parse(event_type: str, data: str) -> Event | None:
+    """Return the event with this type and JSON data, or None if this version cannot read it."""
+    try:
+        return _ADAPTER.validate_python({"type": event_type, **json.loads(data)})
+    except (ValueError, TypeError):  # pydantic's ValidationError is a ValueError
+        return None

@@ -1,0 +1,1 @@
+"""HTTP requests to addresses named by clients: SSRF rules and the HTTP client."""

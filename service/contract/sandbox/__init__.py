@@ -1,0 +1,1 @@
+"""Child processes that open untrusted videos: resource limits, confinement and the probe."""

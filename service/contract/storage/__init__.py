@@ -1,0 +1,1 @@
+"""All files in the data directory: uploads and keyframes."""

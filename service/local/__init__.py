@@ -1,0 +1,1 @@
+"""Running everything on one machine: the supervisor, the orphan guard and the server commands."""

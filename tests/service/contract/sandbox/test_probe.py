@@ -1,0 +1,266 @@
+"""The probe: real files of every kind that is taken, and of many that are not."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from service.contract.errors import NotAVideo, UnsupportedMedia, VideoTooLarge, VideoTooLong
+from service.contract.sandbox import probe as module
+from service.contract.sandbox.probe import CHILD, Limits, NoSandbox, check_sandbox, probe
+
+CONFINE = CHILD.with_name("confine.py")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ("a.mp4", "h264", "h264", "mov"),
+        ("a.mov", "hevc", "hevc", "mov"),
+        ("a.mkv", "h264", "h264", "matroska"),
+        ("a.webm", "libvpx", "vp8", "matroska"),
+        ("b.webm", "libvpx-vp9", "vp9", "matroska"),
+        ("c.webm", "libsvtav1", "av1", "matroska"),
+        ("a.avi", "mpeg4", "mpeg4", "avi"),
+        ("a.ts", "h264", "h264", "mpegts"),
+    ],
+)
+async def test_what_is_taken(tmp_path, make_clip, case) -> None:
+    name, encoder, codec, container = case
+    info = await probe(make_clip(tmp_path / name, 1.0, 10, (160, 120), codec=encoder))
+    assert (info.codec, info.container, info.width, info.height, info.rotation) == (codec, container, 160, 120, 0)
+    assert info.fps == pytest.approx(10)
+    assert info.duration_s == pytest.approx(1.0, abs=0.15)
+
+
+async def test_the_name_says_nothing(tmp_path, make_clip) -> None:
+    info = await probe(make_clip(tmp_path / "video.txt", 0.5, container="mp4"))
+    assert info.codec == "h264"
+
+
+async def test_sound_beside_the_video_does_no_harm(tmp_path, make_clip) -> None:
+    info = await probe(make_clip(tmp_path / "a.mp4", 1.0, audio=True))
+    assert (info.streams, info.codec) == (2, "h264")
+
+
+async def test_a_turned_video_is_told_as_a_viewer_sees_it(tmp_path) -> None:
+    path = tmp_path / "turned.mp4"
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("h264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 160, 120, "yuv420p"
+        stream.set_display_rotation(-90)
+        for _ in range(3):
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((120, 160, 3), np.uint8), format="rgb24")))
+        out.mux(stream.encode())
+    info = await probe(path)
+    assert (info.width, info.height, info.shown_size) == (160, 120, (120, 160))
+    assert info.rotation == 90
+
+
+NOT_VIDEOS = {
+    "empty": b"",
+    "text": b"Once upon a time there was a video.\n" * 50,
+    "playlist": b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n/etc/passwd\n#EXT-X-ENDLIST\n",
+    "concat": b"ffconcat version 1.0\nfile /etc/passwd\n",
+    "mp4 in name only": b"\x00\x00\x00\x18ftypisom\x00\x00\x02\x00isomiso2" + b"\xff" * 5000,
+    "matroska in name only": b"\x1aE\xdf\xa3" + b"\x00" * 5000,
+    "a wave file": b"RIFF\x24\x00\x00\x00WAVEfmt " + b"\x00" * 100,
+    "one byte": b"\x00",
+}
+
+
+@pytest.mark.parametrize("name", NOT_VIDEOS)
+async def test_what_is_no_video(tmp_path, name) -> None:
+    path = tmp_path / "video.mp4"
+    path.write_bytes(NOT_VIDEOS[name])
+    with pytest.raises(NotAVideo):
+        await probe(path)
+
+
+async def test_sound_alone_is_no_video(tmp_path, make_clip) -> None:
+    with pytest.raises(NotAVideo, match="no video stream"):
+        await probe(make_clip(tmp_path / "a.mp4", 1.0, video=False))
+
+
+async def test_a_truncated_file_is_no_video(tmp_path, clip) -> None:
+    path = tmp_path / "cut.mp4"
+    path.write_bytes(clip.read_bytes()[:-600])
+    with pytest.raises(NotAVideo, match="cannot be read"):
+        await probe(path)
+
+
+async def test_an_mp4_without_frames_is_no_video(tmp_path) -> None:
+    path = tmp_path / "none.mp4"
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 160, 120, "yuv420p"
+        out.start_encoding()
+    with pytest.raises(NotAVideo):
+        await probe(path)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ("a.flv", "flv", "yuv420p", "Flash"),
+        ("a.gif", "gif", "rgb8", "GIF"),
+        ("a.avi", "magicyuv", "yuv444p", "magicyuv"),
+        ("a.mkv", "mjpeg", "yuvj420p", "mjpeg"),
+        ("a.mov", "qtrle", "rgb24", "qtrle"),
+    ],
+)
+async def test_other_containers_and_codecs_are_named(tmp_path, make_clip, case) -> None:
+    name, encoder, pix_fmt, told = case
+    with pytest.raises(UnsupportedMedia, match=told):
+        await probe(make_clip(tmp_path / name, 0.5, codec=encoder, pix_fmt=pix_fmt))
+
+
+async def test_too_many_pixels(clip) -> None:
+    with pytest.raises(VideoTooLarge, match="160 × 120"):
+        await probe(clip, Limits(max_pixels=160 * 120 - 1))
+    assert (await probe(clip, Limits(max_pixels=160 * 120))).width == 160
+
+
+async def test_a_huge_frame_in_a_small_file(tmp_path) -> None:
+    path = tmp_path / "huge.mp4"
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("mpeg4", rate=1)
+        stream.width, stream.height, stream.pix_fmt = 8000, 8000, "yuv420p"
+        frame = av.VideoFrame(8000, 8000, "yuv420p")
+        for plane in frame.planes:
+            plane.update(bytes(plane.buffer_size))
+        out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+    assert path.stat().st_size < 1_000_000
+    with pytest.raises(VideoTooLarge, match="8000 × 8000"):
+        await probe(path)
+
+
+async def test_flic_is_not_taken(tmp_path) -> None:
+    header = (128 + 16).to_bytes(4, "little") + b"\x12\xaf" + b"\x01\x00\x40\x01\xc8\x00\x08\x00\x03\x00"
+    path = tmp_path / "a.fli"
+    path.write_bytes(header.ljust(128, b"\x00") + (16).to_bytes(4, "little") + b"\xfa\xf1".ljust(12, b"\x00"))
+    with pytest.raises(NotAVideo):
+        await probe(path)
+
+
+async def test_too_long(clip) -> None:
+    with pytest.raises(VideoTooLong, match="3 s"):
+        await probe(clip, Limits(max_duration_s=2.9))
+
+
+async def test_ten_hours_in_a_small_file(tmp_path) -> None:
+    path = tmp_path / "long.mp4"
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("mpeg4", rate=1)
+        stream.width, stream.height, stream.pix_fmt = 16, 16, "yuv420p"
+        frame = av.VideoFrame(16, 16, "yuv420p")
+        for second in range(0, 36_000, 600):
+            frame.pts = second
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+    assert path.stat().st_size < 100_000
+    with pytest.raises(VideoTooLong):
+        await probe(path, Limits(max_duration_s=3600))
+
+
+async def test_a_child_that_hangs_is_killed(tmp_path, clip, monkeypatch) -> None:
+    pid_file = tmp_path / "pid"
+    child = tmp_path / "child.py"
+    child.write_text(
+        f"import os, pathlib, time; pathlib.Path({str(pid_file)!r}).write_text(str(os.getpid())); time.sleep(60)"
+    )
+    monkeypatch.setattr(module, "CHILD", child)
+    with pytest.raises(NotAVideo, match="within 1 s"):
+        await probe(clip, Limits(wall_s=1.0))
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid_file.read_text()), 0)
+
+
+@pytest.mark.parametrize(
+    "body", ["raise SystemExit(1)", "print('{')", "print('x' * 10_000_000)", "import os; os.abort()"]
+)
+async def test_a_child_that_breaks_is_an_unreadable_video(tmp_path, clip, monkeypatch, body) -> None:
+    child = tmp_path / "child.py"
+    child.write_text(body)
+    monkeypatch.setattr(module, "CHILD", child)
+    with pytest.raises(NotAVideo, match="broke"):
+        await asyncio.wait_for(probe(clip), 10)
+
+
+def test_a_confined_child_can_do_next_to_nothing(tmp_path, clip) -> None:
+    canary = tmp_path / "canary"
+    canary.write_text("secret")
+    script = f"""
+import os, runpy, signal, socket, subprocess, sys, threading
+runpy.run_path({str(CONFINE)!r})["confine"]({str(clip)!r}, 10, 16)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+def tried(name, deed):
+    try:
+        deed()
+    except (OSError, MemoryError, RuntimeError):
+        return
+    print(name)
+
+tried("video", lambda: open({str(clip)!r}, "rb").read(10))
+thread = threading.Thread(target=lambda: None)
+tried("thread", lambda: (thread.start(), thread.join()))
+tried("canary", lambda: open({str(canary)!r}).read())
+tried("list", lambda: os.listdir("/"))
+tried("write", lambda: open({str(tmp_path / "new")!r}, "w").write("x"))
+tried("overwrite", lambda: open({str(clip)!r}, "r+b").write(b"x"))
+tried("socket", socket.socket)
+tried("pair", socket.socketpair)
+tried("fork", os.fork)
+tried("program", lambda: subprocess.run(["/bin/true"]))
+tried("exec", lambda: os.execv("/bin/true", ["true"]))
+tried("kill", lambda: os.kill(os.getppid(), 0))
+tried("memory", lambda: bytearray(3 << 30))
+tried("files", lambda: [os.dup(0) for _ in range(20)])
+"""
+    result = subprocess.run(
+        [sys.executable, "-I", "-c", script],
+        capture_output=True,
+        text=True,
+        env={},
+        stdin=subprocess.DEVNULL,
+        check=True,
+        timeout=60,
+    )
+    assert result.stdout.split() == ["video", "thread"], result.stderr
+
+
+async def test_real_clips(videos: list[Path]) -> None:
+    found = {path.name: await probe(path) for path in videos}
+    assert {info.codec for info in found.values()} == {"h264"}
+    assert all(info.duration_s and info.duration_s > 1 and info.fps and info.width > 100 for info in found.values())
+
+
+def test_a_machine_without_a_sandbox_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_sandbox()
+    for name, error in (("confine.py", NoSandbox), ("another.py", RuntimeError)):
+        child = tmp_path / name
+        child.write_text("raise OSError(22, 'Invalid argument')")
+        monkeypatch.setattr(module, "CHILD", child)
+        with pytest.raises(error, match="Invalid argument"):
+            check_sandbox()
+
+
+@pytest.mark.parametrize("process", ["service.app", "workers.main"])
+def test_without_a_sandbox_nothing_starts(process: str, tmp_path: Path) -> None:
+    code = f"""
+import sys, {process} as process
+from service.contract.probe import NoSandbox
+def check_sandbox(): raise NoSandbox("no seccomp here")
+process.check_sandbox = check_sandbox
+sys.exit(process.main())"""
+    env = {**os.environ, "DATA_DIR": str(tmp_path)}
+    ended = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr.count("\n")) == (78, 1), ended.stderr
+    assert "no seccomp here" in ended.stderr

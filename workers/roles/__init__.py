@@ -1,0 +1,1 @@
+"""The four roles of the model: sliding and fast captioning, summary, recaption."""

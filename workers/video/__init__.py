@@ -1,0 +1,1 @@
+"""A video file on its way to keyframes: fetch, decode, frames, keyframes."""

@@ -1,0 +1,149 @@
+"""A video file -> its sampled frames, each with its time: first stage of the pipeline.
+
+All decoding happens in a child process (`decode.py`), which may come to harm: it fails its own video and no other.
+At most one frame is in memory here at a time; the child waits while nobody reads.
+"""
+
+import asyncio
+import json
+import signal
+import sys
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from PIL import Image
+
+from service.contract.errors import DecodeFailed, DecoderDied, InvalidOption
+from service.contract.sandbox.probe import VideoInfo
+from service.contract.sandbox.subprocesses import end
+from workers.video.decode_child import FRAME_HEADER, Spec
+
+T = TypeVar("T")
+CHILD = Path(__file__).with_name("decode_child.py")
+MAX_SIDE_PX = 1024
+PIPE_BUFFER_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which frames of a video are wanted; times in seconds. `from_s`: none of the samples before it."""
+
+    interval_s: float
+    max_samples: int
+    start_s: float | None = None
+    end_s: float | None = None
+    from_s: float | None = None
+
+
+@dataclass(frozen=True)
+class DecodeLimits:
+    """What a child may take: processor time, time in all, and time for the next frame to come."""
+
+    cpu_s: int = 3600
+    wall_s: float = 4 * 3600.0
+    stall_s: float = 180.0
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One sampled frame, upright RGB, no side longer than `MAX_SIDE_PX`."""
+
+    time_s: float
+    image: Image.Image
+
+
+class Frames:
+    """The samples of one video, to be iterated once. `interval_s` is the sampling interval in use."""
+
+    def __init__(self, child: Process, limits: DecodeLimits) -> None:
+        self._child = child
+        self._limits = limits
+        self._deadline = asyncio.get_running_loop().time() + limits.wall_s
+        self.interval_s = 0.0
+        self.duration_s = 0.0
+        self.fps = 0.0
+        self.read_s = 0.0
+        """Seconds spent waiting for the child."""
+
+    async def open(self) -> None:
+        """Read what the child found. Raises DecodeFailed, and InvalidOption where the part holds no frame."""
+        try:
+            found = json.loads(await self._read(self._stdout.readline()))
+            self.interval_s, self.duration_s, self.fps = found["interval_s"], found["duration_s"], found["fps"]
+        except ValueError:
+            raise await self._failure() from None
+        if not found["samples"] and self.duration_s:
+            raise InvalidOption(f"start_s lies after the end of the video, which lasts {self.duration_s:.2f} s.")
+
+    async def __aiter__(self) -> AsyncGenerator[Frame, None]:
+        """Yield the samples in order. Raises DecodeFailed where the child ends badly or gives none."""
+        count = 0
+        while header := await self._read(self._stdout.read(1)):
+            try:
+                header += await self._read(self._stdout.readexactly(FRAME_HEADER.size - 1))
+                time_s, width, height = FRAME_HEADER.unpack(header)
+                if not (0 < width <= MAX_SIDE_PX and 0 < height <= MAX_SIDE_PX):
+                    raise DecodeFailed("The video's decoder gave a frame of an impossible size.")
+                pixels = await self._read(self._stdout.readexactly(width * height * 3))
+            except asyncio.IncompleteReadError:
+                raise await self._failure() from None
+            count += 1
+            yield Frame(time_s, Image.frombytes("RGB", (width, height), pixels))
+        if await self._read(self._child.wait()) or not count:
+            raise await self._failure()
+
+    @property
+    def _stdout(self) -> asyncio.StreamReader:
+        assert self._child.stdout is not None
+        return self._child.stdout
+
+    async def _read(self, reading: Awaitable[T]) -> T:
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        try:
+            async with asyncio.timeout(min(self._limits.stall_s, self._deadline - start)):
+                return await reading
+        except TimeoutError:
+            raise DecodeFailed("Decoding the video took too long.") from None
+        finally:
+            self.read_s += loop.time() - start
+
+    async def _failure(self) -> DecodeFailed:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(1):
+                await self._child.wait()
+        status = self._child.returncode
+        how = {None: "did not answer", 0: "found no frame in it"}.get(status, "ended early")
+        killed = status is not None and status < 0 and status != -signal.SIGXCPU
+        return (DecoderDied if killed else DecodeFailed)(f"The video could not be decoded: its decoder {how}.")
+
+
+@asynccontextmanager
+async def open_frames(path: Path, info: VideoInfo, part: Part, limits: DecodeLimits) -> AsyncIterator[Frames]:
+    """Start a child that decodes the wanted `part` of a probed file; it is gone when the context ends."""
+    spec = Spec(
+        path=str(path.resolve()),
+        demuxer=info.container,
+        max_side_px=MAX_SIDE_PX,
+        cpu_s=limits.cpu_s,
+        **asdict(part),
+    )
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-I", "-B", str(CHILD), json.dumps(asdict(spec))),
+        stdin=DEVNULL,
+        stdout=PIPE,
+        stderr=DEVNULL,
+        env={"OPENBLAS_NUM_THREADS": "1"},  # NumPy starts one for each core, of 40 MB of address space
+        start_new_session=True,
+        limit=PIPE_BUFFER_BYTES,
+    )
+    try:
+        frames = Frames(child, limits)
+        await frames.open()
+        yield frames
+    finally:
+        await end(child)
