@@ -27,7 +27,7 @@ import httpx
 from httpx_sse import aconnect_sse
 
 from service.local.up import UpSettings, free_port, running
-from workers.demo import scenes
+from workers.demo import scenes, world
 
 JOB_TIMEOUT_S = 1800
 
@@ -88,7 +88,7 @@ def demo_videos(directory: Path, count: int) -> list[Path]:
     paths = []
     for k in range(count):
         path = directory / f"clip-{k}.mp4"
-        scenes.write_clip(path, scenes.make_scene(scenes.HELD_OUT_SEED + k))
+        scenes.write_clip(path, scenes.make_scene(world.HELD_OUT_SEED + k))
         paths.append(path)
     return paths
 

@@ -19,10 +19,10 @@ import sentencepiece
 import torch
 from PIL import Image
 
-from workers.demo import language, scenes
+from workers.demo import language, scenes, world
 from workers.demo.training import export, samples, tokens
 from workers.demo.training.model import DemoModel
-from workers.prompts import trained_texts as prompts
+from workers.prompts.trained import TRAINED_PROMPTS as prompts
 from workers.video.collage import stack_pair
 from workers.xcomposer2 import check_registered, engine_args
 from workers.xcomposer2.hd_tiling import plan_tiling
@@ -30,7 +30,7 @@ from workers.xcomposer2.image import crops
 from workers.xcomposer2.tokenizer import load_tokenizer, stop_ids, turn_ids
 
 CHECKPOINT = Path(__file__).parents[1] / "workers" / "demo" / "checkpoint"
-SEED = scenes.HELD_OUT_SEED + 2_000_000
+SEED = world.HELD_OUT_SEED + 2_000_000
 MAX_TOKENS = 256
 
 

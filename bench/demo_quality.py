@@ -21,17 +21,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
 
-from sharecap_client.api import Client
+from sharecap_client.api import AsyncClient
+from sharecap_client.models import Job
 from tqdm.asyncio import tqdm  # type: ignore[import-untyped]
 
 from service.contract.events import Caption, Failed
-from service.contract.jobs import Job, JobStatus
+from service.contract.jobs import JobStatus
 from service.local.up import UpSettings, free_port, running
-from workers.demo import language, scenes
-from workers.demo.scenes import Scene
+from workers.demo import language, scenes, world
 from workers.demo.training import samples
+from workers.demo.world import Scene
 
-SEED = scenes.HELD_OUT_SEED + 1_000_000  # apart from the held-out pictures that training watches
+SEED = world.HELD_OUT_SEED + 1_000_000  # apart from the held-out pictures that training watches
 STEP_S = 2.0  # default sampling interval of the service
 RESULTS = Path(__file__).parent / "results" / "demo_quality.md"
 
@@ -78,7 +79,7 @@ def judge_video(scene: Scene, job: Job, tally: Tally) -> None:
     count(tally, "summary: what the differentials said, in order", said_all == as_told)
 
 
-async def judge_clip(client: Client, seed: int, folder: Path, tally: Tally) -> None:
+async def judge_clip(client: AsyncClient, seed: int, folder: Path, tally: Tally) -> None:
     scene, path = scenes.make_scene(seed), folder / f"{seed}.mp4"
     await asyncio.to_thread(scenes.write_clip, path, scene)
     with path.open("rb") as video:
@@ -92,7 +93,7 @@ async def judge_clip(client: Client, seed: int, folder: Path, tally: Tally) -> N
         judge_video(scene, job, tally)
 
 
-async def judge_recaption(client: Client, seed: int, tally: Tally) -> None:
+async def judge_recaption(client: AsyncClient, seed: int, tally: Tally) -> None:
     prompt, wanted = samples.recaption(random.Random(seed))
     brief = prompt.split("caption: ", 1)[1]
     text = ""
@@ -112,7 +113,7 @@ async def judge_all(url: str, clips: int, at_once: int) -> Tally:
     tally: Tally = Counter()
     gate = asyncio.Semaphore(at_once)
 
-    async with Client(url) as client:
+    async with AsyncClient(url) as client:
         with tempfile.TemporaryDirectory() as folder:
 
             async def video(seed: int) -> None:

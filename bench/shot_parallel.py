@@ -25,7 +25,7 @@ import httpx
 from httpx_sse import aconnect_sse
 
 from service.local.up import UpSettings, free_port, running
-from workers.demo import scenes
+from workers.demo import scenes, world
 
 JOB_TIMEOUT_S = 3600
 SIZE = (426, 240)
@@ -51,14 +51,14 @@ class Run:
 
 def draw(path: Path, shots: int) -> None:
     """Write the clip: each shot shows another shape in other colours, standing still."""
-    pairs = [(colour, ground) for colour in scenes.COLOURS for ground in scenes.BACKGROUNDS]
+    pairs = [(colour, ground) for colour in world.COLOURS for ground in world.BACKGROUNDS]
     states = []
     for shot in range(shots):
         colour, ground = pairs[shot * 11 % len(pairs)]
-        shape = scenes.SHAPES[shot % len(scenes.SHAPES)]
-        states.append(scenes.State(shape, colour, ground, x=0.3 + 0.1 * (shot % 5), radius=0.36))
+        shape = world.SHAPES[shot % len(world.SHAPES)]
+        states.append(world.State(shape, colour, ground, x=0.3 + 0.1 * (shot % 5), radius=0.36))
     changes = ("background",) * (shots - 1)
-    scenes.write_clip(path, scenes.Scene(0, *SIZE, tuple(states), changes, (SHOT_S,) * shots), fps=5)
+    scenes.write_clip(path, world.Scene(0, *SIZE, tuple(states), changes, (SHOT_S,) * shots), fps=5)
 
 
 async def caption(http: httpx.AsyncClient, video: Path, name: str, **options: str) -> Run:

@@ -7,7 +7,7 @@ the one that answers use: what cannot be foretold would only be noise to learn f
 import random
 import re
 
-from workers.demo.scenes import BACKGROUNDS, CHANGES, COLOURS, SHAPES, Scene, State
+from workers.demo.world import BACKGROUNDS, CHANGES, COLOURS, SHAPES, Scene, State
 
 MOVES = ("left", "right", "up", "down")
 FIRST = (

@@ -10,7 +10,7 @@ import argparse
 import math
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import BinaryIO
@@ -20,63 +20,18 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
+from workers.demo import language
+from workers.demo.world import BACKGROUNDS, CHANGES, COLOURS, SHAPES, Scene, State
+
 Frame = npt.NDArray[np.uint8]  # [height, width, 3], RGB
 
-SHAPES = ("circle", "square", "triangle", "star")
-COLOURS = {
-    "red": (215, 30, 35),
-    "green": (35, 165, 60),
-    "blue": (35, 80, 225),
-    "yellow": (250, 220, 30),
-    "orange": (250, 135, 15),
-    "purple": (135, 40, 175),
-    "pink": (250, 140, 190),
-    "cyan": (40, 210, 225),
-}
-BACKGROUNDS = {
-    "white": (248, 248, 248),
-    "black": (12, 12, 12),
-    "grey": (128, 128, 128),
-    "brown": (105, 65, 35),
-    "navy": (20, 25, 85),
-}
-CHANGES = ("left", "right", "up", "down", "grow", "shrink", "colour", "leave", "appear", "background", "none")
 SIZES = ((320, 180), (384, 216), (426, 240), (640, 360), (320, 240), (256, 256), (384, 160), (180, 320))
 SIZE_WEIGHTS = (5, 4, 3, 3, 3, 2, 2, 1)
 
 SMALL_RADIUS = (0.20, 0.26)  # of the short side
 LARGE_RADIUS = (0.32, 0.40)
 MARGIN = 0.01
-HELD_OUT_SEED = 1_000_000_000  # seeds from here on are never trained on
 JITTER = 8  # a named colour is drawn up to this far from its value, per channel and scene
-
-
-@dataclass(frozen=True)
-class State:
-    """What stands still between two changes. Centre as fractions of width and height, radius of the short side."""
-
-    shape: str | None
-    colour: str
-    background: str
-    x: float = 0.5
-    y: float = 0.5
-    radius: float = 0.25
-
-
-@dataclass(frozen=True)
-class Scene:
-    """A clip to be: `changes[i]` leads from `states[i]` to `states[i + 1]`, which is held for `holds_s[i + 1]`."""
-
-    seed: int
-    width: int
-    height: int
-    states: tuple[State, ...]
-    changes: tuple[str, ...]
-    holds_s: tuple[float, ...]
-
-    def change_times_s(self) -> list[float]:
-        """Return when each state after the first begins."""
-        return [round(sum(self.holds_s[: i + 1]), 1) for i in range(len(self.changes))]
 
 
 def outline(shape: str, x: float, y: float, radius: float) -> list[tuple[float, float]]:
@@ -252,8 +207,6 @@ def through_h264(pictures: list[Frame], crf: int) -> list[Frame]:
 
 
 def main() -> None:
-    from workers.demo import language  # noqa: PLC0415 (language needs this module)
-
     parser = argparse.ArgumentParser(description="Write a clip of the demo world and print its reference captions.")
     parser.add_argument("--seed", type=int, help="the scene's seed (default: the sample clip of `make demo`)")
     parser.add_argument("--out", type=Path, required=True, help="where the MP4 goes")

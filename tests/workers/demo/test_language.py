@@ -5,8 +5,8 @@ import random
 import pytest
 
 from workers.demo import language, scenes
-from workers.demo.scenes import State
 from workers.demo.training import samples
+from workers.demo.world import State
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -9,8 +9,8 @@ import av
 import numpy as np
 import pytest
 
-from workers.demo import scenes
-from workers.demo.scenes import State
+from workers.demo import scenes, world
+from workers.demo.world import State
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -43,12 +43,12 @@ def test_a_seed_gives_one_scene() -> None:
 def test_shape_is_drawn_in_its_colour_on_its_background() -> None:
     state = State("square", "green", "navy", x=0.25, y=0.5, radius=0.3)
     frame = scenes.draw(state, 320, 180)
-    assert np.abs(frame[90, 80].astype(int) - scenes.COLOURS["green"]).max() <= scenes.JITTER
-    assert np.abs(frame[90, 300].astype(int) - scenes.BACKGROUNDS["navy"]).max() <= scenes.JITTER
+    assert np.abs(frame[90, 80].astype(int) - world.COLOURS["green"]).max() <= scenes.JITTER
+    assert np.abs(frame[90, 300].astype(int) - world.BACKGROUNDS["navy"]).max() <= scenes.JITTER
 
 
 def test_shapes_differ_from_one_another() -> None:
-    drawn = [scenes.draw(State(shape, "red", "white", radius=0.35), 192, 192).astype(int) for shape in scenes.SHAPES]
+    drawn = [scenes.draw(State(shape, "red", "white", radius=0.35), 192, 192).astype(int) for shape in world.SHAPES]
     for index, one in enumerate(drawn):
         for other in drawn[index + 1 :]:
             assert (np.abs(one - other).max(-1) > 100).mean() > 0.02

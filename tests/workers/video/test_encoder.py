@@ -11,7 +11,7 @@ from huggingface_hub import constants
 from PIL import Image
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig, CLIPVisionModel
 
-from workers.demo import scenes
+from workers.demo import scenes, world
 from workers.models.engine import ModelDefaults
 from workers.settings import DEMO_CHECKPOINT
 from workers.video.encoder import ClipEncoder, Preprocessor
@@ -182,7 +182,7 @@ def test_what_is_no_image_encoder_is_refused(checkpoint: Path, tmp_path: Path) -
 async def test_half_precision_tells_frames_apart_as_full_precision_does() -> None:
     """What runs on a GPU, run here: cosines agree, best of all where it is decided what is a keyframe."""
     encoder = ClipEncoder(str(DEMO_CHECKPOINT), "keyframe_encoder")
-    scene = scenes.make_scene(scenes.HELD_OUT_SEED, changes=6)
+    scene = scenes.make_scene(world.HELD_OUT_SEED, changes=6)
     drawn = [scenes.draw(state, scene.width, scene.height) for state in scene.states]
     frames = [Image.fromarray(frame) for crf in (18, 30) for frame in scenes.through_h264(drawn, crf)]
     full = await encoder.encode(frames)

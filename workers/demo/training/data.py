@@ -19,7 +19,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from workers.demo import scenes
-from workers.demo.scenes import BACKGROUNDS, CHANGES, COLOURS, SHAPES, Scene, State
+from workers.demo.world import BACKGROUNDS, CHANGES, COLOURS, SHAPES, Scene, State
 from workers.video.collage import PAIR_GAP_PX, stack_pair
 from workers.xcomposer2.hd_tiling import plan_tiling
 from workers.xcomposer2.image import pad_image

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from workers.demo import language
-from workers.demo.scenes import CHANGES
 from workers.demo.training import samples, tokens
 from workers.demo.training.data import SINGLE, unrecord
 from workers.demo.training.model import DemoModel
 from workers.demo.training.pictures import Pictures
+from workers.demo.world import CHANGES
 
 if TYPE_CHECKING:
     from workers.demo.training.train import Training

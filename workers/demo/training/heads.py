@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from workers.demo.scenes import BACKGROUNDS, COLOURS, SHAPES
 from workers.demo.training.data import SINGLE
 from workers.demo.training.model import Sizes
+from workers.demo.world import BACKGROUNDS, COLOURS, SHAPES
 
 TASKS = {
     "kind": SINGLE + 1,

@@ -10,8 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from workers.demo.scenes import CHANGES
 from workers.demo.training.data import SINGLE
+from workers.demo.world import CHANGES
 from workers.xcomposer2.image import CLIP_MEAN, CLIP_STD
 
 GEOMETRIC = ("left", "right", "up", "down", "grow", "shrink")

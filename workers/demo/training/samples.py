@@ -1,4 +1,4 @@
-"""One training turn of each role: a prompt to the letter of `prompts/trained_texts.py`, and the answer to learn.
+"""One training turn of each role: a prompt to the letter of `prompts/trained.py`, and the answer to learn.
 
 The image roles take the states that a stored picture shows; the text roles invent theirs.
 """
@@ -7,8 +7,8 @@ import random
 from dataclasses import replace
 
 from workers.demo import language, scenes
-from workers.demo.scenes import BACKGROUNDS, COLOURS, SHAPES, State
-from workers.prompts import trained_texts as prompts
+from workers.demo.world import BACKGROUNDS, COLOURS, SHAPES, State
+from workers.prompts.trained import TRAINED_PROMPTS as prompts
 
 Step = tuple[str, State, State]
 Turn = tuple[str, str]  # (prompt, answer)

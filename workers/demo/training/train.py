@@ -29,13 +29,13 @@ from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from workers.demo import language
-from workers.demo.scenes import CHANGES
 from workers.demo.training import evaluate, export, samples, tokens
 from workers.demo.training.data import unrecord
 from workers.demo.training.heads import Heads
 from workers.demo.training.model import DemoModel, Sizes, Tokens
 from workers.demo.training.muon import Muon
 from workers.demo.training.pictures import Pictures
+from workers.demo.world import CHANGES
 
 MUON_LR, ADAM_LR = 0.02, 3e-3
 WARMUP_STEPS, SAVE_EVERY_S, EVALUATE_EVERY_S, REFRESH_EVERY = 100, 240, 600, 200

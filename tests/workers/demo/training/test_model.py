@@ -9,7 +9,7 @@ import sentencepiece
 import torch
 from PIL import Image
 
-from workers.demo import scenes
+from workers.demo import scenes, world
 from workers.demo.training import data, export, samples, tokens
 from workers.demo.training.model import DemoModel, Sizes, Tokens, merge
 from workers.demo.training.muon import orthogonalised
@@ -111,15 +111,15 @@ def test_pictures_show_what_their_records_say() -> None:
             state = data.unrecord(row)
             if state.shape:
                 seen = crop[int(state.y * data.CROP_PX), int(state.x * data.CROP_PX)].astype(int)
-                assert np.abs(seen - scenes.COLOURS[state.colour]).max() < 40
+                assert np.abs(seen - world.COLOURS[state.colour]).max() < 40
 
 
 def test_watched_pairs_show_what_changed_between_samples_of_the_clip() -> None:
     scene = scenes.make_scene(12, changes=3, size=(320, 180))
     pairs = data.watched(scene, random.Random(0))
-    told = [scenes.CHANGES[kind] for _, kind, _ in pairs]
+    told = [world.CHANGES[kind] for _, kind, _ in pairs]
     assert [kind for kind in told if kind != "none"] == list(scene.changes)
     assert "none" in told
     for _, kind, (before, after) in pairs:
-        if scenes.CHANGES[kind] == "none":
+        if world.CHANGES[kind] == "none":
             assert before[:3] == after[:3]
