@@ -1,5 +1,5 @@
 """Python client of the sharecap video captioning service."""
 
-from sharecap_client.api import Client, RequestFailed
+from sharecap_client.api import AsyncClient, RequestFailed
 
-__all__ = ["Client", "RequestFailed"]
+__all__ = ["AsyncClient", "RequestFailed"]

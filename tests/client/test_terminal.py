@@ -11,7 +11,7 @@ import httpx
 import pytest
 from rich.console import Console
 from sharecap_client import api as subject
-from sharecap_client.api import Client, RequestFailed
+from sharecap_client.api import AsyncClient, RequestFailed
 from sharecap_client.cli.terminal import caption_video, printable, recaption_prompt
 
 from service.contract.errors import EngineFailed
@@ -41,13 +41,13 @@ async def working(
 async def test_a_file_is_sent_and_its_captions_are_printed(gateway: Served, worker: ScriptedWorker, clip: Path) -> None:
     async with working(worker, video_events):
         with console() as (out, file):
-            status = await caption_video(Client(gateway.url), str(clip), {"interval_s": 1.5}, out)
+            status = await caption_video(AsyncClient(gateway.url), str(clip), {"interval_s": 1.5}, out)
     assert status == 0
     lines = [line.strip() for line in file.getvalue().splitlines()]
     assert "0.00 s  A light square." in lines
     assert "2.00 s  Das Quadrat fährt nach rechts — 正方形 🟨." in lines
     assert "caption  A light square moves to the right." in lines
-    assert lines[-1] == "completed: 100 tokens read, 80 of them of images, 20 written"
+    assert lines[-1] == "completed: 100 prompt tokens (80 of them image tokens), 20 generated"
     job = (await gateway.client.get("/captions")).json()["jobs"][0]
     assert job["source"]["filename"] == "clip.mp4"
     assert job["source"]["bytes"] == clip.stat().st_size
@@ -58,7 +58,7 @@ async def test_as_json_prints_the_job_and_nothing_else(
 ) -> None:
     async with working(worker, video_events):
         with console() as (out, file):
-            status = await caption_video(Client(gateway.url), str(clip), {"interval_s": 1.5}, out, as_json=True)
+            status = await caption_video(AsyncClient(gateway.url), str(clip), {"interval_s": 1.5}, out, as_json=True)
     assert (status, file.getvalue()) == (0, "")
     job = json.loads(capsys.readouterr().out)
     assert job["status"] == "completed"
@@ -69,7 +69,7 @@ async def test_as_json_prints_the_job_and_nothing_else(
 async def test_text_is_shown_while_it_is_written(gateway: Served, worker: ScriptedWorker) -> None:
     async with working(worker, recaption_events, pause_s=0.3):
         with console(terminal=True) as (out, file):
-            status = await recaption_prompt(Client(gateway.url), "a fox", out)
+            status = await recaption_prompt(AsyncClient(gateway.url), "a fox", out)
     assert status == 0
     shown = file.getvalue()
     assert shown.index("A red ") < shown.index("A red fox.")
@@ -81,7 +81,7 @@ async def test_a_failed_job_says_why_and_ends_with_1(gateway: Served, worker: Sc
         worker, lambda _: [Started(attempt=1), Failed.of(EngineFailed("The engine stopped."))], pause_s=0.5
     ):
         with console() as (out, file):
-            status = await recaption_prompt(Client(gateway.url), "a fox", out)
+            status = await recaption_prompt(AsyncClient(gateway.url), "a fox", out)
     assert status == 1
     assert "The engine stopped. (engine_failed)" in file.getvalue()
 
@@ -89,15 +89,15 @@ async def test_a_failed_job_says_why_and_ends_with_1(gateway: Served, worker: Sc
 async def test_refusals_are_the_service_own_words(gateway: Served, clip: Path) -> None:
     with console() as (out, _):
         with pytest.raises(RequestFailed, match=r"interval_s.*invalid_option"):
-            await caption_video(Client(gateway.url), str(clip), {"interval_s": 1000}, out)
+            await caption_video(AsyncClient(gateway.url), str(clip), {"interval_s": 1000}, out)
         with pytest.raises(RequestFailed, match="url_forbidden"):
-            await caption_video(Client(gateway.url), "http://127.0.0.1/clip.mp4", {}, out)
+            await caption_video(AsyncClient(gateway.url), "http://127.0.0.1/clip.mp4", {}, out)
         with pytest.raises(RequestFailed, match=r"not_a_video|unsupported_media"):
-            await caption_video(Client(gateway.url), __file__, {}, out)
+            await caption_video(AsyncClient(gateway.url), __file__, {}, out)
         with pytest.raises(RequestFailed, match="cannot read /no/such: No such file"):
-            await caption_video(Client(gateway.url), "/no/such", {}, out)
+            await caption_video(AsyncClient(gateway.url), "/no/such", {}, out)
         with pytest.raises(RequestFailed, match=r"cannot reach http://127\.0\.0\.1:9"):
-            await recaption_prompt(Client("http://127.0.0.1:9"), "a fox", out)
+            await recaption_prompt(AsyncClient("http://127.0.0.1:9"), "a fox", out)
 
 
 def sse(seq: int, event: Event) -> bytes:
@@ -128,7 +128,7 @@ async def test_following_goes_on_after_the_last_event_that_arrived(monkeypatch: 
         half = sse(after + 5, events[after + 4])[:-9] if after + 4 < len(events) else b""
         return httpx.Response(200, headers={"content-type": "text/event-stream"}, stream=Broken(*parts, half))
 
-    async with Client("http://service", transport=httpx.MockTransport(answer)) as client:
+    async with AsyncClient("http://service", transport=httpx.MockTransport(answer)) as client:
         got = [event async for event in client.follow("cap_1")]
     assert got == events
     assert asked == [None, "4", "8"]
@@ -140,7 +140,7 @@ async def test_following_ends_when_the_service_stays_away(monkeypatch: pytest.Mo
     def answer(request: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError("refused")
 
-    async with Client("http://service", transport=httpx.MockTransport(answer)) as client:
+    async with AsyncClient("http://service", transport=httpx.MockTransport(answer)) as client:
         with pytest.raises(RequestFailed, match="lost the connection"):
             await asyncio.wait_for(anext(aiter(client.follow("cap_1"))), 10)
 
@@ -153,7 +153,7 @@ async def test_events_of_an_unknown_kind_are_passed_over() -> None:
     def answer(request: httpx.Request) -> httpx.Response:
         return httpx.Response(200, headers={"content-type": "text/event-stream"}, content=stream)
 
-    async with Client("http://service", transport=httpx.MockTransport(answer)) as client:
+    async with AsyncClient("http://service", transport=httpx.MockTransport(answer)) as client:
         assert [event.type async for event in client.follow("cap_1")] == ["failed"]
 
 
@@ -161,8 +161,8 @@ async def test_events_of_an_unknown_kind_are_passed_over() -> None:
     "answer", [httpx.Response(200, text="hello"), httpx.Response(200, json=[]), httpx.Response(500)]
 )
 async def test_something_else_than_the_service_is_told_from_it(answer: httpx.Response) -> None:
-    async with Client("http://service", transport=httpx.MockTransport(lambda _: answer)) as client:
-        with pytest.raises(RequestFailed, match=r"no sharecap service|500 Internal Server Error"):
+    async with AsyncClient("http://service", transport=httpx.MockTransport(lambda _: answer)) as client:
+        with pytest.raises(RequestFailed, match=r"not a sharecap service|500 Internal Server Error"):
             await client.submit_recaption("a fox")
 
 
@@ -174,7 +174,7 @@ async def test_a_new_attempt_voids_the_text_being_written(gateway: Served, worke
 
     async with working(worker, script):
         with console() as (out, file):
-            status = await recaption_prompt(Client(gateway.url), "a fox", out)
+            status = await recaption_prompt(AsyncClient(gateway.url), "a fox", out)
     assert status == 0
     assert "dark" not in file.getvalue()
 

@@ -1,31 +1,31 @@
-"""The `sharecap` command: commands of this client, and those that other installed packages register.
+"""The `sharecap` command: this package's commands, and commands that other installed packages register.
 
-A package registers commands by an entry point in the group `sharecap.commands`: a function that takes the Typer
-application and adds commands to it. A package whose entry point cannot be imported is left out with a note, so that
-it cannot break the client.
+A package registers commands through an entry point in the group `sharecap.commands`: a function that takes a Typer
+application and adds commands to it. These packages are imported only for the help text and for commands that this
+package does not have, so a broken server package affects neither `sharecap caption` nor its output.
 """
 
 import sys
 from importlib.metadata import entry_points, version
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.text import Text
+from typer.core import TyperGroup
 
 from sharecap_client.api import RequestFailed
 from sharecap_client.cli import caption_commands
 from sharecap_client.cli.errors import CommandFailed
 from sharecap_client.cli.terminal import printable
 
-COMMANDS = "sharecap.commands"
-"""The entry point group."""
+ENTRY_POINT_GROUP = "sharecap.commands"
 
 notes = Console(stderr=True, highlight=False)
 
 
 def main() -> None:
-    """Entry point of the `sharecap` command. Expected errors become one line on standard error and exit status 1."""
+    """Run the `sharecap` command. An expected error is printed as one line on standard error, with exit status 1."""
     try:
         create_app()()
     except (CommandFailed, RequestFailed) as error:
@@ -33,9 +33,30 @@ def main() -> None:
         sys.exit(1)
 
 
+class CommandGroup(TyperGroup):
+    """A group of commands that loads the commands of other packages when they are first needed."""
+
+    loaded = False
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        self._load()
+        return super().list_commands(ctx)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in self.commands:
+            self._load()
+        return super().get_command(ctx, cmd_name)
+
+    def _load(self) -> None:
+        if not self.loaded:
+            self.loaded = True
+            self.commands.update(registered_commands())
+
+
 def create_app() -> typer.Typer:
-    """Return the application with the commands of all installed packages."""
+    """Return the application."""
     app = typer.Typer(
+        cls=CommandGroup,
         name="sharecap",
         help="Dense, temporally exact video captions, streamed.",
         no_args_is_help=True,
@@ -45,14 +66,23 @@ def create_app() -> typer.Typer:
     )
     app.callback(invoke_without_command=True)(root)
     caption_commands.register(app)
-    for entry_point in sorted(entry_points(group=COMMANDS), key=lambda entry_point: entry_point.name):
+    return app
+
+
+def registered_commands() -> dict[str, Any]:
+    """Return the commands that other packages register, by name. A package that cannot be imported gets a note."""
+    app = typer.Typer()
+    app.callback()(lambda: None)  # without a callback, Typer turns a single command into the whole application
+    for entry_point in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda entry_point: entry_point.name):
         try:
             register = entry_point.load()
-        except (ImportError, AttributeError) as error:
-            notes.print(f"sharecap: the commands of {entry_point.value} are not available: {error}", soft_wrap=True)
+        except Exception as error:  # importing a broken package can raise anything
+            reason = printable(str(error).partition("\n")[0]) or type(error).__name__
+            notes.print(Text(f"sharecap: cannot load the commands of {entry_point.value}: {reason}"), soft_wrap=True)
         else:
             register(app)
-    return app
+    group = typer.main.get_group(app)
+    return dict(group.commands)
 
 
 def root(show_version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:

@@ -1,5 +1,5 @@
-"""The error that a command ends with."""
+"""The error that ends a command."""
 
 
 class CommandFailed(Exception):
-    """Ends the command with this text on standard error and exit status 1. The text says what to do next."""
+    """Ends the command with exit status 1 and this text on standard error. The text says what to do next."""

@@ -1,12 +1,15 @@
-"""What commands share: run a coroutine, or become another program."""
+"""Functions that commands share: run a coroutine, check for optional packages, become another program."""
 
 import asyncio
+import importlib.util
 import os
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from typing import Any, NoReturn
 
 import typer
+
+from sharecap_client.cli.errors import CommandFailed
 
 EXIT_INTERRUPTED = 130
 
@@ -20,10 +23,17 @@ def run(work: Coroutine[Any, Any, int]) -> NoReturn:
     raise typer.Exit(status)
 
 
-def become(module: str, *arguments: str, **env: str | None) -> NoReturn:
-    """Replace this process by `python -m module`, with `env` added to its environment.
+def require(packages: Iterable[str], advice: str) -> None:
+    """Raise CommandFailed with `advice` if one of these top-level packages is not installed. Imports none of them."""
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
+    if missing:
+        raise CommandFailed(f"not installed: {', '.join(missing)}. {advice}")
 
-    `-P` keeps the current directory out of the module search path: a folder there may have the name of a package.
+
+def become(module: str, *arguments: str, **env: str | None) -> NoReturn:
+    """Replace this process by `python -m module`, with the values of `env` that are not None in its environment.
+
+    `-P` keeps the current directory off the module search path: a folder there may have the name of a package.
     """
-    given = {name: value for name, value in env.items() if value is not None}
-    os.execve(sys.executable, [sys.executable, "-P", "-m", module, *arguments], {**os.environ, **given})
+    changes = {name: value for name, value in env.items() if value is not None}
+    os.execve(sys.executable, [sys.executable, "-P", "-m", module, *arguments], {**os.environ, **changes})

@@ -1,7 +1,7 @@
-"""Jobs of a running service in a terminal: send a video, show its captions as they are written, keep them line by line.
+"""Shows a job of a running service in a terminal: finished captions line by line, the current one while it grows.
 
-In a pipe or a file the same lines come without colour and without the moving part. All text comes from a model or a
-service, so nothing in it is taken for markup or for a terminal's control sequence.
+If the output is a pipe or a file, only the finished lines are printed, without colour. All text comes from a model or
+a service, so it is never interpreted as markup or as terminal control sequences.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from sharecap_client.api import Client, RequestFailed
+from sharecap_client.api import AsyncClient, RequestFailed
 from sharecap_client.events import (
     Cancelled,
     Caption,
@@ -35,30 +35,31 @@ TIME_WIDTH = 10
 
 
 async def caption_video(
-    client: Client, video: str, options: Mapping[str, object], console: Console, as_json: bool = False
+    client: AsyncClient, video: str, options: Mapping[str, object], console: Console, as_json: bool = False
 ) -> int:
-    """Caption a file or an address; show it, or print the finished job as JSON. Return 0 where it completed, else 1.
+    """Caption a video file or URL and show its events, or print the finished job as JSON.
 
-    Raises RequestFailed where the service refuses or is gone, or the file cannot be read.
+    Returns the exit status: 0 if the job completed, else 1. Raises RequestFailed if the service refuses the video or
+    cannot be reached, or if the file cannot be read.
     """
     async with client:
         return await _follow(client, await _submit(client, video, options, console), console, as_json)
 
 
-async def recaption_prompt(client: Client, prompt: str, console: Console, as_json: bool = False) -> int:
-    """Write a short prompt out; shown and answered as by `caption_video`."""
+async def recaption_prompt(client: AsyncClient, prompt: str, console: Console, as_json: bool = False) -> int:
+    """Expand a short prompt. Output, exit status and exceptions are those of `caption_video`."""
     async with client:
         return await _follow(client, await client.submit_recaption(prompt), console, as_json)
 
 
-async def _submit(client: Client, video: str, options: Mapping[str, object], console: Console) -> str:
+async def _submit(client: AsyncClient, video: str, options: Mapping[str, object], console: Console) -> str:
     if video.startswith(("http://", "https://")):
         return await client.submit_url(video, options)
     columns = (TextColumn("[dim]sending"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    shown = console.is_terminal and not console.quiet
+    visible = console.is_terminal and not console.quiet
     try:
         with (
-            Progress(*columns, console=console, transient=True, disable=not shown) as progress,
+            Progress(*columns, console=console, transient=True, disable=not visible) as progress,
             progress.open(video, "rb") as file,
         ):
             return await client.submit_file(file, video, options)
@@ -66,7 +67,7 @@ async def _submit(client: Client, video: str, options: Mapping[str, object], con
         raise RequestFailed(f"cannot read {video}: {error.strerror or error}") from None
 
 
-async def _follow(client: Client, job_id: str, console: Console, as_json: bool) -> int:
+async def _follow(client: AsyncClient, job_id: str, console: Console, as_json: bool) -> int:
     with JobDisplay(Console(quiet=True) if as_json else console) as display:
         async for event in client.follow(job_id):
             display.show(event)
@@ -76,15 +77,14 @@ async def _follow(client: Client, job_id: str, console: Console, as_json: bool) 
 
 
 class JobDisplay:
-    """Shows one job. Give it every event in order; `completed` says in the end whether the job was."""
+    """Shows one job. Pass every event to `show` in order; `completed` is true after a `completed` event."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self.completed = False
-        self._doing = "waiting for a worker"
-        self._being_written: dict[int | None, str] = {}  # by keyframe; none is the caption
+        self._activity = "waiting for a worker"
+        self._unfinished: dict[int | None, str] = {}  # texts by keyframe; the key None is the caption
         self._times_s: dict[int, float] = {}
-        self._written = 0
         self._live = Live(console=console, transient=True, refresh_per_second=10)
 
     def __enter__(self) -> Self:
@@ -98,43 +98,42 @@ class JobDisplay:
         self._live.__exit__(kind, error, trace)
 
     def show(self, event: Event) -> None:
-        """Print what is final, and show what is under way below it."""
+        """Print finished text, and show the current activity below it."""
         match event:
             case Queued():
-                self._doing = "waiting for a worker"
+                self._activity = "waiting for a worker"
             case Started():
-                self._doing, self._being_written = "opening the video", {}
+                self._activity, self._unfinished = "opening the video", {}
             case Video():
                 self._note(f"{event.width} × {event.height}, {event.duration_s:.2f} s, {event.fps:g} frames a second")
-                self._doing = "looking for keyframes"
+                self._activity = "choosing keyframes"
             case Keyframes():
                 self._times_s.update({keyframe.index: keyframe.time_s for keyframe in event.keyframes})
-                self._say_where(event.complete)
+                self._count_keyframes(event.complete)
             case Delta():
-                self._being_written[event.keyframe] = self._being_written.get(event.keyframe, "") + event.text
+                self._unfinished[event.keyframe] = self._unfinished.get(event.keyframe, "") + event.text
             case Differential():
-                self._being_written.pop(event.keyframe, None)
-                self._written += 1
+                self._unfinished.pop(event.keyframe, None)
                 self._line(f"{event.time_s:.2f} s", event.text)
             case Caption():
-                self._being_written = {}
+                self._unfinished = {}
                 self._line("caption", event.text, "bold")
             case Completed() | Failed() | Cancelled():
                 self._end(event)
         self._refresh()
 
-    def _say_where(self, complete: bool) -> None:
-        self._doing = f"captioning {len(self._times_s)} keyframes" + ("" if complete else " so far")
+    def _count_keyframes(self, complete: bool) -> None:
+        self._activity = f"captioning {len(self._times_s)} keyframes" + ("" if complete else " so far")
 
     def _end(self, event: Completed | Failed | Cancelled) -> None:
-        self._doing, self._being_written = "", {}
+        self._activity, self._unfinished = "", {}
         match event:
             case Completed():
                 self.completed = True
                 usage = event.usage
                 self._note(
-                    f"completed: {usage.prompt_tokens:,} tokens read, {usage.image_tokens:,} of them of images, "
-                    f"{usage.completion_tokens:,} written"
+                    f"completed: {usage.prompt_tokens:,} prompt tokens ({usage.image_tokens:,} of them image tokens), "
+                    f"{usage.completion_tokens:,} generated"
                 )
             case Failed():
                 self._line("failed", f"{event.error.detail} ({event.error.code})", "red")
@@ -151,17 +150,17 @@ class JobDisplay:
         self._line("", text, "dim")
 
     def _refresh(self) -> None:
-        if self._being_written:
-            first = next(iter(self._being_written.values()))  # of several at once
+        if self._unfinished:
+            first = next(iter(self._unfinished.values()))  # shots are captioned at once; one line is enough
             self._live.update(_row("…", Text(printable(first), "dim")))
-        elif self._doing:
-            self._live.update(Padding(Spinner("dots", Text(self._doing, "dim")), (0, 0, 0, TIME_WIDTH)))
+        elif self._activity:
+            self._live.update(Padding(Spinner("dots", Text(self._activity, "dim")), (0, 0, 0, TIME_WIDTH)))
         else:
             self._live.update(Text(""))
 
 
 def printable(text: str) -> str:
-    """Return `text` with whatever a terminal might obey made harmless."""
+    """Return `text` with control characters replaced, so that a terminal cannot interpret them."""
     return "".join(c if c.isprintable() or c == "\n" else "�" for c in text)
 
 
