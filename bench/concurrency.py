@@ -1,12 +1,12 @@
-"""What many videos at once gain over one at a time, in one run against one service.
+"""Throughput of captioning many videos concurrently, compared with one at a time on the same service.
 
-    python bench/concurrency.py                    starts `sharecap up` with the demo model, and stops it
-    python bench/concurrency.py --url http://…     measures a service that is running
-    python bench/concurrency.py --video FILE       with a video of one's own
+    python bench/concurrency.py                    starts `sharecap up` with the demo model, and stops it afterwards
+    python bench/concurrency.py --url http://…     measures a running service
+    python bench/concurrency.py --video FILE       uses your own video
 
-Ten videos go through twice: one after the other, each posted when the one before has ended, then all posted at once.
-Prints videos, keyframes and generated tokens a second for both, and the gain; the exit status is 1 where it is below
-`--least`.
+Ten videos are captioned twice: first sequentially, each posted after the previous one has ended, then all posted at
+once. Prints videos, keyframes and generated tokens per second for both, and the gain. The exit status is 1 if the gain
+is below `--least`.
 """
 
 import argparse
@@ -34,13 +34,14 @@ JOB_TIMEOUT_S = 1800
 
 @dataclass(frozen=True)
 class Round:
-    """All videos, one way. `wall_s` from the first post to the last end."""
+    """One round over all videos. `wall_s` runs from the first post to the end of the last job."""
 
     name: str
     wall_s: float
     jobs: list[dict[str, Any]]
 
     def row(self) -> str:
+        """Return the printed line: seconds, then videos, keyframes and tokens per second."""
         keyframes = sum(len(job["differentials"]) for job in self.jobs)
         tokens = sum(job["usage"]["completion_tokens"] for job in self.jobs)
         rates = [count / self.wall_s for count in (len(self.jobs), keyframes, tokens)]
@@ -48,7 +49,7 @@ class Round:
 
 
 async def caption(http: httpx.AsyncClient, video: Path) -> dict[str, Any]:
-    """Post the video, follow its events to the last, return the job."""
+    """Post the video and wait for its last event. Returns the finished job."""
     files = {"file": (video.name, video.read_bytes())}
     posted = (await http.post("/captions", files=files, data={"keyframes": "interval"})).raise_for_status().json()
     async with aconnect_sse(http, "GET", f"/captions/{posted['id']}/events") as events:
@@ -73,7 +74,8 @@ async def all_at_once(http: httpx.AsyncClient, videos: list[Path]) -> Round:
 
 
 @asynccontextmanager
-async def service(url: str | None, directory: Path, slots: int) -> AsyncIterator[str]:
+async def service_url(url: str | None, directory: Path, slots: int) -> AsyncIterator[str]:
+    """Yield the URL of the service to measure. Starts one with the demo model if `url` is None."""
     if url is not None:
         yield url
         return
@@ -84,7 +86,7 @@ async def service(url: str | None, directory: Path, slots: int) -> AsyncIterator
 
 
 def demo_videos(directory: Path, count: int) -> list[Path]:
-    """Draw `count` different clips of the demo model's world."""
+    """Draw `count` different clips of the demo world and return their paths."""
     paths = []
     for k in range(count):
         path = directory / f"clip-{k}.mp4"
@@ -98,30 +100,30 @@ async def measure(options: argparse.Namespace) -> int:
         directory = Path(name)
         videos = [options.video] * options.videos if options.video else demo_videos(directory, options.videos)
         async with (
-            service(options.url, directory, options.slots) as url,
+            service_url(options.url, directory, options.slots) as url,
             httpx.AsyncClient(base_url=url, timeout=JOB_TIMEOUT_S, trust_env=False) as http,
         ):
-            await caption(http, videos[0])  # so that neither round pays for what happens only once
+            await caption(http, videos[0])  # warm-up: work done only once must not count in either round
             rounds = [await one_at_a_time(http, videos), await all_at_once(http, videos)]
-    for one, other in zip(rounds[0].jobs, rounds[1].jobs, strict=True):
-        if one["differentials"] != other["differentials"] or one["caption"] != other["caption"]:
-            print(f"different words for the same video: {one['id']}, {other['id']}")
+    for first, second in zip(rounds[0].jobs, rounds[1].jobs, strict=True):
+        if first["differentials"] != second["differentials"] or first["caption"] != second["caption"]:
+            print(f"different captions for the same video: {first['id']}, {second['id']}")
     gain = rounds[0].wall_s / rounds[1].wall_s
-    print(f"{options.videos} videos, {platform.machine()}, {os.cpu_count()} processors, {time.strftime('%Y-%m-%d')}")
+    print(f"{options.videos} videos, {platform.machine()}, {os.cpu_count()} CPU cores, {time.strftime('%Y-%m-%d')}")
     print(f"{'':<16}{'seconds':>9}{'videos/s':>14}{'keyframes/s':>14}{'tokens/s':>14}")
-    for one in rounds:
-        print(one.row())
+    for round_ in rounds:
+        print(round_.row())
     print(f"gain: {gain:.2f}")
     return 0 if gain >= options.least else 1
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--url", help="of a running service; without it one is started")
+    parser.add_argument("--url", help="URL of a running service; the default starts one")
     parser.add_argument("--video", type=Path, help="caption this file instead of drawn clips")
-    parser.add_argument("--videos", type=int, default=10)
-    parser.add_argument("--slots", type=int, default=10, help="SLOTS of the service that is started")
-    parser.add_argument("--least", type=float, default=2.0, help="the gain below which the exit status is 1")
+    parser.add_argument("--videos", type=int, default=10, help="number of videos")
+    parser.add_argument("--slots", type=int, default=10, help="SLOTS of the service it starts")
+    parser.add_argument("--least", type=float, default=2.0, help="smallest gain for exit status 0")
     with contextlib.suppress(KeyboardInterrupt):
         return asyncio.run(measure(parser.parse_args()))
     return 130

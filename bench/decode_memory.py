@@ -1,12 +1,12 @@
-"""What decoding a long video takes beside a short one: memory must not grow with the length, nor the wait for a frame.
+"""Memory and time to the first frame when decoding a long video, compared with a short one. Neither should grow.
 
     python bench/decode_memory.py                   two minutes and two hours
     python bench/decode_memory.py --hours 10 --fps 5
 
-Writes both videos (H.264, the same ten seconds of moving noise over and over), samples each every two seconds through
-the decode child as the worker does, and prints for each the time until the first sample has come, the child's peak
-resident memory and this process's growth. The exit status is 1 where the long one needs more than `--most` times the
-memory of the short one.
+Writes both videos (H.264, the same ten seconds of moving noise repeated) and samples each every two seconds through
+the decode child, as the worker does. Prints for each video the time to the first sample, the child's peak resident
+memory and the growth of this process. The exit status is 1 if the long video needs more than `--most` times the memory
+of the short one.
 """
 
 import argparse
@@ -29,31 +29,34 @@ from workers.video.frames import DecodeLimits, Part, open_frames
 MIB = 1 << 20
 SIZE = (640, 360)
 INTERVAL_S = 2.0
-SECONDS = 10
-"""Of video that are encoded; the rest is their repetition."""
+ENCODED_S = 10
+"""Seconds of video that are encoded. The rest of the file repeats them."""
 
 
 @dataclass(frozen=True)
-class Peak:
+class Measurement:
+    """Memory and times of decoding one video."""
+
     name: str
     file_mib: float
     samples: int
     first_s: float
     seconds: float
     child_mib: float
-    here_mib: float
+    parent_mib: float
 
     @property
-    def mib(self) -> float:
-        return self.child_mib + self.here_mib
+    def total_mib(self) -> float:
+        return self.child_mib + self.parent_mib
 
     def row(self) -> str:
+        """Return the printed line."""
         numbers = f"{self.file_mib:>10.1f}{self.samples:>9}{self.first_s:>10.2f}{self.seconds:>9.1f}"
-        return f"{self.name:<12}{numbers}{self.child_mib:>11.1f}{self.here_mib:>10.1f}"
+        return f"{self.name:<12}{numbers}{self.child_mib:>11.1f}{self.parent_mib:>12.1f}"
 
 
 def encode(path: Path, fps: int) -> None:
-    """Write `SECONDS` of slowly moving noise, a group of pictures a second, without B-frames."""
+    """Write `ENCODED_S` seconds of slowly moving noise, with one group of pictures per second and no B-frames."""
     width, height = SIZE
     picture = np.random.default_rng(0).integers(0, 255, (height // 8, width // 8, 3), dtype=np.uint8)
     picture = picture.repeat(8, axis=0).repeat(8, axis=1)
@@ -61,72 +64,75 @@ def encode(path: Path, fps: int) -> None:
     with av.open(str(path), "w") as out:
         stream = out.add_stream("h264", rate=fps, options=options)
         stream.width, stream.height, stream.pix_fmt, stream.gop_size = width, height, "yuv420p", fps
-        for k in range(SECONDS * fps):
+        for k in range(ENCODED_S * fps):
             out.mux(stream.encode(av.VideoFrame.from_ndarray(np.roll(picture, 2 * k, axis=1), "rgb24")))
         out.mux(stream.encode())
 
 
 def repeat(source: Path, target: Path, times: int) -> None:
-    """Write the packets of `source` `times` times over, with times that go on."""
+    """Write the packets of `source` to `target` `times` times in a row, with continuous timestamps."""
     with av.open(str(source)) as read, av.open(str(target), "w") as out:
         packets = [packet for packet in read.demux(video=0) if packet.size]
-        places = [packet.pts or 0 for packet in packets]
-        length = places[-1] + (packets[-1].duration or 0)
+        timestamps = [packet.pts or 0 for packet in packets]
+        length = timestamps[-1] + (packets[-1].duration or 0)
         stream = out.add_stream_from_template(read.streams.video[0])
         for k in range(times):
-            for packet, place in zip(packets, places, strict=True):
+            for packet, timestamp in zip(packets, timestamps, strict=True):
                 packet.stream = stream
                 packet.time_base = read.streams.video[0].time_base
-                packet.pts = packet.dts = place + k * length
+                packet.pts = packet.dts = timestamp + k * length
                 out.mux(packet)
 
 
 def peak_mib(pid: int) -> float:
-    """Return the highest resident memory that a process has had."""
+    """Return the peak resident memory of a process so far."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), 0.0)
 
 
-async def measure(name: str, path: Path) -> Peak:
-    start, here, before = time.monotonic(), psutil.Process(), psutil.Process().memory_info().rss
-    samples, first_s, child_mib, here_bytes = 0, 0.0, 0.0, 0
+async def measure(name: str, path: Path) -> Measurement:
+    """Sample a whole video through the decode child."""
+    start, process = time.monotonic(), psutil.Process()
+    before_bytes = process.memory_info().rss
+    samples, first_s, child_mib, growth_bytes = 0, 0.0, 0.0, 0
     part = Part(interval_s=INTERVAL_S, max_samples=100_000)
     async with open_frames(path, await probe(path), part, DecodeLimits()) as frames:
-        [child] = here.children()
+        [child] = process.children()
         async for _ in frames:
             first_s = first_s or time.monotonic() - start
             samples += 1
             child_mib = max(child_mib, peak_mib(child.pid))
-            here_bytes = max(here_bytes, here.memory_info().rss - before)
+            growth_bytes = max(growth_bytes, process.memory_info().rss - before_bytes)
     seconds = time.monotonic() - start
-    return Peak(name, path.stat().st_size / MIB, samples, first_s, seconds, child_mib, here_bytes / MIB)
+    return Measurement(name, path.stat().st_size / MIB, samples, first_s, seconds, child_mib, growth_bytes / MIB)
 
 
 async def run(options: argparse.Namespace) -> int:
+    """Write and measure both videos, print the table, and return the exit status."""
     lengths_s = {f"{options.minutes:g} minutes": options.minutes * 60, f"{options.hours:g} hours": options.hours * 3600}
-    peaks = []
+    measurements = []
     with tempfile.TemporaryDirectory() as directory:
-        once, path = Path(directory, "once.mp4"), Path(directory, "video.mp4")
-        encode(once, options.fps)
+        short, path = Path(directory, "short.mp4"), Path(directory, "video.mp4")
+        encode(short, options.fps)
         for name, length_s in lengths_s.items():
-            await asyncio.to_thread(repeat, once, path, round(length_s / SECONDS))
-            peaks.append(await measure(name, path))
-    machine = f"{platform.machine()}, {os.cpu_count()} processors, {time.strftime('%Y-%m-%d')}"
-    print(f"{SIZE[0]} x {SIZE[1]}, {options.fps} frames a second, a sample every {INTERVAL_S:g} s; {machine}")
-    print(f"{'':<12}{'file MiB':>10}{'samples':>9}{'first s':>10}{'seconds':>9}{'child MiB':>11}{'here MiB':>10}")
-    for peak in peaks:
-        print(peak.row())
-    ratio = peaks[-1].mib / peaks[0].mib
-    print(f"memory: {ratio:.2f} times that of the short one")
+            await asyncio.to_thread(repeat, short, path, round(length_s / ENCODED_S))
+            measurements.append(await measure(name, path))
+    machine = f"{platform.machine()}, {os.cpu_count()} CPU cores, {time.strftime('%Y-%m-%d')}"
+    print(f"{SIZE[0]} x {SIZE[1]}, {options.fps} frames per second, one sample every {INTERVAL_S:g} s; {machine}")
+    print(f"{'':<12}{'file MiB':>10}{'samples':>9}{'first s':>10}{'seconds':>9}{'child MiB':>11}{'parent MiB':>12}")
+    for measurement in measurements:
+        print(measurement.row())
+    ratio = measurements[-1].total_mib / measurements[0].total_mib
+    print(f"memory: {ratio:.2f} times that of the short video")
     return 0 if ratio <= options.most else 1
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=2.0, help="of the short video")
-    parser.add_argument("--hours", type=float, default=2.0, help="of the long video")
-    parser.add_argument("--fps", type=int, default=25)
-    parser.add_argument("--most", type=float, default=1.2, help="the ratio above which the exit status is 1")
+    parser.add_argument("--minutes", type=float, default=2.0, help="length of the short video")
+    parser.add_argument("--hours", type=float, default=2.0, help="length of the long video")
+    parser.add_argument("--fps", type=int, default=25, help="frames per second of both videos")
+    parser.add_argument("--most", type=float, default=1.2, help="largest memory ratio for exit status 0")
     return asyncio.run(run(parser.parse_args()))
 
 
