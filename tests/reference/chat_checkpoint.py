@@ -21,7 +21,7 @@ from transformers import (
 )
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
-from workers.prompts.hierarchical import Hierarchical
+from workers.prompts.hierarchical import HierarchicalPrompts
 
 OPEN, CLOSE, IMAGE, PAD = "<|im_start|>", "<|im_end|>", "<image>", "<pad>"
 TILES = ["<fake_token_around_image>", "<global-img>", "<end_of_utterance>"]
@@ -44,12 +44,12 @@ VISION = {
     "image_size": CROP_PX,
     "patch_size": PATCH_PX,
 }
-DIALECT = Hierarchical(2)
+PROMPTS = HierarchicalPrompts(2)
 LINES = [
-    DIALECT.differential(3, 4.0, 6.5, "The red circle moves left."),
-    DIALECT.summary([(0.0, "A star."), (12.25, "It leaves.")]),
-    DIALECT.recaption("a quick brown fox"),
-    DIALECT.fast([0.0, 1.5]),
+    PROMPTS.differential(3, 4.0, 6.5, "The red circle moves left."),
+    PROMPTS.summary([(0.0, "A star."), (12.25, "It leaves.")]),
+    PROMPTS.recaption("a quick brown fox"),
+    PROMPTS.fast([0.0, 1.5]),
 ]
 
 

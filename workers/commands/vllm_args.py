@@ -1,7 +1,7 @@
-"""The options with which vLLM's own server serves a checkpoint of the ShareCaptioner-Video family.
+"""`sharecap vllm-args`: print the options that vLLM's own server needs to serve a checkpoint.
 
-What `sharecap vllm-args` runs: `vllm serve DIR $(sharecap vllm-args DIR)`. Tokenizer, chat template and model come from
-the installed package through vLLM's plugins; no option runs the checkpoint's own code.
+Usage: `vllm serve DIR $(sharecap vllm-args DIR)`. vLLM loads the tokenizer, chat template and model from the installed
+package through its plugins. No option allows the checkpoint's own code to run.
 """
 
 import argparse
@@ -10,14 +10,15 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 
-from workers.xcomposer2 import engine_args
+from workers.models.families import family_of
+from workers.xcomposer2.checkpoint import read_config
 
 _SPLIT_OR_EXPANDED = re.compile(r"[\s*?\[\]\\]")
-"""What a shell would not leave alone in the outcome of `$(...)`."""
+"""Characters in the output of `$(...)` that a shell splits at or expands."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the options on one line; return the exit status."""
+    """Print the options on one line. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="sharecap vllm-args", description="Print what `vllm serve MODEL` needs.")
     parser.add_argument("model", help="checkpoint directory or hub id of the ShareCaptioner-Video family")
     model = parser.parse_args(arguments).model
@@ -30,15 +31,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def options(model: str) -> Iterator[str]:
-    """Yield the words. Raises FileNotFoundError, and ValueError for another architecture, which needs none of them."""
-    for name, value in engine_args(model).items():
+    """Yield the options and their values.
+
+    Raises FileNotFoundError, and ValueError for a model that vLLM serves without extra options.
+    """
+    config = read_config(model)
+    family = family_of(config)
+    if not family.needs_server_args:
+        raise ValueError(f"{model}: architectures is {config.get('architectures')}, which needs no extra options")
+    for name, value in family.engine_args(model).items():
         if name == "model" or value is None or value is False:
             continue
         word = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
         if _SPLIT_OR_EXPANDED.search(word):
-            raise ValueError(
-                f"{word!r} would not survive the shell: give the checkpoint a path without such characters"
-            )
+            raise ValueError(f"the shell would split or expand {word!r}: use a path without such characters")
         yield f"--{name.replace('_', '-')}"
         yield word
 

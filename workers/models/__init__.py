@@ -1,1 +1,1 @@
-"""The models of a worker and how they are loaded and called."""
+"""The captioning models: interfaces, model families, loading and generation."""

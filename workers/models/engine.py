@@ -1,29 +1,29 @@
-"""What the pipeline asks of its two models: a `Turn` goes in, pieces of text come out; frames go in, features come out.
+"""The interfaces of the two models: `Captioner` turns a `Turn` into text, `FrameEncoder` turns frames into features.
 
-`Captioner` and `FrameEncoder` are the interfaces; `vllm_captioner.py` and `encoder.py` have the models behind them.
-Nothing above this module knows vLLM or torch.
+`vllm_captioner.py` and `video/encoder.py` implement them. `TurnRenderer` and `OfflineTurns` are implemented by each
+model family (`families.py`). This module imports neither vLLM nor torch.
 """
 
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from service.contract.jobs import Decoding, Usage
-from workers.prompts import Dialect
+from service.contract.jobs import Decoding, FinishReason, Usage
+from workers.prompts import PromptStyle
 
 CLIP_L_336 = "openai/clip-vit-large-patch14-336"
 CLIP_L_THRESHOLD = 0.93
 
-Features = npt.NDArray[np.float32]  # [frames, hidden], each of length 1
+Features = npt.NDArray[np.float32]  # [frames, hidden], each row has length 1
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One question to the model, its images first; `hd_num` none is the model's own default."""
+    """One question to the model. The images come before the text; `hd_num=None` means the model's default."""
 
     prompt: str
     images: tuple[Image.Image, ...] = ()
@@ -33,7 +33,7 @@ class Turn:
 
     @property
     def image(self) -> Image.Image | None:
-        """The only image, where there is one."""
+        """The image of a turn that has at most one."""
         assert len(self.images) <= 1
         return self.images[0] if self.images else None
 
@@ -43,22 +43,22 @@ class Turn:
 
 @dataclass(frozen=True)
 class Piece:
-    """Text to add to the answer so far."""
+    """Text to append to the answer."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Done:
-    """The end of an answer: `stopped` by the model itself, or cut off at `max_tokens`."""
+    """The end of an answer. `finish_reason` is "length" if the answer was cut off at `max_tokens`."""
 
     usage: Usage
-    stopped: bool
+    finish_reason: FinishReason
 
 
 @dataclass(frozen=True)
 class ModelDefaults:
-    """What a checkpoint says of itself beside its weights. `keyframe_encoder`: a directory or a hub id."""
+    """Defaults that a checkpoint declares in its config.json. `keyframe_encoder` is a directory or a hub id."""
 
     hd_num: int | None = None
     keyframe_encoder: str = CLIP_L_336
@@ -66,41 +66,78 @@ class ModelDefaults:
 
 
 class CannotWork(Exception):
-    """The settings or the installation are wrong: starting again is no use."""
+    """The settings or the installation are wrong; a restart would not help."""
 
 
 class Captioner(Protocol):
-    """A model that answers turns, many at once."""
+    """A model that answers turns, many concurrently."""
 
     context_tokens: int
-    """Prompt, image and answer together."""
+    """Context length: prompt, images and answer together."""
     defaults: ModelDefaults
-    dialect: Dialect
+    prompts: PromptStyle
     takes_hd_num: bool
-    """Whether images are cut into crops, `hd_num` at most; else they are seen as the model's own processor has it."""
+    """Whether the model cuts an image into at most `hd_num` crops. If not, its own processor decides the resolution."""
 
     def generate(self, turn: Turn, request_id: str) -> AsyncGenerator[Piece | Done, None]:
-        """Yield the answer piece by piece, `Done` last. Closing the generator, or cancelling its task, stops the model.
+        """Yield the answer in pieces, then `Done`. Closing the generator or cancelling its task stops the model.
 
-        Raises EngineFailed; `alive` is false after that where the engine is gone for good.
+        Raises EngineFailed. `alive` is then False if the engine cannot answer any more.
         """
         ...
 
     async def prompt_tokens(self, turn: Turn) -> int:
-        """Return the tokens that `turn` takes before its answer, images and chat marks included."""
+        """Return the number of prompt tokens of `turn`, including images and special tokens."""
         ...
 
     def count_tokens(self, text: str) -> int:
-        """Return the tokens of `text` within a prompt."""
+        """Return the number of tokens of `text` within a prompt."""
         ...
 
     @property
     def alive(self) -> bool: ...
 
 
+class TurnRenderer(Protocol):
+    """Converts turns to engine input, for one model family."""
+
+    takes_hd_num: bool
+
+    @property
+    def stop_ids(self) -> Sequence[int]:
+        """Token ids that end an answer, in addition to those that vLLM knows."""
+        ...
+
+    def count_tokens(self, text: str) -> int: ...
+
+    async def prompt_tokens(self, turn: Turn) -> int: ...
+
+    async def render(self, turn: Turn) -> Any:
+        """Return vLLM's `EngineInput`: token ids and processed images."""
+        ...
+
+
+class OfflineTurns(Protocol):
+    """Converts turns to prompts for `vllm.LLM`, and answers back to text; used by `sharecap generate`."""
+
+    context_tokens: int
+    image_token_id: int
+
+    @property
+    def stop_ids(self) -> Sequence[int]: ...
+
+    def prompt_tokens(self, turn: Turn) -> int: ...
+
+    def prompt(self, turn: Turn) -> Any:
+        """Return vLLM's `TokensPrompt`, with the image not yet processed."""
+        ...
+
+    def decode(self, token_ids: Sequence[int]) -> str: ...
+
+
 class FrameEncoder(Protocol):
-    """A model that tells how alike frames are: by the cosine of their features."""
+    """A model that measures how similar frames are, by the cosine of their features."""
 
     async def encode(self, images: Sequence[Image.Image]) -> Features:
-        """Return a feature of length 1 for each RGB image, float32 [images, hidden]."""
+        """Return one feature of length 1 for each RGB image, float32 [images, hidden]."""
         ...

@@ -1,4 +1,4 @@
-"""The two models of a worker, loaded as its settings say: the one module that brings in torch and vLLM."""
+"""Loads the two models of a worker. Only `main.py` imports this module, after it has set the engine's environment."""
 
 import torch
 
@@ -9,8 +9,8 @@ from workers.video.encoder import ClipEncoder
 
 
 def load(settings: Settings) -> Models:
-    """Load them; call on the running loop that is to drive the engine. It blocks that loop until they are ready."""
-    captioner = VllmCaptioner.start(settings)  # first: it knows whether the model is of any use here
+    """Load both models. Call this on the event loop that will run the engine; it blocks the loop while loading."""
+    captioner = VllmCaptioner.start(settings)  # first: it detects a model that cannot caption
     try:
         encoder = ClipEncoder(settings.model, model_defaults(settings.model).keyframe_encoder)
     except BaseException:

@@ -1,13 +1,13 @@
-"""`Captioner` on vLLM: one AsyncLLM, many turns at once.
+"""`Captioner` on vLLM: one AsyncLLM that answers many turns concurrently.
 
-What a turn looks like to the engine is said by the model's `ModelTurns`: `xcomposer2/turns.py` for checkpoints of the
-ShareCaptioner-Video family, `chat.py` for any other chat model. This module turns them into requests.
+The model's row in `families.py` says how the engine is configured and how turns are rendered. This module sends them
+to the engine as requests and yields the answers.
 """
 
 import os
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -23,122 +23,94 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from service.contract.errors import EngineFailed
 from service.contract.jobs import Usage
-from workers import xcomposer2
-from workers.models import chat_models as chat
 from workers.models.beam_search import beam_search
-from workers.models.engine import CannotWork, Done, ModelDefaults, Piece, Turn
-from workers.models.xcomposer2_turns import XComposer2Turns
-from workers.prompts import Dialect
-from workers.prompts.choice import chosen_dialect
+from workers.models.engine import CannotWork, Done, ModelDefaults, Piece, Turn, TurnRenderer
+from workers.models.families import ModelFamily, family_of
+from workers.prompts import PromptStyle
+from workers.prompts.choice import choose_prompts
 from workers.settings import Settings
-from workers.xcomposer2.checkpoint import is_xcomposer2, read_config
+from workers.xcomposer2.checkpoint import read_config
 
 GIB = 1 << 30
 
 
-class ModelTurns(Protocol):
-    """How one family of models is asked."""
-
-    takes_hd_num: bool
-
-    @property
-    def stop_ids(self) -> Sequence[int]:
-        """What ends an answer, beside what vLLM knows of."""
-        ...
-
-    def count_tokens(self, text: str) -> int: ...
-
-    async def prompt_tokens(self, turn: Turn) -> int: ...
-
-    async def rendered(self, turn: Turn) -> EngineInput:
-        """Return the turn as the engine takes it: tokens, and the images processed."""
-        ...
-
-
 def model_defaults(model: str) -> ModelDefaults:
-    """Return what the checkpoint's config.json says under `sharecap`, and the family's defaults for the rest."""
+    """Return the defaults in the section `sharecap` of the checkpoint's config.json, completed by the general ones."""
     return ModelDefaults(**read_config(model).get("sharecap", {}))
 
 
 class VllmCaptioner:
-    """A model in vLLM's AsyncLLM, which lives on the loop it was started on."""
+    """A model in vLLM's AsyncLLM. It belongs to the event loop on which it was started."""
 
-    def __init__(self, llm: AsyncLLM, turns: ModelTurns, dialect: Dialect, defaults: ModelDefaults) -> None:
+    def __init__(self, llm: AsyncLLM, renderer: TurnRenderer, prompts: PromptStyle, defaults: ModelDefaults) -> None:
         self._llm = llm
-        self._turns = turns
+        self._renderer = renderer
         self.context_tokens: int = llm.model_config.max_model_len
         self.defaults = defaults
-        self.dialect = dialect
-        self.takes_hd_num = turns.takes_hd_num
-        self.count_tokens = turns.count_tokens
-        self.prompt_tokens = turns.prompt_tokens
+        self.prompts = prompts
+        self.takes_hd_num = renderer.takes_hd_num
+        self.count_tokens = renderer.count_tokens
+        self.prompt_tokens = renderer.prompt_tokens
 
     @classmethod
     def start(cls, settings: Settings) -> "VllmCaptioner":
-        """Load the model. Call on the running loop that is to drive it; it blocks that loop until it is ready.
+        """Load the model. Call this on the event loop that will run the engine; it blocks the loop while loading.
 
-        Raises CannotWork for a model that vLLM does not serve, that takes no images, or that cannot chat.
+        Raises CannotWork if vLLM does not support the model, or if the model accepts no images or cannot chat.
         """
-        family = is_xcomposer2(read_config(settings.model))
-        if family:
-            xcomposer2.check_registered()
-        config = _engine_config(settings, family=family)
-        pictures = 1 if family else chat.pictures_at_once(config.model_config)
-        dialect = chosen_dialect(settings.prompt_dialect, family=family, pictures=pictures)
+        family = family_of(read_config(settings.model))
+        family.check_installed()
+        config = _engine_config(settings, family)
+        images_per_turn = family.images_per_turn(config.model_config)
+        prompts = choose_prompts(settings.prompt_dialect, family.prompts, images_per_turn)
         llm = AsyncLLM.from_vllm_config(config, usage_context=UsageContext.ENGINE_CONTEXT)
         try:
-            hf_config: Any = config.model_config.hf_config
-            turns: ModelTurns = (
-                XComposer2Turns(llm.renderer, hf_config)
-                if family
-                else chat.ChatTurns(llm.renderer, config.model_config)
-            )
+            renderer = family.turn_renderer(llm.renderer, config.model_config)
         except CannotWork:
             llm.shutdown()
             raise
-        return cls(llm, turns, dialect, model_defaults(settings.model))
+        return cls(llm, renderer, prompts, model_defaults(settings.model))
 
     @property
     def alive(self) -> bool:
         return not self._llm.errored
 
     def stop(self) -> None:
-        """End the engine and its processes."""
+        """Stop the engine and its processes."""
         self._llm.shutdown()
 
     async def generate(self, turn: Turn, request_id: str) -> AsyncGenerator[Piece | Done, None]:
+        run = self._beam_search if turn.decoding.num_beams > 1 else self._sample
         try:
-            answers = self._beams(turn, request_id) if turn.decoding.num_beams > 1 else self._stream(turn, request_id)
-            async with aclosing(answers):
-                async for answer in answers:
-                    yield answer
+            async with aclosing(run(turn, request_id)) as parts:
+                async for part in parts:
+                    yield part
         except EngineDeadError:
-            raise EngineFailed("The captioning engine stopped; the job can be sent again.") from None
+            raise EngineFailed("The captioning engine stopped. The job can be submitted again.") from None
         except EngineGenerateError as error:
             raise EngineFailed("The captioning engine could not answer.") from error
 
-    async def _stream(self, turn: Turn, request_id: str) -> AsyncGenerator[Piece | Done, None]:
+    async def _sample(self, turn: Turn, request_id: str) -> AsyncGenerator[Piece | Done, None]:
         params = SamplingParams(
             temperature=turn.decoding.temperature,
             seed=turn.decoding.seed,
             max_tokens=turn.max_tokens,
-            stop_token_ids=list(self._turns.stop_ids),
+            stop_token_ids=list(self._renderer.stop_ids),
             output_kind=RequestOutputKind.DELTA,
         )
-        count, last = 0, None
-        prompt = await self._turns.rendered(turn)
-        outputs = self._llm.generate(prompt, params, request_id)
-        async with aclosing(outputs):
-            async for last in outputs:
-                count += len(last.outputs[0].token_ids)
-                if last.outputs[0].text:
-                    yield Piece(last.outputs[0].text)
-        assert last is not None, "vLLM ends every request with an output"
-        yield _done(prompt, last, count)
+        completion_tokens, output = 0, None
+        prompt = await self._renderer.render(turn)
+        async with aclosing(self._llm.generate(prompt, params, request_id)) as outputs:
+            async for output in outputs:
+                completion_tokens += len(output.outputs[0].token_ids)
+                if output.outputs[0].text:
+                    yield Piece(output.outputs[0].text)
+        assert output is not None, "vLLM ends every request with an output"
+        yield _done(prompt, output, completion_tokens)
 
-    async def _beams(self, turn: Turn, request_id: str) -> AsyncGenerator[Piece | Done, None]:
+    async def _beam_search(self, turn: Turn, request_id: str) -> AsyncGenerator[Piece | Done, None]:
         decoding = turn.decoding
-        prompt = await self._turns.rendered(turn)
+        prompt = await self._renderer.render(turn)
         output = await beam_search(
             self._llm,
             prompt,
@@ -151,25 +123,29 @@ class VllmCaptioner:
         yield _done(prompt, output, len(output.outputs[0].token_ids))
 
 
-def _engine_config(settings: Settings, *, family: bool) -> VllmConfig:
-    """Return vLLM's configuration for the model on this machine. Raises CannotWork."""
-    overrides: dict[str, Any] = {"use_tqdm_on_load": False}
-    if torch.cuda.is_available():
-        overrides["dtype"] = "bfloat16" if family else "auto"
-        overrides["gpu_memory_utilization"] = settings.gpu_memory_utilization
-    else:
-        overrides["dtype"] = "float32"
-        overrides["kv_cache_memory_bytes"] = int(settings.cpu_kv_cache_gib * GIB)
-        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # one engine process, not one in another
-        overrides["enforce_eager"] = True  # compiling takes longer than all that a small model will say
-    if settings.max_model_len is not None:
-        overrides["max_model_len"] = settings.max_model_len
+def _engine_config(settings: Settings, family: ModelFamily) -> VllmConfig:
+    """Return vLLM's configuration of the model for this machine. Raises CannotWork."""
     try:
-        arguments = (xcomposer2.engine_args if family else chat.engine_args)(settings.model)
-        return AsyncEngineArgs(**{**arguments, **overrides}).create_engine_config(UsageContext.ENGINE_CONTEXT)
+        arguments = family.engine_args(settings.model) | _machine_args(settings, family)
+        return AsyncEngineArgs(**arguments).create_engine_config(UsageContext.ENGINE_CONTEXT)
     except ValueError as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
         raise CannotWork(f"vLLM cannot serve {settings.model}: {reason}") from error
+
+
+def _machine_args(settings: Settings, family: ModelFamily) -> dict[str, Any]:
+    """Return the engine arguments that depend on the settings and on whether there is a GPU."""
+    arguments: dict[str, Any] = {"use_tqdm_on_load": False}
+    if settings.max_model_len is not None:
+        arguments["max_model_len"] = settings.max_model_len
+    if torch.cuda.is_available():
+        return arguments | {"dtype": family.gpu_dtype, "gpu_memory_utilization": settings.gpu_memory_utilization}
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # on a CPU the engine runs in the worker's process
+    return arguments | {
+        "dtype": "float32",
+        "kv_cache_memory_bytes": int(settings.cpu_kv_cache_gib * GIB),
+        "enforce_eager": True,  # compiling takes longer than a small model's answers
+    }
 
 
 def _done(prompt: EngineInput, output: RequestOutput, completion_tokens: int) -> Done:
@@ -179,4 +155,4 @@ def _done(prompt: EngineInput, output: RequestOutput, completion_tokens: int) ->
         image_tokens=sum(images.length for images in placeholders.get("image", ())),
         completion_tokens=completion_tokens,
     )
-    return Done(usage, stopped=output.outputs[0].finish_reason == "stop")
+    return Done(usage, finish_reason="length" if output.outputs[0].finish_reason == "length" else "stop")

@@ -1,14 +1,23 @@
-"""Which dialect a model is asked in."""
+"""Selects the prompts for a model: the setting PROMPT_DIALECT first, then the model family's default."""
 
-from workers.prompts import Dialect
-from workers.prompts.hierarchical import Hierarchical
-from workers.prompts.trained import Trained
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+from workers.prompts import PromptStyle
+from workers.prompts.hierarchical import HierarchicalPrompts
+from workers.prompts.trained import TRAINED_PROMPTS
+
+StyleName = Literal["xcomposer2", "hierarchical"]
+
+PROMPT_STYLES: Mapping[StyleName, Callable[[int], PromptStyle]] = {
+    "xcomposer2": lambda _images_per_turn: TRAINED_PROMPTS,
+    "hierarchical": HierarchicalPrompts,
+}
+"""Value of PROMPT_DIALECT -> function from the number of images per turn to the prompts."""
 
 
-def chosen_dialect(asked_for: str, *, family: bool, pictures: int) -> Dialect:
-    """Return the dialect that PROMPT_DIALECT asks for; where it leaves the choice, the one of the model's `family`.
-
-    `pictures` is how many the model takes at once.
-    """
-    trained = asked_for == "xcomposer2" or (asked_for == "automatic" and family)
-    return Trained() if trained else Hierarchical(pictures)
+def choose_prompts(
+    setting: StyleName | Literal["automatic"], family_default: StyleName, images_per_turn: int
+) -> PromptStyle:
+    """Return the prompts named by PROMPT_DIALECT; "automatic" selects the default of the model's family."""
+    return PROMPT_STYLES[family_default if setting == "automatic" else setting](images_per_turn)

@@ -80,6 +80,6 @@ def test_what_cannot_be_read(directory: Path, tmp_path: Path) -> None:
     assert "no such checkpoint directory" in refused(generate("--model", tmp_path / "none", "--prompt", "hi"))
     (tmp_path / "text.png").write_text("no picture")
     run = generate("--model", directory, "--prompt", "hi", "--image", tmp_path / "text.png")
-    assert "cannot be read as a picture" in refused(run)
+    assert "cannot be read as an image" in refused(run)
     assert "takes 512" in refused(generate("--model", directory, "--prompt", "hi " * 600))
     assert "must be at least 1" in refused(generate("--model", directory, "--prompt", "hi", "--hd-num", "0"))

@@ -119,7 +119,7 @@ def test_the_options_never_run_remote_code(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "architecture", "reason"),
-    [("a b", "InternLMXComposer2ForCausalLM", "survive the shell"), ("other", "LlamaForCausalLM", "architectures is")],
+    [("a b", "InternLMXComposer2ForCausalLM", "split or expand"), ("other", "LlamaForCausalLM", "architectures is")],
 )
 def test_what_cannot_be_served_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, architecture: str, reason: str

@@ -18,7 +18,7 @@ from PIL import Image
 from transformers import AutoTokenizer, Idefics3Processor
 
 from service.local.up import free_port
-from tests.reference.chat_checkpoint import CLOSE, DIALECT, IMAGE, write_chat_checkpoint, write_text_checkpoint
+from tests.reference.chat_checkpoint import CLOSE, IMAGE, PROMPTS, write_chat_checkpoint, write_text_checkpoint
 from tests.workers.clips import numbered, write
 
 CONTEXT_TOKENS = 768
@@ -119,7 +119,7 @@ def test_all_keyframes_at_once(service: httpx.Client, video: Path, model: Path) 
 def test_a_prompt_is_written_out_and_its_marks_are_text(service: httpx.Client, model: Path, beams: int) -> None:
     body = {"prompt": f"a star {CLOSE} {IMAGE}", "max_tokens": 8, "num_beams": beams}
     answer = service.post("/recaption", json=body).raise_for_status().json()
-    written = DIALECT.recaption("a star < |im_end|> < image>")
+    written = PROMPTS.recaption("a star < |im_end|> < image>")
     job = service.get(answer["links"]["self"]).json()
     assert job["usage"]["prompt_tokens"] == prompt_tokens(model, written)
     assert 0 < job["usage"]["completion_tokens"] <= 8

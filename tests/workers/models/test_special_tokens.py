@@ -1,4 +1,4 @@
-"""User text never becomes a mark, whatever tokenizer the model has, and stays itself where it spells none."""
+"""User text never becomes a special token, with any tokenizer; text without special tokens is unchanged."""
 
 import random
 
@@ -7,14 +7,16 @@ from tokenizers import AddedToken, normalizers
 
 from service.contract.errors import InvalidOption
 from tests.reference.chat_checkpoint import CLOSE, IMAGE, OPEN, TEMPLATE, tokenizer
-from workers.models.special_tokens import Marks
+from workers.models.special_tokens import SpecialTokens
 
 
-def test_text_that_spells_marks() -> None:
-    words = tokenizer()
-    words.add_tokens([AddedToken("[INST]", special=False), AddedToken("word", special=False), AddedToken("  ")])
-    marks = Marks(words, TEMPLATE + "[INST]", ["(image 1)"])
-    ids = {words.convert_tokens_to_ids(mark) for mark in (OPEN, CLOSE, IMAGE, "<pad>", "[INST]")}
+def test_special_tokens_in_text_are_broken_up() -> None:
+    chat_tokenizer = tokenizer()
+    chat_tokenizer.add_tokens(
+        [AddedToken("[INST]", special=False), AddedToken("word", special=False), AddedToken("  ")]
+    )
+    special_tokens = SpecialTokens(chat_tokenizer, TEMPLATE + "[INST]", ["(image 1)"])
+    ids = {chat_tokenizer.convert_tokens_to_ids(text) for text in (OPEN, CLOSE, IMAGE, "<pad>", "[INST]")}
     parts = [
         OPEN,
         CLOSE,
@@ -34,19 +36,19 @@ def test_text_that_spells_marks() -> None:
     rng = random.Random(3)
     for _ in range(500):
         text = "".join(rng.choices(parts, k=rng.randint(1, 10)))
-        neutral = marks.neutralise(text)
-        assert ids.isdisjoint(words.encode(neutral, add_special_tokens=False)), text
+        neutral = special_tokens.neutralise(text)
+        assert ids.isdisjoint(chat_tokenizer.encode(neutral, add_special_tokens=False)), text
         assert "(image 1)" not in neutral
         assert neutral.replace(" ", "") == text.replace(" ", "").replace("\ud83d", "\ufffd")
     for text in ("a  word < b | c >", "", "你好 (image 2)"):
-        assert marks.neutralise(text) == text
+        assert special_tokens.neutralise(text) == text
 
 
-def test_a_mark_that_a_normaliser_makes_is_refused() -> None:
-    words = tokenizer()
-    words.backend_tokenizer.normalizer = normalizers.NFKC()
-    words.add_tokens([AddedToken("<stop>", special=True, normalized=True)])
-    marks = Marks(words, TEMPLATE, [])
-    assert marks.neutralise("<stop>") == "< stop>"
+def test_a_special_token_created_by_a_normaliser_is_rejected() -> None:
+    chat_tokenizer = tokenizer()
+    chat_tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()
+    chat_tokenizer.add_tokens([AddedToken("<stop>", special=True, normalized=True)])
+    special_tokens = SpecialTokens(chat_tokenizer, TEMPLATE, [])
+    assert special_tokens.neutralise("<stop>") == "< stop>"
     with pytest.raises(InvalidOption, match="special token"):
-        marks.neutralise("＜stop＞")
+        special_tokens.neutralise("＜stop＞")

@@ -1,6 +1,7 @@
-"""Both dialects through all roles of the worker: what is asked, and which pictures are shown."""
+"""Both prompt styles in all roles of the worker: the prompts, and the images shown with them."""
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -8,11 +9,10 @@ from service.contract.jobs import JobStatus
 from tests.fake_captioner import FakeCaptioner
 from tests.workers.clips import number_of, numbered, write
 from tests.workers.conftest import Bench
-from workers.prompts import Dialect
-from workers.prompts import trained_texts as prompts
-from workers.prompts.choice import chosen_dialect
-from workers.prompts.hierarchical import Hierarchical
-from workers.prompts.trained import Trained
+from workers.prompts import PromptStyle
+from workers.prompts.choice import StyleName, choose_prompts
+from workers.prompts.hierarchical import HierarchicalPrompts
+from workers.prompts.trained import TrainedPrompts
 from workers.video.collage import PAIR_GAP_PX
 
 PARTS = ["# Character\n", "\n# Skills\n", "\n# Constraints\n", "\n# Input\n"]
@@ -25,21 +25,23 @@ def clip(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("asked_for", "family", "dialect"),
+    ("setting", "family_default", "style"),
     [
-        ("automatic", True, Trained),
-        ("automatic", False, Hierarchical),
-        ("xcomposer2", False, Trained),
-        ("hierarchical", True, Hierarchical),
+        ("automatic", "xcomposer2", TrainedPrompts),
+        ("automatic", "hierarchical", HierarchicalPrompts),
+        ("xcomposer2", "hierarchical", TrainedPrompts),
+        ("hierarchical", "xcomposer2", HierarchicalPrompts),
     ],
 )
-def test_prompt_dialect_goes_before_the_architecture(asked_for: str, family: bool, dialect: type[Dialect]) -> None:
-    assert isinstance(chosen_dialect(asked_for, family=family, pictures=1), dialect)
+def test_the_setting_overrides_the_default_of_the_model_family(
+    setting: StyleName | Literal["automatic"], family_default: StyleName, style: type[PromptStyle]
+) -> None:
+    assert isinstance(choose_prompts(setting, family_default, images_per_turn=1), style)
 
 
-async def test_the_hierarchical_dialect_shows_two_pictures(bench: Bench, clip: Path) -> None:
+async def test_hierarchical_prompts_show_two_images(bench: Bench, clip: Path) -> None:
     captioner = FakeCaptioner(["It begins.", "Then.", "And then.", "At last.", "All of it."])
-    captioner.dialect = Hierarchical(2)
+    captioner.prompts = HierarchicalPrompts(2)
     captioner.takes_hd_num = False
     job = await bench.run(bench.runner(captioner), await bench.video(clip, keyframes="interval"))
     assert job.status is JobStatus.COMPLETED, job.error
@@ -56,18 +58,18 @@ async def test_the_hierarchical_dialect_shows_two_pictures(bench: Bench, clip: P
         assert places == sorted(places) and places[0] == 0
 
 
-async def test_a_model_of_one_picture_is_shown_the_pair_stacked(bench: Bench, clip: Path) -> None:
+async def test_a_pair_is_stacked_for_a_model_that_takes_one_image(bench: Bench, clip: Path) -> None:
     captioner = FakeCaptioner()
-    captioner.dialect = Hierarchical(1)
+    captioner.prompts = HierarchicalPrompts(1)
     await bench.run(bench.runner(captioner), await bench.video(clip, keyframes="interval"))
     pair = captioner.turns[1]
     assert pair.image is not None and pair.image.size == (160, 2 * 120 + PAIR_GAP_PX)
     assert "Frame 0 at 0.00 s: the upper half of the picture.\nFrame 1 at 2.00 s: the lower half" in pair.prompt
 
 
-async def test_the_other_roles_of_the_hierarchical_dialect(bench: Bench, clip: Path) -> None:
+async def test_hierarchical_prompts_of_the_fast_and_recaption_roles(bench: Bench, clip: Path) -> None:
     captioner = FakeCaptioner()
-    captioner.dialect = Hierarchical(2)
+    captioner.prompts = HierarchicalPrompts(2)
     runner = bench.runner(captioner)
     await bench.run(runner, await bench.video(clip, keyframes="interval", mode="fast"))
     await bench.run(runner, await bench.recaption("a red star"))
@@ -78,7 +80,7 @@ async def test_the_other_roles_of_the_hierarchical_dialect(bench: Bench, clip: P
     assert "No guessing" in tall.prompt and "No guessing" not in short.prompt
 
 
-async def test_crops_are_refused_where_there_are_none(bench: Bench, clip: Path) -> None:
+async def test_hd_num_is_rejected_for_a_model_without_crops(bench: Bench, clip: Path) -> None:
     captioner = FakeCaptioner()
     captioner.takes_hd_num = False
     job = await bench.run(bench.runner(captioner), await bench.video(clip, hd_num=4))
@@ -87,17 +89,23 @@ async def test_crops_are_refused_where_there_are_none(bench: Bench, clip: Path) 
     assert captioner.turns == []
 
 
-@pytest.mark.parametrize("dialect", [Trained(), Hierarchical(2)])
-def test_a_summary_is_made_of_its_lines(dialect: Dialect) -> None:
+@pytest.mark.parametrize("style", [TrainedPrompts(), HierarchicalPrompts(2)])
+def test_a_summary_consists_of_its_description_lines(style: PromptStyle) -> None:
     notes = [(0.0, "One."), (2.5, "Two.")]
-    lines = "".join(dialect.description(k, *note) for k, note in enumerate(notes, start=1))
-    assert dialect.summary(notes) == dialect.summary([]) + lines
+    lines = "".join(style.description(k, *note) for k, note in enumerate(notes, start=1))
+    assert style.summary(notes) == style.summary([]) + lines
     assert "2.50" in lines
 
 
-def test_the_trained_dialect_is_the_protocol_constants() -> None:
-    trained = Trained()
-    assert trained.first_frame(7, 9.0) == prompts.FIRST_FRAME
-    assert trained.fast([0.0, 1.0]) == prompts.FAST
-    assert trained.recaption("x") == prompts.recaption("x")
-    assert trained.differential(0, 0.0, 2.0, "y") == prompts.differential(0, 0.0, 2.0, "y")
+def test_the_trained_prompts_are_byte_identical_to_the_training_texts() -> None:
+    trained = TrainedPrompts()
+    assert trained.first_frame(7, 9.0) == "This is the first frame of a video, describe it in detail."
+    assert trained.fast([0.0, 1.0]) == "Here are a few key frames of a video, discribe this video in detail."
+    assert trained.recaption("x") == "Translate this brief generation prompt into a detailed caption: x"
+    assert trained.differential(0, 0.0, 2.0, "y") == (
+        "Here are the Video frame 0 at 0.00 Second(s) and Video frame 1 at 2.00 Second(s) of a video, "
+        "describe what happend between them. What happend before is: y"
+    )
+    assert trained.summary([(1.5, "z")]) == (
+        "Summarize the following per frame descriptions:\nVideo frame 1 at 1.50 Second(s) description: z\n"
+    )

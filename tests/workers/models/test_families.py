@@ -1,0 +1,97 @@
+"""The table of model families: a new row is all that a new family needs."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from workers.commands import generate, vllm_args
+from workers.models import families, vllm_captioner
+from workers.models.families import FAMILIES, ModelFamily, family_of
+from workers.prompts.trained import TrainedPrompts
+from workers.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+class NovelRenderer:
+    """A `TurnRenderer` that only counts words."""
+
+    takes_hd_num = True
+    stop_ids = (7,)
+
+    def count_tokens(self, text: str) -> int:
+        return len(text.split())
+
+    async def prompt_tokens(self, turn: Any) -> int:
+        return self.count_tokens(turn.prompt)
+
+    async def render(self, turn: Any) -> Any:
+        return {"prompt_token_ids": [1]}
+
+
+NOVEL = ModelFamily(
+    name="novel",
+    matches=lambda config: "Novel" in config["architectures"],
+    engine_args=lambda model: {"model": model, "tokenizer_mode": "novel"},
+    gpu_dtype="bfloat16",
+    prompts="xcomposer2",
+    images_per_turn=lambda _: 1,
+    turn_renderer=lambda *_: NovelRenderer(),
+    needs_server_args=True,
+)
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A checkpoint of a family that has a row in the table."""
+    monkeypatch.setattr(families, "FAMILIES", (NOVEL, *FAMILIES))
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["Novel"], "sharecap": {"hd_num": 3}}))
+    return str(tmp_path)
+
+
+def test_each_checkpoint_has_a_family() -> None:
+    assert family_of({"architectures": ["InternLMXComposer2ForCausalLM"]}).name == "xcomposer2"
+    assert family_of({"architectures": ["Idefics3ForConditionalGeneration"]}).name == "chat"
+    assert family_of({}).name == "chat"
+
+
+def test_the_captioner_uses_the_row(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only vLLM's engine is replaced."""
+    received: dict[str, Any] = {}
+
+    class EngineArgs:
+        def __init__(self, **arguments: Any) -> None:
+            received.update(arguments)
+
+        def create_engine_config(self, _: object) -> Any:
+            return SimpleNamespace(model_config=None)
+
+    engine = SimpleNamespace(renderer=None, model_config=SimpleNamespace(max_model_len=512), errored=False)
+    monkeypatch.setattr(vllm_captioner, "AsyncEngineArgs", EngineArgs)
+    monkeypatch.setattr(vllm_captioner, "AsyncLLM", SimpleNamespace(from_vllm_config=lambda *_args, **_options: engine))
+    captioner = vllm_captioner.VllmCaptioner.start(Settings(model=model))
+    assert (received["model"], received["tokenizer_mode"]) == (model, "novel")
+    assert isinstance(captioner.prompts, TrainedPrompts)
+    assert captioner.count_tokens("three short words") == 3
+    assert captioner.takes_hd_num
+    assert (captioner.context_tokens, captioner.defaults.hd_num) == (512, 3)
+
+
+def test_the_commands_use_the_row(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert vllm_args.main([model]) == 0
+    assert capsys.readouterr().out == "--tokenizer-mode novel\n"
+    assert generate.main(["--model", model, "--prompt", "hi"]) == 1
+    assert "generate does not support" in capsys.readouterr().err
+
+
+def test_importing_the_table_loads_neither_torch_nor_vllm() -> None:
+    program = """\
+import sys, workers.commands.generate, workers.commands.vllm_args
+print({'torch', 'transformers', 'vllm'} & set(sys.modules))"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert run.stdout == "set()\n"
