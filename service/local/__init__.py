@@ -1,1 +1,1 @@
-"""Running everything on one machine: the supervisor, the orphan guard and the server commands."""
+"""Running everything on one machine: supervisor, orphan guard and the server commands of `sharecap`."""

@@ -1,7 +1,7 @@
-"""`sharecap up`, `serve`, `worker`, `demo` and `keys`: the commands of the server packages.
+"""`sharecap up`, `serve`, `worker`, `demo`, `health` and `keys`: the commands that run and administer the service.
 
-The parts of the service run as other programs (`python -m service`, `python -m workers.main`). This module starts them
-and imports neither, so that the command itself starts quickly.
+Gateway and worker are separate programs (`python -m service`, `python -m workers.main`). This module starts them but
+does not import them, so the command itself starts quickly.
 """
 
 import asyncio
@@ -17,16 +17,23 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.text import Text
-from sharecap_client.api import Client
+from sharecap_client.api import AsyncClient
 from sharecap_client.cli.errors import CommandFailed
-from sharecap_client.cli.run import become, run
+from sharecap_client.cli.run import become, require, run
 from sharecap_client.cli.terminal import caption_video, recaption_prompt
 
-from service.local import key_commands
+from service.local import health_commands, key_commands
 from service.local.supervisor import Supervisor
-from service.local.up import LOCAL_HOST, UpSettings, free_port, running
+from service.local.up import (
+    DEFAULT_PORT,
+    LOCAL_HOST,
+    WORKER_ADVICE,
+    WORKER_PACKAGES,
+    UpSettings,
+    free_port,
+    local_service,
+)
 
-DEFAULT_PORT = 8000
 DEMO_PROMPT = "a red star that moves right and turns cyan"
 
 out = Console(highlight=False)
@@ -34,19 +41,20 @@ notes = Console(stderr=True, highlight=False)
 
 Model = Annotated[
     str | None,
-    typer.Option(envvar="MODEL", help="Directory or hub id of a checkpoint. Default: the demo model."),
+    typer.Option(envvar="MODEL", help="Checkpoint directory or hub id. Default: the demo model."),
 ]
-DataDir = Annotated[Path, typer.Option(envvar="DATA_DIR", help="Where videos, keyframes, jobs and logs are kept.")]
+DataDir = Annotated[Path, typer.Option(envvar="DATA_DIR", help="Directory for videos, keyframes, jobs and logs.")]
 Host = Annotated[str, typer.Option(envvar="HOST", help="Address to listen on.")]
 Port = Annotated[int, typer.Option(envvar="PORT", min=1, max=65535, help="TCP port of the service.")]
-RedisUrl = Annotated[str | None, typer.Option(envvar="REDIS_URL", help="A Redis or Valkey server.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show what the parts print.")]
+RedisUrl = Annotated[str | None, typer.Option(envvar="REDIS_URL", help="URL of a Redis or Valkey server.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the output of all processes.")]
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands to `app`."""
+    """Add this module's commands to the `sharecap` application."""
     for command in (up, serve, worker, demo):
         app.command()(command)
+    app.add_typer(health_commands.app, name="health")
     app.add_typer(key_commands.app, name="keys")
 
 
@@ -59,15 +67,15 @@ def up(
     redis_url: RedisUrl = None,
     verbose: Verbose = False,
 ) -> None:
-    """Run everything on this machine: queue, gateway and worker. Ctrl-C stops it."""
+    """Run Valkey, the gateway and a worker on this machine. Ctrl-C stops them."""
     settings = UpSettings(data_dir.absolute(), port, host, model or None, redis_url or None)
     run(_up(settings, verbose))
 
 
 async def _up(settings: UpSettings, verbose: bool) -> int:
-    async with _running(settings, verbose) as supervisor:
+    async with _started(settings, verbose) as supervisor:
         try:
-            await supervisor.guarded(asyncio.Event().wait())
+            await supervisor.run(asyncio.Event().wait())
         except asyncio.CancelledError:
             if supervisor.signal is None:
                 raise
@@ -82,62 +90,63 @@ def serve(
     data_dir: DataDir = Path("data"),
     redis_url: RedisUrl = None,
 ) -> None:
-    """Run the gateway alone, against the server of REDIS_URL."""
+    """Run only the gateway, with the Redis server at REDIS_URL."""
     become("service", HOST=host, PORT=str(port), DATA_DIR=str(data_dir.absolute()), REDIS_URL=redis_url)
 
 
 def worker(*, model: Model = None, data_dir: DataDir = Path("data"), redis_url: RedisUrl = None) -> None:
-    """Run one worker alone, against the server of REDIS_URL."""
+    """Run only a worker, with the Redis server at REDIS_URL."""
+    require(WORKER_PACKAGES, WORKER_ADVICE)
     become("workers.main", MODEL=model, DATA_DIR=str(data_dir.absolute()), REDIS_URL=redis_url)
 
 
 def demo(*, model: Model = None, verbose: Verbose = False) -> None:
-    """Start everything, caption a clip drawn for the purpose, recaption a prompt, stop."""
+    """Start everything, caption a generated clip, recaption a prompt, and stop."""
     with tempfile.TemporaryDirectory(prefix="sharecap-demo-") as directory:
         run(_demo(UpSettings(Path(directory), free_port(), model=model or None), verbose))
 
 
 async def _demo(settings: UpSettings, verbose: bool) -> int:
-    async with _running(settings, verbose) as supervisor:
-        return await supervisor.guarded(_show(settings))
+    async with _started(settings, verbose) as supervisor:
+        return await supervisor.run(_caption_examples(settings))
 
 
-async def _show(settings: UpSettings) -> int:
+async def _caption_examples(settings: UpSettings) -> int:
     clip = settings.data_dir / "clip.mp4"
     await _draw(clip)
-    out.print("\n[bold]Captioning[/] a clip of a drawn scene, keyframe by keyframe:")
-    status = await caption_video(Client(settings.url), str(clip), {}, out)
-    out.print(f"\n[bold]Writing out[/] the prompt “{DEMO_PROMPT}”:")
-    return await recaption_prompt(Client(settings.url), DEMO_PROMPT, out) or status
+    out.print("\n[bold]Captioning[/] a generated clip, keyframe by keyframe:")
+    status = await caption_video(AsyncClient(settings.url), str(clip), {}, out)
+    out.print(f"\n[bold]Recaptioning[/] the prompt “{DEMO_PROMPT}”:")
+    return await recaption_prompt(AsyncClient(settings.url), DEMO_PROMPT, out) or status
 
 
 async def _draw(clip: Path) -> None:
-    command = (sys.executable, "-m", "workers.demo.scenes", "--out", str(clip))
+    command = (sys.executable, "-P", "-m", "workers.demo.scenes", "--out", str(clip))
     drawing = await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=PIPE)
-    _, said = await drawing.communicate()
+    _, errors = await drawing.communicate()
     if drawing.returncode != 0:
-        raise CommandFailed(f"the sample clip could not be drawn:\n{said.decode(errors='replace').strip()}")
+        raise CommandFailed(f"cannot draw the sample clip:\n{errors.decode(errors='replace').strip()}")
 
 
 @asynccontextmanager
-async def _running(settings: UpSettings, verbose: bool) -> AsyncIterator[Supervisor]:
-    """Run everything, say so in one line, and in a terminal show that something happens until then."""
-    began = monotonic()
+async def _started(settings: UpSettings, verbose: bool) -> AsyncIterator[Supervisor]:
+    """Run the service; show a spinner until it is ready, then one line with its URL."""
+    started_at = monotonic()
     echo = _echo if verbose else None
-    status = notes.status("starting: the model is being loaded")
+    status = notes.status("starting: loading the model")
     if not verbose:
         status.start()
     try:
-        async with running(settings, echo, None if verbose else _tell) as supervisor:
+        async with local_service(settings, echo, None if verbose else _report) as supervisor:
             status.stop()
             name = settings.model or "the demo model"
-            notes.print(f"sharecap is ready on {settings.url} with {name} after {monotonic() - began:.1f} s")
+            notes.print(f"sharecap is ready on {settings.url} with {name} after {monotonic() - started_at:.1f} s")
             yield supervisor
     finally:
         status.stop()
 
 
-def _tell(line: str) -> None:
+def _report(line: str) -> None:
     notes.print(f"sharecap: {line}", soft_wrap=True)
 
 

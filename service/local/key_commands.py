@@ -1,4 +1,4 @@
-"""`sharecap keys`: API keys made, listed and revoked, in the Redis of the service or in the data directory's own."""
+"""`sharecap keys`: create, list and revoke API keys, in the service's Redis or the data directory's Valkey."""
 
 import asyncio
 import sys
@@ -12,53 +12,63 @@ from redis.exceptions import RedisError
 from rich.console import Console
 from rich.table import Table
 
-from service.access.keys import Key, KeyLimits, Keys
+from service.access.api_keys import ApiKey, ApiKeyStore, KeyLimits
 from service.contract.store.connection import connect
 from service.local.up import CannotStart, embedded_valkey
 
 T = TypeVar("T")
 DEFAULTS = KeyLimits()
 WIDTH = 200
-"""Where there is no terminal to ask."""
+"""Width of the table in characters if the output is not a terminal."""
 
-app = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True)
+app = typer.Typer(help="Create, list and revoke API keys.", no_args_is_help=True)
 notes = Console(stderr=True, highlight=False)
 
-DataDir = Annotated[Path, typer.Option(envvar="DATA_DIR", help="Of a `sharecap up` without REDIS_URL, running or not.")]
+DataDir = Annotated[
+    Path,
+    typer.Option(
+        envvar="DATA_DIR", help="Data directory of a `sharecap up` without REDIS_URL. It need not be running."
+    ),
+]
 RedisUrl = Annotated[
     str | None,
-    typer.Option(envvar="REDIS_URL", help="The service's Redis or Valkey server; else the data directory's."),
+    typer.Option(
+        envvar="REDIS_URL", help="URL of the service's Redis or Valkey server. Default: the data directory's own."
+    ),
 ]
 
 
 @app.command()
 def add(
     *,
-    name: Annotated[str, typer.Argument(help="Whose key it is, in your words.")],
-    requests_per_minute: Annotated[int, typer.Option(min=0, help="0: no limit.")] = DEFAULTS.requests_per_minute or 0,
-    upload_bytes_per_day: Annotated[int, typer.Option(min=0, help="0: no limit.")] = DEFAULTS.upload_bytes_per_day or 0,
-    jobs: Annotated[int, typer.Option(min=0, help="Unfinished jobs at a time; 0: no limit.")] = DEFAULTS.jobs or 0,
-    streams: Annotated[int, typer.Option(min=0, help="Open event streams; 0: no limit.")] = DEFAULTS.streams or 0,
+    name: Annotated[str, typer.Argument(help="Name of the key's owner.")],
+    requests_per_minute: Annotated[int, typer.Option(min=0, help="0 means unlimited.")] = DEFAULTS.requests_per_minute
+    or 0,
+    upload_bytes_per_day: Annotated[int, typer.Option(min=0, help="0 means unlimited.")] = DEFAULTS.upload_bytes_per_day
+    or 0,
+    jobs: Annotated[int, typer.Option(min=0, help="Unfinished jobs at a time; 0 means unlimited.")] = DEFAULTS.jobs
+    or 0,
+    streams: Annotated[int, typer.Option(min=0, help="Open event streams; 0 means unlimited.")] = DEFAULTS.streams or 0,
     data_dir: DataDir = Path("data"),
     redis_url: RedisUrl = None,
 ) -> None:
-    """Make a key, and print it: the only time that it is shown."""
+    """Create a key and print it. It is not shown again."""
     limits = KeyLimits(
         requests_per_minute=requests_per_minute or None,
         upload_bytes_per_day=upload_bytes_per_day or None,
         jobs=jobs or None,
         streams=streams or None,
     )
-    key, text = _ask(data_dir, redis_url, lambda keys: keys.add(name, limits))
+    key, text = _query(data_dir, redis_url, lambda keys: keys.add(name, limits))
     print(text)
-    notes.print(f"Keep it: it is not shown again. Revoke it by its id, {key.id}.")
+    notes.print(f"Store this key: it is not shown again. To revoke it, use its id {key.id}.")
 
 
 @app.command(name="list")
 def show(*, data_dir: DataDir = Path("data"), redis_url: RedisUrl = None) -> None:
-    """List all keys that were ever made, with their limits."""
-    table = Table("id", "name", "made", "requests/min", "bytes/day", "jobs", "streams", "revoked", box=None)
-    for key in _ask(data_dir, redis_url, lambda keys: keys.all()):
+    """List all keys, including revoked ones, with their limits."""
+    table = Table("id", "name", "created", "requests/min", "bytes/day", "jobs", "streams", "revoked", box=None)
+    for key in _query(data_dir, redis_url, lambda keys: keys.all()):
         table.add_row(*_row(key))
     Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH).print(table)
 
@@ -66,26 +76,26 @@ def show(*, data_dir: DataDir = Path("data"), redis_url: RedisUrl = None) -> Non
 @app.command()
 def revoke(
     *,
-    key_id: Annotated[str, typer.Argument(metavar="ID", help="The part of the key before its last `_`.")],
+    key_id: Annotated[str, typer.Argument(metavar="ID", help="The part of the key before its last underscore.")],
     data_dir: DataDir = Path("data"),
     redis_url: RedisUrl = None,
 ) -> None:
-    """Let a key open nothing any more. Its jobs go on, and go in time."""
-    key = _ask(data_dir, redis_url, lambda keys: keys.revoke(key_id))
+    """Revoke a key. Its jobs continue and expire as usual."""
+    key = _query(data_dir, redis_url, lambda keys: keys.revoke(key_id))
     if key is None:
-        raise CannotStart(f"there is no key {key_id}: `sharecap keys list` names all")
-    notes.print(f"{key.id} ({key.name}) is revoked; within two seconds nothing opens to it.")
+        raise CannotStart(f"unknown key {key_id}: `sharecap keys list` shows all keys")
+    notes.print(f"{key.id} ({key.name}) is revoked. The service refuses it within two seconds.")
 
 
-def _ask(data_dir: Path, redis_url: str | None, question: Callable[[Keys], Awaitable[T]]) -> T:
-    async def ask() -> T:
+def _query(data_dir: Path, redis_url: str | None, query: Callable[[ApiKeyStore], Awaitable[T]]) -> T:
+    async def connect_and_query() -> T:
         async with _server(data_dir.absolute(), redis_url) as url, connect(url) as redis:
-            return await question(Keys(redis))
+            return await query(ApiKeyStore(redis))
 
     try:
-        return asyncio.run(ask())
+        return asyncio.run(connect_and_query())
     except (RedisError, OSError, ValueError) as error:
-        raise CannotStart(f"the server of the service does not answer: {error}") from None
+        raise CannotStart(f"the Redis server of the service does not answer: {error}") from None
 
 
 @asynccontextmanager
@@ -97,7 +107,7 @@ async def _server(data_dir: Path, redis_url: str | None) -> AsyncIterator[str]:
         yield url
 
 
-def _row(key: Key) -> tuple[str, ...]:
+def _row(key: ApiKey) -> tuple[str, ...]:
     limits = (
         key.limits.requests_per_minute,
         key.limits.upload_bytes_per_day,
@@ -105,5 +115,5 @@ def _row(key: Key) -> tuple[str, ...]:
         key.limits.streams,
     )
     revoked = f"{key.revoked_at:%Y-%m-%d %H:%M}" if key.revoked_at else ""
-    told = (str(limit) if limit else "any" for limit in limits)
-    return (key.id, key.name, f"{key.created_at:%Y-%m-%d %H:%M}", *told, revoked)
+    cells = (str(limit) if limit else "unlimited" for limit in limits)
+    return (key.id, key.name, f"{key.created_at:%Y-%m-%d %H:%M}", *cells, revoked)

@@ -1,7 +1,8 @@
-"""A small process that outlives this one by a moment: it ends the process groups that this one could not end itself.
+"""The orphan guard: a small process that ends child process groups if this process dies without ending them itself.
 
-The supervisor forks it before it starts anything. Each new child says its group over a pipe before it becomes its
-program, so that no instant is left in which it is unknown; the pipe's end is the end of this process.
+The supervisor forks the guard before it starts anything. Each new child writes its process group to the guard's pipe
+before it executes its program, so the guard knows every group from the start. When the pipe closes, this process has
+ended.
 """
 
 import contextlib
@@ -12,41 +13,41 @@ import time
 TIMEOUT_S = 5.0
 
 
-class Guard:
-    """The forked process, seen from the one that it watches."""
+class OrphanGuard:
+    """The forked guard process, seen from its parent."""
 
     def __init__(self) -> None:
-        inlet, self._outlet = os.pipe()
+        read_end, self._write_end = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
             try:
-                os.close(self._outlet)
-                _watch(inlet)
+                os.close(self._write_end)
+                _watch(read_end)
             finally:
-                os._exit(0)  # never back into the code of the process that was copied
-        os.close(inlet)
+                os._exit(0)  # never return into the parent's code
+        os.close(read_end)
 
     def enter(self) -> None:
-        """Called in a new child, before it becomes its program: from here on its group is known to the guard."""
-        self._tell(f"+{os.getpid()}\n")
+        """Register the calling process's group. A new child calls this before it executes its program."""
+        self._send(f"+{os.getpid()}\n")
 
     def leave(self, group: int) -> None:
-        """The group has ended, and its number may become another's."""
-        self._tell(f"-{group}\n")
+        """Forget a group that has ended, because its number may be reused."""
+        self._send(f"-{group}\n")
 
     def close(self) -> None:
-        """End the guard. Groups that are still there end with it."""
-        os.close(self._outlet)
+        """End the guard and all groups that are still registered."""
+        os.close(self._write_end)
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.pid, 0)
 
-    def _tell(self, line: str) -> None:
+    def _send(self, line: str) -> None:
         with contextlib.suppress(OSError):
-            os.write(self._outlet, line.encode())
+            os.write(self._write_end, line.encode())
 
 
 def kill_group(group: int, number: int = signal.SIGKILL) -> bool:
-    """Send a signal to a process group; return whether there was one."""
+    """Send a signal to a process group. Returns whether the group exists."""
     try:
         os.killpg(group, number)
     except (ProcessLookupError, PermissionError):
@@ -54,19 +55,24 @@ def kill_group(group: int, number: int = signal.SIGKILL) -> bool:
     return True
 
 
-def _watch(inlet: int) -> None:
-    """Note the groups that come and go until the other end of the pipe is closed, then end those that are left."""
+def _watch(read_end: int) -> None:
+    """Track the registered groups until the pipe closes, then end those that remain."""
     os.setsid()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     groups: set[int] = set()
-    with os.fdopen(inlet) as lines:
+    with os.fdopen(read_end) as lines:
         for line in lines:
             (groups.add if line[0] == "+" else groups.discard)(int(line[1:]))
-    left = {group for group in groups if kill_group(group, signal.SIGTERM)}
-    end = time.monotonic() + TIMEOUT_S
-    while left and time.monotonic() < end:
+    _end(groups)
+
+
+def _end(groups: set[int]) -> None:
+    """Send SIGTERM to the groups, and SIGKILL to those that still exist after `TIMEOUT_S`."""
+    remaining = {group for group in groups if kill_group(group, signal.SIGTERM)}
+    deadline = time.monotonic() + TIMEOUT_S
+    while remaining and time.monotonic() < deadline:
         time.sleep(0.05)
-        left = {group for group in left if kill_group(group, 0)}
-    for group in left:
+        remaining = {group for group in remaining if kill_group(group, 0)}
+    for group in remaining:
         kill_group(group)

@@ -1,11 +1,11 @@
-"""Child processes that are kept running: the ground under `sharecap up`.
+"""The supervisor keeps the child processes of `sharecap up` running.
 
-A `Supervisor` starts children, each in a process group of its own, writes what they print to one log file each, starts
-again whatever dies (later and later), and gives up on a child that dies five times in a row before anything worked.
-Stopping takes the children down with all they started, the one that the others stand on last.
+It starts each child in its own process group, writes the child's output to a log file, and restarts a child that dies,
+with growing delays. It gives up when a child dies five times in a row without having worked. Stopping ends the
+children and everything that they started; a base child, which the others need, is stopped last.
 
-No process is left behind, whatever happens: if this process ends without `stop` (SIGKILL, say), its guard ends the
-groups (`service.local.orphan_guard`). What the children are and when they are ready is said in `service.local.up`.
+No process is left behind: if this process ends without `stop` (SIGKILL, for example), the orphan guard ends the
+groups (`service.local.orphan_guard`). `service.local.up` defines the children and decides when they are ready.
 """
 
 import asyncio
@@ -25,33 +25,35 @@ from typing import NoReturn, Self, TypeVar
 
 from sharecap_client.cli.errors import CommandFailed
 
-from service.local.orphan_guard import Guard, kill_group
+from service.local.orphan_guard import OrphanGuard, kill_group
 
 MAX_FAILURES = 5
 FIRST_DELAY_S = 0.5
-LONGEST_DELAY_S = 10.0
-LIVED_S = 60.0
-"""Once everything has been ready, a child that lived this long counts as having started well."""
+MAX_DELAY_S = 10.0
+STABLE_AFTER_S = 60.0
+"""Once everything has been ready, a child that ran for this long has its failures forgotten."""
 STOP_TIMEOUT_S = 15.0
-READ_REST_S = 1.0
+READ_REMAINING_S = 1.0
 LOG_BYTES = 10_000_000
-LAST_WORDS = 30
+LAST_LINES = 30
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 EX_CONFIG = os.EX_CONFIG
-"""A child that ends with this status (78) cannot work with the settings it has: starting it again is no use."""
+"""A child that exits with this status (78) cannot work with its settings. It is not restarted."""
 
 T = TypeVar("T")
 Echo = Callable[[str, str], None]
-Tell = Callable[[str], None]
+"""Called with a child's name and one line of its output."""
+Report = Callable[[str], None]
+"""Called with one line about a child that has died."""
 
 
 class ChildFailed(CommandFailed):
-    """A child was given up; the text says which, why, and its last lines."""
+    """The supervisor gave up on a child. The text contains its name, the reason and its last lines of output."""
 
 
 @dataclass(frozen=True)
 class Child:
-    """What to run: `env` is added to this process's environment. The others need a `base`: it stops after them."""
+    """A command to run with `env` added to this process's environment. A `base` child stops after all others."""
 
     name: str
     command: Sequence[str]
@@ -59,34 +61,33 @@ class Child:
     base: bool = False
 
 
-class Running:
-    """One child's state: the process of its present life, and what it said last."""
+class ChildState:
+    """A supervised child: its current process, its failures in a row and its last lines of output."""
 
     def __init__(self, child: Child, log_dir: Path) -> None:
         self.child = child
         self.process: asyncio.subprocess.Process | None = None
         self.failures = 0
-        self.last_words: deque[str] = deque(maxlen=LAST_WORDS)
+        self.last_lines: deque[str] = deque(maxlen=LAST_LINES)
         self.log = RotatingFileHandler(log_dir / f"{child.name}.log", maxBytes=LOG_BYTES, backupCount=1)
         self.task: asyncio.Task[None]
 
 
 class Supervisor:
-    """Keeps children running between `async with` and its end.
+    """Keeps children running inside `async with`.
 
-    `echo` gets every line that they print, with the name; `tell` gets what this has to say itself: who died, and what
-    is done about it.
+    `echo` receives every line that the children print; `report` receives one line for each child that died.
 
-    In between, the first SIGTERM, SIGINT or SIGHUP cancels the task that entered, and `signal` says which it was; a
-    second one kills the children instead of asking them.
+    The first SIGTERM, SIGINT or SIGHUP cancels the task that entered the block, and `signal` stores which one it was.
+    A second signal kills the children.
     """
 
-    def __init__(self, log_dir: Path, echo: Echo | None = None, tell: Tell | None = None) -> None:
+    def __init__(self, log_dir: Path, echo: Echo | None = None, report: Report | None = None) -> None:
         log_dir.mkdir(parents=True, exist_ok=True)
         self._log_dir = log_dir
         self._echo = echo
-        self._tell = tell
-        self._children: list[Running] = []
+        self._report = report
+        self._children: list[ChildState] = []
         self._was_ready = False
         self._stopping = False
         self.signal: signal.Signals | None = None
@@ -95,7 +96,7 @@ class Supervisor:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None
         self._task = task
-        self._guard = Guard()
+        self._guard = OrphanGuard()
         self._given_up: asyncio.Future[NoReturn] = loop.create_future()
         for number in SIGNALS:
             loop.add_signal_handler(number, self._signalled, number)
@@ -106,7 +107,7 @@ class Supervisor:
             await self.stop()
         finally:
             if self._given_up.done():
-                self._given_up.exception()  # it has been seen: no "never retrieved"
+                self._given_up.exception()  # marks it as retrieved, which prevents asyncio's warning
             self._given_up.cancel()
             self._guard.close()
             for number in SIGNALS:
@@ -114,12 +115,12 @@ class Supervisor:
 
     def start(self, child: Child) -> None:
         """Start a child and keep it running until `stop`."""
-        running = Running(child, self._log_dir)
-        running.task = asyncio.create_task(self._keep(running), name=f"keep {child.name}")
-        self._children.append(running)
+        state = ChildState(child, self._log_dir)
+        state.task = asyncio.create_task(self._keep(state), name=f"keep {child.name}")
+        self._children.append(state)
 
-    async def guarded(self, work: Awaitable[T]) -> T:
-        """Return what `work` returns; raise ChildFailed as soon as a child is given up."""
+    async def run(self, work: Awaitable[T]) -> T:
+        """Return the result of `work`. Raises ChildFailed as soon as the supervisor gives up on a child."""
         task = asyncio.ensure_future(work)
         try:
             await asyncio.wait((task, self._given_up), return_when=asyncio.FIRST_COMPLETED)
@@ -129,17 +130,17 @@ class Supervisor:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
 
-    def everything_is_ready(self) -> None:
-        """Forget the failures so far: all children have been seen to work."""
+    def mark_ready(self) -> None:
+        """Record that all children work, and forget their failures so far."""
         self._was_ready = True
-        for running in self._children:
-            running.failures = 0
+        for state in self._children:
+            state.failures = 0
 
     async def stop(self) -> None:
-        """End the children, a base after the others: SIGTERM, then SIGKILL for whatever is left of a group."""
+        """End the children, a base child last: SIGTERM to the child, then SIGKILL to the rest of its group."""
         self._stopping = True
         for base in (False, True):
-            await asyncio.gather(*(self._end(running) for running in self._children if running.child.base == base))
+            await asyncio.gather(*(self._end(state) for state in self._children if state.child.base == base))
         self._children.clear()
 
     def _signalled(self, number: signal.Signals) -> None:
@@ -147,61 +148,62 @@ class Supervisor:
             self.signal = number
             self._task.cancel()
             return
-        for running in self._children:
-            if running.process is not None and running.process.returncode is None:
-                kill_group(running.process.pid)
+        for state in self._children:
+            if state.process is not None and state.process.returncode is None:
+                kill_group(state.process.pid)
 
-    async def _end(self, running: Running) -> None:
-        if running.process is not None and running.process.returncode is None:
+    async def _end(self, state: ChildState) -> None:
+        if state.process is not None and state.process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
-                running.process.terminate()
-        done, _ = await asyncio.wait((running.task,), timeout=STOP_TIMEOUT_S)
+                state.process.terminate()
+        done, _ = await asyncio.wait((state.task,), timeout=STOP_TIMEOUT_S)
         if not done:
-            running.task.cancel()  # its way out kills the group
-            await asyncio.gather(running.task, return_exceptions=True)
-        running.log.close()
+            state.task.cancel()  # its `finally` kills the group
+            await asyncio.gather(state.task, return_exceptions=True)
+        state.log.close()
 
-    async def _keep(self, running: Running) -> None:
+    async def _keep(self, state: ChildState) -> None:
         while True:
-            born = time.monotonic()
+            started_at = time.monotonic()
             try:
-                status = await self._live(running)
+                status = await self._run_once(state)
             except OSError as error:
-                self._give_up(f"{running.child.name} cannot be started: {error}")
+                self._give_up(f"{state.child.name} cannot be started: {error}")
                 return
             if self._stopping:
                 return
-            if self._was_ready and time.monotonic() - born >= LIVED_S:
-                running.failures = 0
-            running.failures += 1
-            if status == EX_CONFIG or running.failures >= MAX_FAILURES:
-                self._give_up(_obituary(running, status))
+            if self._was_ready and time.monotonic() - started_at >= STABLE_AFTER_S:
+                state.failures = 0
+            state.failures += 1
+            if status == EX_CONFIG or state.failures >= MAX_FAILURES:
+                self._give_up(_reason(state, status))
                 return
-            delay_s = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2 ** (running.failures - 1))
-            said = f"ended ({_how(status)}); starting it again in {delay_s:g} s"
-            self._note(running, said)
-            if self._tell is not None:
-                self._tell(f"{running.child.name} {said}")
+            delay_s = min(MAX_DELAY_S, FIRST_DELAY_S * 2 ** (state.failures - 1))
+            message = f"ended ({_describe(status)}); restarting it in {delay_s:g} s"
+            self._log(state, message)
+            if self._report is not None:
+                self._report(f"{state.child.name} {message}")
             await self._pause(delay_s)
             if self._stopping:
                 return
 
-    async def _live(self, running: Running) -> int:
-        """Run the child once, to its end and that of its whole group; return its exit status."""
-        outlet, inlet = os.pipe()  # not asyncio's: with that, a child counts as ended only when all it started has
-        reading = asyncio.create_task(self._read(running, outlet))
+    async def _run_once(self, state: ChildState) -> int:
+        """Run the child once, until its whole process group has ended. Returns its exit status."""
+        # With asyncio's own pipes, `wait` would return only after the child's own children had closed them.
+        read_end, write_end = os.pipe()
+        reading = asyncio.create_task(self._read(state, read_end))
         try:
-            process = running.process = await asyncio.create_subprocess_exec(
-                *running.child.command,
+            process = state.process = await asyncio.create_subprocess_exec(
+                *state.child.command,
                 stdin=subprocess.DEVNULL,
-                stdout=inlet,
-                stderr=inlet,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", **running.child.env},
+                stdout=write_end,
+                stderr=write_end,
+                env={**os.environ, "PYTHONUNBUFFERED": "1", **state.child.env},
                 start_new_session=True,
                 preexec_fn=self._guard.enter,
             )
         finally:
-            os.close(inlet)
+            os.close(write_end)
         try:
             if self._stopping:
                 process.terminate()
@@ -209,34 +211,35 @@ class Supervisor:
         finally:
             kill_group(process.pid)
             self._guard.leave(process.pid)
-            await asyncio.wait((reading,), timeout=READ_REST_S)  # what left the group may hold the pipe for ever
+            # The timeout is for a process that has left the group and keeps the pipe open.
+            await asyncio.wait((reading,), timeout=READ_REMAINING_S)
             reading.cancel()
 
-    async def _read(self, running: Running, outlet: int) -> None:
+    async def _read(self, state: ChildState, read_end: int) -> None:
         stream = asyncio.StreamReader()
         protocol = asyncio.StreamReaderProtocol(stream)
-        transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, os.fdopen(outlet, "rb"))
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, os.fdopen(read_end, "rb"))
         try:
             rest = b""
             while chunk := await stream.read(65536):
                 *lines, rest = (rest + chunk).split(b"\n")
                 for line in lines:
-                    self._note(running, line.decode(errors="replace"))
+                    self._log(state, line.decode(errors="replace"))
             if rest:
-                self._note(running, rest.decode(errors="replace"))
+                self._log(state, rest.decode(errors="replace"))
         finally:
             transport.close()
 
-    def _note(self, running: Running, line: str) -> None:
+    def _log(self, state: ChildState, line: str) -> None:
         line = line.rstrip("\r")
-        running.last_words.append(line)
-        running.log.emit(logging.makeLogRecord({"msg": line}))
+        state.last_lines.append(line)
+        state.log.emit(logging.makeLogRecord({"msg": line}))
         if self._echo is not None:
-            self._echo(running.child.name, line)
+            self._echo(state.child.name, line)
 
     async def _pause(self, delay_s: float) -> None:
-        end = time.monotonic() + delay_s
-        while not self._stopping and time.monotonic() < end:
+        deadline = time.monotonic() + delay_s
+        while not self._stopping and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
 
     def _give_up(self, reason: str) -> None:
@@ -244,11 +247,11 @@ class Supervisor:
             self._given_up.set_exception(ChildFailed(reason))
 
 
-def _how(status: int) -> str:
+def _describe(status: int) -> str:
     return f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
 
 
-def _obituary(running: Running, status: int) -> str:
-    times = "at its start" if running.failures == 1 else f"{running.failures} times in a row"
-    words = "".join(f"\n  {line}" for line in running.last_words)
-    return f"{running.child.name} ended {times} ({_how(status)}). Its last words:{words}"
+def _reason(state: ChildState, status: int) -> str:
+    times = "at its start" if state.failures == 1 else f"{state.failures} times in a row"
+    lines = "".join(f"\n  {line}" for line in state.last_lines)
+    return f"{state.child.name} ended {times} ({_describe(status)}). Its last lines of output:{lines}"

