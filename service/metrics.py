@@ -1,4 +1,4 @@
-"""What Prometheus is told: this process's requests and streams, and what all of them share in Redis."""
+"""Prometheus metrics: this gateway's requests and streams, and the state of the whole service as stored in Redis."""
 
 import time
 
@@ -6,34 +6,35 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.contract.jobs import JobKind
-from service.contract.store.store import LEASES, QUEUED, Store
+from service.contract.store.keys import LEASES, QUEUED
+from service.contract.store.store import Store
 from service.streaming.follower import Follower
 
 
 class Metrics:
-    """The numbers of one gateway; those of the whole service are read when they are asked for."""
+    """The metrics of one gateway process. Gauges of the whole service are read from Redis on each scrape."""
 
     def __init__(self) -> None:
-        self.registry = all_of = CollectorRegistry()
+        self.registry = registry = CollectorRegistry()
         self.responses = Counter(
-            "sharecap_http_responses", "Answers begun", ["method", "route", "status"], registry=all_of
+            "sharecap_http_responses", "HTTP responses started", ["method", "route", "status"], registry=registry
         )
         self.seconds = Histogram(
-            "sharecap_http_first_byte_seconds", "Time to the answer's head", ["method", "route"], registry=all_of
+            "sharecap_http_first_byte_seconds", "Time to the response headers", ["method", "route"], registry=registry
         )
-        self.accepted = Counter("sharecap_jobs_accepted", "Jobs taken on", ["kind"], registry=all_of)
-        self.upload_bytes = Counter("sharecap_upload_bytes", "Bytes of accepted videos", registry=all_of)
-        self.webhooks = Counter("sharecap_webhooks", "Tries to deliver a webhook", ["outcome"], registry=all_of)
-        self.streams = Gauge("sharecap_event_streams", "Clients following or waiting for a job", registry=all_of)
-        self.jobs = Gauge("sharecap_jobs", "Jobs of the whole service that have not ended", ["state"], registry=all_of)
-        self.workers = Gauge("sharecap_workers", "Live workers of the whole service", registry=all_of)
-        self.slots = Gauge("sharecap_worker_slots", "Video slots of all live workers", registry=all_of)
-        self.running = Gauge("sharecap_worker_slots_used", "Video slots in use", registry=all_of)
+        self.accepted = Counter("sharecap_jobs_accepted", "Jobs accepted", ["kind"], registry=registry)
+        self.upload_bytes = Counter("sharecap_upload_bytes", "Bytes of accepted videos", registry=registry)
+        self.webhooks = Counter("sharecap_webhooks", "Webhook delivery attempts", ["outcome"], registry=registry)
+        self.streams = Gauge("sharecap_event_streams", "Clients following or waiting for a job", registry=registry)
+        self.jobs = Gauge("sharecap_jobs", "Unfinished jobs of the whole service", ["state"], registry=registry)
+        self.workers = Gauge("sharecap_workers", "Live workers of the whole service", registry=registry)
+        self.slots = Gauge("sharecap_worker_slots", "Video slots of all live workers", registry=registry)
+        self.running = Gauge("sharecap_worker_slots_used", "Video slots in use", registry=registry)
         for kind in JobKind:
             self.accepted.labels(kind.value)
 
     async def text(self, store: Store, follower: Follower) -> bytes:
-        """Return all of it in Prometheus' text form; raise redis.RedisError where the shared part is out of reach."""
+        """Return all metrics in the Prometheus text format. Raises redis.RedisError if Redis cannot be reached."""
         cards = await store.workers()
         self.streams.set(follower.watchers)
         for state, key in (("queued", QUEUED), ("running", LEASES)):
@@ -45,7 +46,7 @@ class Metrics:
 
 
 class CountResponses:
-    """Counts every answer under its route, never under a path that a client made up."""
+    """ASGI middleware that counts responses by route template, so that clients cannot create labels."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app, self._metrics = app, metrics
@@ -54,23 +55,23 @@ class CountResponses:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        begun, told = time.perf_counter(), False
+        start, counted = time.perf_counter(), False
 
-        def count(status: int) -> None:
-            nonlocal told
-            told = True
-            route = getattr(scope.get("route"), "path", "none")
-            self._metrics.responses.labels(scope["method"], route, status).inc()
-            self._metrics.seconds.labels(scope["method"], route).observe(time.perf_counter() - begun)
-
-        async def counted(message: Message) -> None:
+        async def counting_send(message: Message) -> None:
+            nonlocal counted
             if message["type"] == "http.response.start":
-                count(message["status"])
+                counted = True
+                self._count(scope, message["status"], start)
             await send(message)
 
         try:
-            await self._app(scope, receive, counted)
+            await self._app(scope, receive, counting_send)
         except Exception:
-            if not told:
-                count(500)
+            if not counted:
+                self._count(scope, 500, start)
             raise
+
+    def _count(self, scope: Scope, status: int, start: float) -> None:
+        route = getattr(scope.get("route"), "path", "none")
+        self._metrics.responses.labels(scope["method"], route, status).inc()
+        self._metrics.seconds.labels(scope["method"], route).observe(time.perf_counter() - start)

@@ -1,4 +1,4 @@
-"""Real things for tests: a Valkey server, H.264 clips written by PyAV, optional shared data beside the checkout."""
+"""Fixtures for all tests: a Valkey server, clips encoded with PyAV, and optional test data beside the checkout."""
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from fractions import Fraction
@@ -21,14 +21,14 @@ MakeClip = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def valkey_server() -> Iterator[ValkeyServer]:
-    """One Valkey for the whole session, on a free port of its own, keeping nothing."""
+    """One Valkey server for the whole session, on a free port and without persistence."""
     with ValkeyServer(port=free_port(), config={"save": "", "appendonly": "no"}) as server:
         yield server
 
 
 @pytest.fixture
 def redis_url(valkey_server: ValkeyServer) -> str:
-    """The address of an empty database."""
+    """The URL of an empty database."""
     url = f"redis://{valkey_server.host}:{valkey_server.port}/0"
     with Redis.from_url(url) as client:
         client.flushall()
@@ -42,7 +42,7 @@ async def store(redis_url: str) -> AsyncIterator[Store]:
 
 
 def moving_square(size: tuple[int, int]) -> Draw:
-    """Return a drawing of a light square that crosses a dark ground of `size` (width, height) once in four seconds."""
+    """Return a function that draws a light square crossing a dark frame of `size` (width, height) in four seconds."""
     width, height = size
     side = max(2, height // 3)
 
@@ -57,10 +57,10 @@ def moving_square(size: tuple[int, int]) -> Draw:
 
 @pytest.fixture
 def make_clip() -> MakeClip:
-    """A function that writes a real video: `make_clip(path, seconds=3, fps=10, size=(160, 120), codec=…, audio=…)`.
+    """A function that encodes a real video: `make_clip(path, seconds=3, fps=10, size=(160, 120), codec=…, audio=…)`.
 
-    `draw(time_s)` gives the RGB frame, uint8 [height, width, 3]; without it a square moves. The container follows
-    from the name's suffix, or from `container`. `audio` adds a silent track, `video=False` leaves only that.
+    `draw(time_s)` returns the RGB frame, uint8 [height, width, 3]; the default draws a moving square. The container
+    is `container`, or follows from the file's suffix. `audio` adds a silent track; `video=False` leaves only audio.
     """
 
     def make(
@@ -100,24 +100,24 @@ def make_clip() -> MakeClip:
 
 @pytest.fixture
 def clip(tmp_path: Path, make_clip: MakeClip) -> Path:
-    """Three seconds of H.264, 160 × 120, ten frames a second."""
+    """Three seconds of H.264, 160 × 120 pixels, ten frames per second."""
     return make_clip(tmp_path / "clip.mp4")
 
 
 def _shared(name: str) -> Path:
     path = SHARED / name
     if not path.exists():
-        pytest.skip(f"{name} is not there: it is optional test data in {SHARED.name}/ beside the checkout")
+        pytest.skip(f"{name} is missing: optional test data in {SHARED.name}/ beside the checkout")
     return path
 
 
 @pytest.fixture(scope="session")
 def tokenizer_model() -> Path:
-    """The published `tokenizer.model`, where there is a copy."""
+    """The published `tokenizer.model`; the test is skipped if there is no copy."""
     return _shared("tokenizer/tokenizer.model")
 
 
 @pytest.fixture(scope="session")
 def videos() -> list[Path]:
-    """The real clips, where there are any."""
+    """Real clips; the test is skipped if there are none."""
     return sorted(_shared("videos").glob("*.mp4"))

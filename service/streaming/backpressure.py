@@ -1,7 +1,7 @@
-"""What one client's connection may take: little memory, and no more of it where the client does not read.
+"""Backpressure: limits how much unsent data a slow client can accumulate in this process and in the kernel.
 
-An answer waits in this process only until the kernel takes it, and the kernel takes no more than `UNSENT_BYTES` ahead
-of what the client has room for. A client that takes nothing, or is gone without a word, is cut off by the kernel.
+The response generator pauses until the kernel accepts its data, and the kernel buffers at most `UNSENT_BYTES` more
+than the client's receive window. The kernel closes the connection of a client that stops reading or disappears.
 """
 
 import asyncio
@@ -13,14 +13,14 @@ UNSENT_BYTES = 16_384
 
 
 def bounded(unread_s: float) -> type[HttpToolsProtocol]:
-    """Return uvicorn's protocol, cutting off clients that leave what was sent to them unread for `unread_s`."""
+    """Return a uvicorn protocol class that drops a client after it leaves sent data unread for `unread_s` seconds."""
 
     class Bounded(HttpToolsProtocol):
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             transport.set_write_buffer_limits(high=0)
-            connected = transport.get_extra_info("socket")
-            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
-            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(unread_s * 1000))
+            connection = transport.get_extra_info("socket")
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(unread_s * 1000))
 
     return Bounded

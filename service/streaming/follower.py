@@ -1,8 +1,8 @@
-"""Following the events of many jobs for many clients over one Redis connection.
+"""Follows the events of many jobs for many clients over one Redis connection.
 
-One task waits for new events of all watched jobs at once and keeps the latest few of each job. A client is only
-a place in a stream: it takes what is newer from those few, or from Redis where it has fallen further behind, so that
-a slow client costs no memory.
+One task waits for new events of all watched jobs and caches the latest few of each job. A client is only a position in
+a stream: it takes the events after it from the cache, or from Redis if it has fallen too far behind for the cache. A
+slow client therefore uses no extra memory.
 """
 
 import asyncio
@@ -14,17 +14,21 @@ from itertools import accumulate
 
 from redis.exceptions import RedisError
 
-from service.contract.store.store import Entry, Store, entry_of, events_key
+from service.contract.store.entries import Entry, entry_of
+from service.contract.store.keys import events_key
+from service.contract.store.store import Store
 
 log = logging.getLogger(__name__)
-KEPT = 256
-COUNT = 200
-CAUGHT_UP = 50
-"""How many events a client that fell behind takes from Redis at once: at most, and no more than twice what it held."""
-HELD_CHARS = 8192
-"""How much text a client holds at most while it sends, but for a single event that is longer."""
+CACHED_EVENTS = 256
+"""How many of a watched job's latest events are cached."""
+READ_EVENTS = 200
+"""The most events of one job that one read of the reading task returns."""
+CATCH_UP_EVENTS = 50
+"""The most events that a client outside the cache reads from Redis at once; also at most twice its previous batch."""
+BATCH_CHARS = 8192
+"""The most text that one client holds while it sends. A single longer event is still sent."""
 BLOCK_MS = 100
-"""How long one read waits; a job newly watched waits as long at most before it is read too."""
+"""How long one read waits. A newly watched job is included after this time at the latest."""
 FIRST_DELAY_S = 0.1
 LONGEST_DELAY_S = 2.0
 
@@ -33,35 +37,36 @@ class Channel:
     """The latest events of one watched job."""
 
     def __init__(self) -> None:
-        self.kept: deque[Entry] = deque(maxlen=KEPT)
+        self.cache: deque[Entry] = deque(maxlen=CACHED_EVENTS)
         self.newest: int | None = None
-        """The place up to which the stream has been read; None before the first client knows one."""
+        """The sequence number up to which the stream was read; None until the first client sets it."""
         self.changed = asyncio.Event()
         self.watchers = 0
-        self.gone = False
+        self.deleted = False
 
     def after(self, seq: int) -> list[Entry] | None:
-        """Return the events after place `seq`, None where they are not all kept here."""
+        """Return the events after `seq`, or None if some of them are no longer cached."""
         if self.newest is None:
             return None
         if seq >= self.newest:
             return []
-        if not self.kept or self.kept[0].seq > seq + 1:
+        if not self.cache or self.cache[0].seq > seq + 1:
             return None
-        return [entry for entry in self.kept if entry.seq > seq]
+        return [entry for entry in self.cache if entry.seq > seq]
 
     def add(self, entries: list[Entry]) -> None:
-        self.kept.extend(entries)
+        self.cache.extend(entries)
         self.newest = entries[-1].seq
         self.wake()
 
     def wake(self) -> None:
+        """Wake all clients that wait for `changed`."""
         self.changed.set()
         self.changed = asyncio.Event()
 
 
 class Follower:
-    """`run` is the one reading task; `follow` is what each client iterates."""
+    """`run` is the single reading task; each client iterates over `follow`."""
 
     def __init__(self, store: Store, reader: Store) -> None:
         self._store = store
@@ -71,69 +76,62 @@ class Follower:
         self.closed = False
 
     async def run(self) -> None:
-        """Read for all watched jobs, for ever; outlives a Redis that goes away and comes back."""
+        """Read new events of all watched jobs until cancelled. Survives Redis outages."""
         delay_s = FIRST_DELAY_S
         while True:
             try:
                 await self._read()
                 delay_s = FIRST_DELAY_S
             except (RedisError, OSError) as error:
-                log.warning("events cannot be read, trying again in %.1f s: %s", delay_s, error)
+                log.warning("cannot read events, retrying in %.1f s: %s", delay_s, error)
                 await asyncio.sleep(delay_s)
                 delay_s = min(2 * delay_s, LONGEST_DELAY_S)
 
     async def _read(self) -> None:
-        places = {
+        positions = {
             events_key(job_id): (channel, channel.newest)
             for job_id, channel in self._channels.items()
             if channel.newest is not None
         }
-        if not places:
+        if not positions:
             self._wanted.clear()
             await self._wanted.wait()
             return
-        after = {key: f"{newest}-0" for key, (_, newest) in places.items()}
-        for key, rows in await self._reader.redis.xread(after, count=COUNT, block=BLOCK_MS) or ():
-            places[key][0].add([entry_of(*row) for row in rows])
+        after = {key: f"{newest}-0" for key, (_, newest) in positions.items()}
+        for key, rows in await self._reader.redis.xread(after, count=READ_EVENTS, block=BLOCK_MS) or ():
+            positions[key][0].add([entry_of(*row) for row in rows])
 
     async def follow(self, job_id: str, after: int, silence_s: float) -> AsyncGenerator[Entry | None]:
-        """Yield the events after place `after` up to the last; None after each `silence_s` without any.
+        """Yield the events after sequence number `after` up to the final one, and None after each silent `silence_s`.
 
-        Ends early where the job is deleted or the process stops.
+        Ends early if the job is deleted or the process stops.
         """
-        count = CAUGHT_UP
+        limit = CATCH_UP_EVENTS
         with self._watch(job_id) as channel:
-            while not (self.closed or channel.gone):
+            while not (self.closed or channel.deleted):
                 changed = channel.changed
-                entries = channel.after(after)
-                if entries is None:
-                    entries = await self._catch_up(job_id, channel, after, count)
-                entries = _portion(entries)
-                count = max(1, min(CAUGHT_UP, 2 * len(entries)))
-                for entry in entries:
+                batch = await self._next_batch(job_id, channel, after, limit)
+                limit = max(1, min(CATCH_UP_EVENTS, 2 * len(batch)))
+                for entry in batch:
                     yield entry
                     if entry.last:
                         return
                     after = entry.seq
-                if entries:
+                if batch or await _is_set_within(changed, silence_s):
                     continue
-                try:
-                    async with asyncio.timeout(silence_s):
-                        await changed.wait()
-                except TimeoutError:
-                    yield None
-                    if await self._is_over(job_id, after):
-                        return
+                yield None
+                if await self._is_over(job_id, after):
+                    return
 
     @property
     def watchers(self) -> int:
-        """How many clients follow a job now."""
+        """How many clients are following a job now."""
         return sum(channel.watchers for channel in self._channels.values())
 
     def forget(self, job_id: str) -> None:
         """End all streams of a deleted job."""
         if channel := self._channels.get(job_id):
-            channel.gone = True
+            channel.deleted = True
             channel.wake()
 
     def close(self) -> None:
@@ -153,11 +151,19 @@ class Follower:
             if not channel.watchers and self._channels.get(job_id) is channel:
                 del self._channels[job_id]
 
-    async def _catch_up(self, job_id: str, channel: Channel, after: int, count: int) -> list[Entry]:
-        """Return up to `count` of the next events from Redis; where there are none, let the channel start here."""
+    async def _next_batch(self, job_id: str, channel: Channel, after: int, limit: int) -> list[Entry]:
+        """Return the next events from the cache, or up to `limit` from Redis; at most `BATCH_CHARS` of text."""
+        entries = channel.after(after)
+        if entries is None:
+            entries = await self._catch_up(job_id, channel, after, limit)
+        sizes = accumulate(len(entry.data) for entry in entries)
+        return entries[: max(1, sum(size <= BATCH_CHARS for size in sizes))]
+
+    async def _catch_up(self, job_id: str, channel: Channel, after: int, limit: int) -> list[Entry]:
+        """Return up to `limit` of the next events from Redis. If there are none yet, the channel starts here."""
         while True:
             try:
-                entries = await self._store.entries(job_id, after, count)
+                entries = await self._store.entries(job_id, after, limit)
                 newest = after if entries else min(after, await self._store.newest(job_id))
                 break
             except (RedisError, OSError):
@@ -165,20 +171,22 @@ class Follower:
                     return []
                 await asyncio.sleep(FIRST_DELAY_S)
         if not entries and channel.newest is None:
-            channel.newest = newest  # less than `after` where a client claims a place that is not there yet
+            channel.newest = newest  # less than `after` if the client names a position that does not exist yet
             self._wanted.set()
         return entries
 
     async def _is_over(self, job_id: str, after: int) -> bool:
-        """Whether nothing can come after place `after`: the job is deleted, or had ended there or before."""
+        """Whether nothing can follow `after`: the job is deleted, or it has ended and all its events were sent."""
         try:
-            found = await self._store.kind_and_status(job_id)
-            return found is None or (found[1].ended and not await self._store.entries(job_id, after, 1))
+            known = await self._store.kind_and_status(job_id)
+            return known is None or (known[1].ended and not await self._store.entries(job_id, after, 1))
         except (RedisError, OSError):
             return False
 
 
-def _portion(entries: list[Entry]) -> list[Entry]:
-    """Return the first of `entries`, as many as one client may hold."""
-    sizes = accumulate(len(entry.data) for entry in entries)
-    return entries[: max(1, sum(size <= HELD_CHARS for size in sizes))]
+async def _is_set_within(event: asyncio.Event, seconds: float) -> bool:
+    try:
+        async with asyncio.timeout(seconds):
+            return await event.wait()
+    except TimeoutError:
+        return False

@@ -1,11 +1,13 @@
-// The service's API as the page uses it: requests, uploads with progress, and events that go on after a broken connection.
+// The page's client for the service's API: requests, uploads with progress, and event streams that resume.
 //
-// EventSource can send no key, so events come by fetch, with a key or without: the same `Last-Event-ID`, the same pauses.
+// Streams use fetch because EventSource cannot send an API key. They reconnect as EventSource does: with
+// `Last-Event-ID`, after the delay that the service sends as `retry`.
+
+import { FINAL_STATUSES, HEARTBEAT_MS, RETRY_MS } from "./contract.js";
 
 const KEY = "sharecap-key";
-const SILENCE_MS = 45_000; // three heartbeats
-const LONGEST_PAUSE_MS = 30_000;
-const LAST_TYPES = new Set(["completed", "failed", "cancelled"]);
+const MAX_SILENCE_MS = 3 * HEARTBEAT_MS;
+const MAX_RETRY_MS = 30_000;
 
 export const apiKey = () => sessionStorage.getItem(KEY) ?? "";
 
@@ -14,7 +16,7 @@ export function setApiKey(value) {
   else sessionStorage.removeItem(KEY);
 }
 
-/** What the service refused, in its own words; `status` is 0 where it was not reached. */
+/** An error reported by the service; `status` is 0 if the service could not be reached. */
 export class Problem extends Error {
   constructor(detail, status = 0, code = "") {
     super(detail);
@@ -28,95 +30,100 @@ function problemFrom(status, text) {
     const { detail, code } = JSON.parse(text);
     if (typeof detail === "string") return new Problem(detail, status, code);
   } catch {
-    // whatever stands before the service has its own way of refusing
+    // a proxy in front of the service may answer with something other than JSON
   }
-  return new Problem(`The service answers ${status}.`, status);
+  return new Problem(`The service answered with status ${status}.`, status);
 }
 
-function headersWith(headers) {
+function withKey(headers) {
   return apiKey() ? { ...headers, Authorization: `Bearer ${apiKey()}` } : headers;
 }
 
 async function open(path, { method = "GET", headers = {}, body, signal } = {}) {
-  let answer;
+  let response;
   try {
-    answer = await fetch(path, { method, headers: headersWith(headers), body, signal, cache: "no-store" });
+    response = await fetch(path, { method, headers: withKey(headers), body, signal, cache: "no-store" });
   } catch (error) {
     throw signal?.aborted ? error : new Problem("The service cannot be reached.");
   }
-  if (!answer.ok) throw problemFrom(answer.status, await answer.text());
-  return answer;
+  if (!response.ok) throw problemFrom(response.status, await response.text());
+  return response;
 }
 
-/** Return the JSON of an answer, null where it has no body. Raises Problem. */
+/** Return the JSON body of the response, or null if it has none. Throws Problem. */
 export async function request(method, path, values, headers = {}) {
   const json = values === undefined ? {} : { "Content-Type": "application/json" };
-  const answer = await open(path, { method, headers: { ...json, ...headers }, body: JSON.stringify(values) });
-  return answer.status === 204 ? null : answer.json();
+  const response = await open(path, { method, headers: { ...json, ...headers }, body: JSON.stringify(values) });
+  return response.status === 204 ? null : response.json();
 }
 
-/** Return a picture as a Blob: an <img> sends no key. */
-export const picture = async (path, signal) => (await open(path, { signal })).blob();
+/** Return an image as a Blob; an <img> element cannot send an API key. */
+export const fetchImage = async (path, signal) => (await open(path, { signal })).blob();
 
-/** Send a form; `tell` gets the share that is sent, 0 to 1. Returns the new job. Fetch tells no progress of a body. */
-export function upload(path, form, tell, signal) {
+/**
+ * Send a form and return the new job. `onProgress` receives the fraction sent so far, 0 to 1. This uses XMLHttpRequest
+ * because fetch does not report upload progress.
+ */
+export function upload(path, form, onProgress, signal) {
   return new Promise((resolve, reject) => {
     const sending = new XMLHttpRequest();
     sending.open("POST", path);
-    for (const [name, value] of Object.entries(headersWith({}))) sending.setRequestHeader(name, value);
-    sending.upload.onprogress = (event) => event.lengthComputable && tell(event.loaded / event.total);
+    for (const [name, value] of Object.entries(withKey({}))) sending.setRequestHeader(name, value);
+    sending.upload.onprogress = (event) => event.lengthComputable && onProgress(event.loaded / event.total);
     sending.onload = () => {
       if (sending.status < 300) resolve(JSON.parse(sending.responseText));
       else reject(problemFrom(sending.status, sending.responseText));
     };
-    sending.onerror = () => reject(new Problem("The connection broke while the video was being sent."));
-    sending.onabort = () => reject(new Problem("Stopped."));
+    sending.onerror = () => reject(new Problem("The connection was lost during the upload."));
+    sending.onabort = () => reject(new Problem("The upload was stopped."));
     signal.addEventListener("abort", () => sending.abort());
     sending.send(form);
   });
 }
 
 /**
- * Yield a job's events, {type, data}, from the first to the last, over as many connections as it takes. `interrupted`
- * comes when one breaks. Raises Problem where the service refuses; ends when `signal` says so.
+ * Yield a job's events, {type, data}, from the first to the final one, reconnecting as often as needed. Yields an
+ * `interrupted` event whenever a connection is lost. Throws Problem if the service refuses; ends when `signal` aborts.
  */
 export async function* follow(id, signal) {
-  const place = { last: "", pauseMs: 2000 };
-  for (let broken = 0; !signal.aborted; broken += 1) {
+  const position = { lastEventId: "", retryMs: RETRY_MS, ended: false };
+  for (let failures = 0; !signal.aborted; failures += 1) {
     try {
-      for await (const event of connection(id, place, signal)) {
-        broken = 0;
+      for await (const event of readStream(id, position, signal)) {
+        failures = 0;
         yield event;
-        if (LAST_TYPES.has(event.type)) return;
+        if (FINAL_STATUSES.has(event.type)) return;
       }
-      if (place.ended) return;
+      if (position.ended) return;
     } catch (error) {
       const refused = error instanceof Problem && error.status >= 400 && error.status < 500 && error.status !== 429;
       if (refused) throw error;
     }
     if (signal.aborted) return;
     yield { type: "interrupted", data: {} };
-    await pause(Math.min(place.pauseMs * 2 ** broken, LONGEST_PAUSE_MS), signal);
+    await sleep(Math.min(position.retryMs * 2 ** failures, MAX_RETRY_MS), signal);
   }
 }
 
-async function* connection(id, place, signal) {
+/** Yield the events of one connection, and keep `position` up to date. */
+async function* readStream(id, position, signal) {
   const silence = new AbortController();
-  let timer = setTimeout(() => silence.abort(), SILENCE_MS);
+  let timer = setTimeout(() => silence.abort(), MAX_SILENCE_MS);
   try {
-    const headers = { Accept: "text/event-stream", ...(place.last && { "Last-Event-ID": place.last }) };
-    const both = AbortSignal.any([signal, silence.signal]);
-    const answer = await open(`captions/${id}/events`, { headers, signal: both });
-    place.ended = answer.status === 204;
-    if (place.ended) return;
-    const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+    const resume = position.lastEventId && { "Last-Event-ID": position.lastEventId };
+    const headers = { Accept: "text/event-stream", ...resume };
+    const either = AbortSignal.any([signal, silence.signal]);
+    const response = await open(`captions/${id}/events`, { headers, signal: either });
+    position.ended = response.status === 204;
+    if (position.ended) return;
+    const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
     for (let rest = "", { value, done } = await reader.read(); !done; { value, done } = await reader.read()) {
       clearTimeout(timer);
-      timer = setTimeout(() => silence.abort(), SILENCE_MS);
+      timer = setTimeout(() => silence.abort(), MAX_SILENCE_MS);
       const parts = (rest + value).split("\n\n");
       rest = parts.pop();
       for (const part of parts) {
-        const event = parse(part, place);
+        const event = parse(part, position);
         if (event) yield event;
       }
     }
@@ -126,19 +133,20 @@ async function* connection(id, place, signal) {
   }
 }
 
-function parse(part, place) {
+/** Return the event in one part of the stream, or null for a heartbeat or a `retry` field. */
+function parse(part, position) {
   const fields = {};
   for (const line of part.split("\n")) {
     const colon = line.indexOf(":");
     if (colon > 0) fields[line.slice(0, colon)] = line.slice(colon + 1).trimStart();
   }
-  if (fields.retry) place.pauseMs = Number(fields.retry);
-  if (fields.data === undefined) return null; // a heartbeat
-  if (fields.id) place.last = fields.id;
+  if (fields.retry) position.retryMs = Number(fields.retry);
+  if (fields.data === undefined) return null;
+  if (fields.id) position.lastEventId = fields.id;
   return { type: fields.event, data: JSON.parse(fields.data) };
 }
 
-function pause(ms, signal) {
+function sleep(ms, signal) {
   return new Promise((resolve) => {
     const timer = setTimeout(resolve, ms);
     signal.addEventListener("abort", () => {

@@ -1,4 +1,4 @@
-"""A server that answers as badly as it is told to: what it says is written byte for byte."""
+"""An HTTP server whose replies are written byte for byte, so that tests can make them as malformed as they like."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -9,8 +9,8 @@ Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]
 
 
 @dataclass
-class Rogue:
-    """`answers`: by path; no other path is known. `requests`: each request's head and body, as they came."""
+class HostileServer:
+    """Answers each path as `answers` says, and any other path with 404. Records the head and body of each request."""
 
     host: str
     port: int = 0
@@ -18,20 +18,20 @@ class Rogue:
     requests: list[tuple[bytes, bytes]] = field(default_factory=list)
     connections: int = 0
     open: int = 0
-    most_open: int = 0
+    max_open: int = 0
 
     def url(self, path: str) -> str:
         return f"http://{self.host}:{self.port}{path}"
 
     @property
     def hosts(self) -> str:
-        """The setting that allows it."""
+        """The value of ALLOWED_HOSTS that allows this server."""
         return f"{self.host}:{self.port}"
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         self.open += 1
-        self.most_open = max(self.most_open, self.open)
+        self.max_open = max(self.max_open, self.open)
         try:
             with suppress(ConnectionError, asyncio.IncompleteReadError):
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -49,8 +49,8 @@ def _fields(head: bytes) -> list[tuple[bytes, bytes, bytes]]:
     return [line.lower().partition(b": ") for line in head.splitlines()]
 
 
-def says(text: str | bytes, *more: bytes) -> Answer:
-    """An answer that is these bytes; the connection closes after them."""
+def raw(text: str | bytes, *more: bytes) -> Answer:
+    """Answer with exactly these bytes and close the connection."""
 
     async def answer(writer: asyncio.StreamWriter) -> None:
         writer.write(text.encode() if isinstance(text, str) else text)
@@ -61,11 +61,12 @@ def says(text: str | bytes, *more: bytes) -> Answer:
 
 
 def status(code: int, *headers: str, body: bytes = b"") -> Answer:
+    """Answer with a well-formed response."""
     lines = [f"HTTP/1.1 {code} So", f"Content-Length: {len(body)}", *headers]
-    return says("\r\n".join(lines) + "\r\n\r\n", body)
+    return raw("\r\n".join(lines) + "\r\n\r\n", body)
 
 
-def leads_to(url: str, code: int = 302) -> Answer:
+def redirect(url: str, code: int = 302) -> Answer:
     return status(code, f"Location: {url}")
 
 
@@ -74,7 +75,7 @@ def file(data: bytes) -> Answer:
 
 
 def endless(head: str, piece: bytes, pause_s: float = 0.0) -> Answer:
-    """An answer that goes on with `piece` until nobody takes it."""
+    """Answer with `head`, then repeat `piece` until the client disconnects."""
 
     async def answer(writer: asyncio.StreamWriter) -> None:
         writer.write(head.encode())
@@ -87,9 +88,9 @@ def endless(head: str, piece: bytes, pause_s: float = 0.0) -> Answer:
 
 
 @asynccontextmanager
-async def rogue(host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[Rogue]:
-    """A rogue server on a port of its own."""
-    served = Rogue(host)
+async def hostile_server(host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[HostileServer]:
+    """Run a hostile server; by default on a free port."""
+    served = HostileServer(host)
     tasks: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,0 +1,24 @@
+// Access to the page's elements. Text from models and clients is only ever inserted as text.
+
+export const element = (id) => document.getElementById(id);
+
+export const fromTemplate = (id) => element(id).content.cloneNode(true);
+
+export function paragraph(text) {
+  const created = document.createElement("p");
+  created.textContent = text;
+  return created;
+}
+
+/** Replace the text of `target`; `writing` marks it as incomplete. */
+export function setText(target, text, writing = false) {
+  target.textContent = text;
+  target.classList.toggle("writing", writing);
+}
+
+/** Show a problem in the `.error` line of `container`; null hides the line. */
+export function showProblem(container, problem) {
+  const line = container.querySelector(".error");
+  line.hidden = !problem;
+  line.textContent = problem?.message ?? "";
+}

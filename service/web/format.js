@@ -1,0 +1,18 @@
+// Times and names as the page shows them.
+
+/** Format seconds as 0:07.50, 12:00.00 or 1:02:03.00. */
+export function clock(seconds) {
+  const hundredths = Math.round(seconds * 100);
+  const [hours, minutes] = [Math.floor(hundredths / 360_000), Math.floor(hundredths / 6000) % 60];
+  const rest = ((hundredths % 6000) / 100).toFixed(2).padStart(5, "0");
+  return hours ? `${hours}:${String(minutes).padStart(2, "0")}:${rest}` : `${minutes}:${rest}`;
+}
+
+export const range = ({ start_s, end_s }) => `${clock(start_s)} to ${clock(end_s)}`;
+
+/** The job's name in titles and in the job list. */
+export function jobName(job) {
+  if (job.kind === "recaption") return job.options?.prompt ?? "An expanded prompt";
+  if (job.kind === "clip") return job.options ? range(job.options) : "Part of a video";
+  return job.source?.filename ?? job.source?.url ?? "A video";
+}
