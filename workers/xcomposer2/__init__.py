@@ -1,9 +1,9 @@
 """The vLLM plugin for InternLM-XComposer2-4KHD checkpoints, ShareCaptioner-Video among them.
 
 Reading order: `checkpoint` -> `config` -> `tokenizer` -> `renderer` -> `hd_tiling` -> `image` -> `processor` ->
-`plora` -> `weights` -> `model`; `turns` is for the worker. vLLM calls `register` in each of its processes (entry point
-`vllm.general_plugins`); a worker builds its engine from `engine_args` and calls `check_registered` at start. Importing
-this package is light.
+`plora` -> `weights` -> `model`. vLLM calls `register` in each of its processes (entry point `vllm.general_plugins`). A
+worker calls `check_registered` at start and builds its engine from `engine_args`. The plugin imports nothing else from
+this repository, and importing the package loads neither torch nor vLLM.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ _MODEL = f"{__name__}.model:{ARCHITECTURE}"
 
 
 def register() -> None:
-    """Make vLLM know the architecture, its config format and its tokenizer; safe to call again."""
+    """Register the architecture, its config format, tokenizer and renderer with vLLM. May be called repeatedly."""
     from vllm.model_executor.models.registry import ModelRegistry  # noqa: PLC0415
     from vllm.renderers.registry import RENDERER_REGISTRY  # noqa: PLC0415
     from vllm.tokenizers.registry import TokenizerRegistry  # noqa: PLC0415
@@ -32,7 +32,7 @@ def register() -> None:
 
 
 def check_registered() -> None:
-    """Load vLLM's plugins and raise RuntimeError if this one is not among them."""
+    """Load vLLM's plugins. Raises RuntimeError if this plugin is not among them."""
     from vllm.model_executor.models.registry import ModelRegistry  # noqa: PLC0415
     from vllm.plugins import load_general_plugins  # noqa: PLC0415
 
@@ -47,12 +47,12 @@ def check_registered() -> None:
 def engine_args(model: str, *, revision: str | None = None, **overrides: Any) -> dict[str, Any]:
     """Return vLLM's engine arguments for a checkpoint of this architecture: `AsyncEngineArgs(**engine_args(...))`.
 
-    `model` is a directory or a hub id; `overrides` (dtype, max_model_len, ...) are passed on and win.
-    Reads config.json and finds tokenizer.model, downloading them for a hub id. Raises FileNotFoundError, or
-    ValueError for another architecture.
+    `model` is a directory or a hub id. `overrides` (dtype, max_model_len, ...) replace or extend the result. Reads
+    config.json and locates tokenizer.model; for a hub id, downloads both. Raises FileNotFoundError, and ValueError for
+    another architecture.
 
-    `tokenizer` is the tokenizer.model file, not the checkpoint: vLLM looks for a config.json beside a tokenizer
-    with its own parser, which takes offence at `auto_map` and at some of the family's `model_type`s.
+    `tokenizer` is the tokenizer.model file, not the checkpoint. Given a checkpoint, vLLM would read the config.json
+    next to the tokenizer with its own parser, which rejects `auto_map` and some of the family's `model_type`s.
     """
     check_architecture(read_config(model, revision), model)
     return {
@@ -62,7 +62,7 @@ def engine_args(model: str, *, revision: str | None = None, **overrides: Any) ->
         "tokenizer": str(checkpoint_file(model, "tokenizer.model", revision)),
         "tokenizer_mode": NAME,
         "trust_remote_code": False,
-        "generation_config": "vllm",  # sampling is the request's business
+        "generation_config": "vllm",  # each request sets its own sampling parameters
         "limit_mm_per_prompt": {"image": 1},
         **overrides,
     }

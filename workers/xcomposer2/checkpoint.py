@@ -1,6 +1,6 @@
-"""A checkpoint's small files: found in a directory or on the hub, config.json read as it stands.
+"""Locates the files of a checkpoint, in a directory or on the hub, and reads its config.json.
 
-First thing the plugin does with `MODEL`; light on import, so that a process can look before it loads vLLM.
+This module imports neither torch nor vLLM, so a process can check a checkpoint before it loads them.
 """
 
 import json
@@ -13,9 +13,9 @@ ARCHITECTURE = "InternLMXComposer2ForCausalLM"
 
 
 def checkpoint_file(model: str | Path, name: str, revision: str | None = None) -> Path:
-    """Return the local path of a checkpoint's file; `model` is a directory or a hub id (then downloaded).
+    """Return the local path of a checkpoint's file. `model` is a directory, or a hub id whose file is downloaded.
 
-    Raises FileNotFoundError if the directory or the file is not there, and huggingface_hub's errors for a hub id.
+    Raises FileNotFoundError if the directory or the file does not exist, and huggingface_hub's errors for a hub id.
     """
     directory = Path(model)
     if directory.is_dir():
@@ -29,7 +29,7 @@ def checkpoint_file(model: str | Path, name: str, revision: str | None = None) -
 
 
 def read_config(model: str | Path, revision: str | None = None) -> dict[str, Any]:
-    """Return config.json as it stands; raises ValueError if it is no JSON object."""
+    """Return the unmodified content of config.json. Raises ValueError if it is not a JSON object."""
     path = checkpoint_file(model, "config.json", revision)
     try:
         published = json.loads(path.read_text(encoding="utf-8"))
@@ -41,11 +41,11 @@ def read_config(model: str | Path, revision: str | None = None) -> dict[str, Any
 
 
 def is_xcomposer2(published: dict[str, Any]) -> bool:
-    """Whether this plugin serves a checkpoint with this config.json."""
+    """Return whether this plugin supports a checkpoint with this config.json."""
     return ARCHITECTURE in (published.get("architectures") or [])
 
 
 def check_architecture(published: dict[str, Any], model: str | Path) -> None:
-    """Raise ValueError if the checkpoint is of another architecture."""
+    """Raise ValueError if the checkpoint has another architecture."""
     if not is_xcomposer2(published):
         raise ValueError(f"{model}: architectures is {published.get('architectures')}, not [{ARCHITECTURE!r}]")

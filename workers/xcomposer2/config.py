@@ -1,8 +1,8 @@
-"""config.json of a checkpoint -> the configuration that vLLM, processor and model read.
+"""Converts a checkpoint's config.json to the configuration that vLLM, the processor and the model use.
 
-A checkpoint is recognised by `architectures` alone, whatever its `model_type` says,
-and its Python files (`auto_map`) are never run. Published checkpoints have no vision section: CLIP ViT-L/14-336
-is implied. Two optional keys, `vision_config` and `plora`, let a small checkpoint say otherwise.
+Only `architectures` identifies a checkpoint; its `model_type` is ignored, and its Python files (`auto_map`) never run.
+Published checkpoints have no vision section and use CLIP ViT-L/14-336. Small checkpoints can override this with the
+optional keys `vision_config` and `plora`.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ from workers.xcomposer2.checkpoint import ARCHITECTURE, check_architecture, read
 from workers.xcomposer2.hd_tiling import CLIP_CROP_PX
 
 DEFAULT_HD_NUM = 9  # crops per image in the reference scripts for video frames
-MERGE = 2  # 2 x 2 neighbouring patches make one image token
+MERGE = 2  # 2 x 2 neighbouring patches are merged into one image token
 
 # openai/clip-vit-large-patch14-336
 _CLIP_L_336 = {
@@ -42,24 +42,23 @@ _REQUIRED = (
 
 
 class XComposer2Config(PretrainedConfig):
-    """InternLM2 fields under their usual names, `vision_config`, `plora`, and what follows from them.
+    """InternLM2 fields under their usual names, `vision_config`, `plora`, and values derived from them.
 
-    `vocab_size` is the checkpoint's plus one: the extra id, `image_token_id`, marks image positions. It has no
-    embedding and no logit, so neither text nor the model itself can ever produce it.
+    `vocab_size` is the checkpoint's plus one. The extra id, `image_token_id`, marks image positions. It has no
+    embedding and no logit, so neither text nor the model can produce it.
     """
 
     model_type = "sharecap_xcomposer2"
 
     @classmethod
     def from_published(cls, published: dict[str, Any]) -> "XComposer2Config":
-        """Build from the content of config.json; raises ValueError naming what is missing or unsupported."""
+        """Build the configuration from config.json. Raises ValueError that names the missing or unsupported key."""
         missing = [key for key in _REQUIRED if not isinstance(published.get(key), int)]
         if missing:
             raise ValueError(f"config.json: missing or not a number: {', '.join(missing)}")
-        unsupported = {"bias": True, "tie_word_embeddings": True}
-        for key, value in unsupported.items():
-            if published.get(key, False) == value:
-                raise ValueError(f"config.json: {key}={value} is not part of this architecture")
+        for key in ("bias", "tie_word_embeddings"):
+            if published.get(key):
+                raise ValueError(f"config.json: {key}=True is not part of this architecture")
         heads = published["num_attention_heads"]
         vision: Any = CLIPVisionConfig(**(published.get("vision_config") or _CLIP_L_336))
         if vision.image_size % (vision.patch_size * MERGE):
@@ -92,15 +91,15 @@ class XComposer2Config(PretrainedConfig):
 
     @property
     def merged_side(self) -> int:
-        """Image tokens along one side of a crop (12 for CLIP-L/336)."""
+        """Number of image tokens along one side of a crop (12 for CLIP-L/336)."""
         return self.vision_config.image_size // self.vision_config.patch_size // MERGE
 
 
 def _rope(published: dict[str, Any]) -> dict[str, Any]:
-    """Plain RoPE for plain and for dynamic-NTK checkpoints.
+    """Return plain RoPE parameters, for plain and for dynamic-NTK checkpoints.
 
-    Dynamic NTK changes nothing up to `max_position_embeddings`, and vLLM accepts no longer context without
-    being told to. vLLM's own "dynamic" layer would scale short sequences too, so it is not used.
+    Dynamic NTK only changes positions beyond `max_position_embeddings`, and vLLM rejects a longer context by default.
+    vLLM's own "dynamic" layer is not used because it would scale short sequences too.
     """
     scaling = published.get("rope_scaling") or published.get("rope_parameters") or {}
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
@@ -111,7 +110,7 @@ def _rope(published: dict[str, Any]) -> dict[str, Any]:
 
 
 class XComposer2ConfigParser(ConfigParserBase):
-    """vLLM's hook for `config_format="xcomposer2"`."""
+    """Reads config.json for vLLM when `config_format="xcomposer2"`."""
 
     def parse(
         self,
@@ -121,7 +120,7 @@ class XComposer2ConfigParser(ConfigParserBase):
         code_revision: str | None = None,
         **kwargs: Any,
     ) -> tuple[dict[str, Any], PretrainedConfig]:
-        """Return the raw dict and the config; raises ValueError for another architecture."""
+        """Return the raw dict and the config. Raises ValueError for another architecture."""
         published = read_config(model, revision)
         check_architecture(published, model)
         return published, XComposer2Config.from_published(published)

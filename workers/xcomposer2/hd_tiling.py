@@ -1,7 +1,7 @@
 """HD tiling as pure geometry: image size -> grid of crops -> number of image tokens.
 
-First stage of the plugin, and the only place that decides a size. `image.py` cuts images by it and
-`processor.py` counts placeholder tokens by it, so the two cannot disagree. No torch, no PIL.
+This is the only module that decides sizes. `image.py` cuts images and `processor.py` counts placeholder tokens with
+it, so the two always agree. It imports neither torch nor PIL.
 
 Source of the rules: InternLM-XComposer2-4KHD's `HD_transform` (dynamic resolution with a crop budget).
 """
@@ -14,11 +14,11 @@ CLIP_CROP_PX = 336
 
 @dataclass(frozen=True)
 class Tiling:
-    """How one image becomes `rows` x `cols` crops of `crop` pixels, plus one global view.
+    """How one image is cut into `rows` x `cols` crops of `crop` pixels, plus one global view.
 
-    `resized` and the paddings hold for the image as it is resized: transposed first where `transposed`
-    says so, which makes every image at least as wide as tall. `rows` and `cols` are the grid of the
-    final image, transposed back.
+    If `transposed`, the image is transposed before it is resized, so that it is at least as wide as tall, and
+    transposed back at the end. `resized` and the paddings describe the transposed image; `rows` and `cols` describe the
+    final one.
     """
 
     transposed: bool
@@ -31,14 +31,14 @@ class Tiling:
 
     @property
     def padded_size(self) -> tuple[int, int]:
-        """Final (width, height) in pixels: whole crops both ways, transposed back."""
+        """Final (width, height) in pixels, transposed back; both are multiples of `crop`."""
         return self.cols * self.crop, self.rows * self.crop
 
     def image_tokens(self, merged_side: int) -> int:
-        """Tokens of this image; a crop gives `merged_side` x `merged_side` of them (12 for CLIP-L/336).
+        """Return the number of tokens of this image. A crop has `merged_side` x `merged_side` (12 x 12 for CLIP-L/336).
 
-        Global view and tiles, one `plora_glb_GN` between them, one `plora_sub_GN` after each row of the
-        global view and of the tiles laid back into one grid.
+        The sequence is: the global view, one `plora_glb_GN`, the tiles in one grid. One `plora_sub_GN` follows each row
+        of the global view and of the grid.
         """
         crops = self.rows * self.cols + 1
         return crops * merged_side**2 + 1 + (self.rows + 1) * merged_side
@@ -55,11 +55,11 @@ def plan_tiling(width: int, height: int, hd_num: int, crop: int = CLIP_CROP_PX) 
         raise ValueError(f"hd_num must be at least 1, not {hd_num}")
     transposed = height > width
     ratio = max(width, height) / min(width, height)
-    scale = 1  # crops along the long side; one always fits, for ratio >= 1
+    scale = 1  # crops along the long side; one always fits because ratio >= 1
     while (scale + 1) * math.ceil((scale + 1) / ratio) <= hd_num:
         scale += 1
     resized_width = scale * crop
-    resized_height = max(1, int(resized_width / ratio))  # a line one pixel thin still has a row
+    resized_height = max(1, int(resized_width / ratio))  # an image one pixel thin still has a row
     across = math.ceil(resized_height / crop)
     padding = across * crop - resized_height
     return Tiling(

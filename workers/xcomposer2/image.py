@@ -1,7 +1,7 @@
-"""One image -> its padded form -> the crops that the vision tower sees.
+"""Resizes and pads an image, and cuts it into the crops that the vision tower receives.
 
-Second stage of the plugin. Sizes come from `hd_tiling.plan_tiling` alone; merging features, separators
-and projection are the model's part. Demo training uses the same two functions.
+All sizes come from `hd_tiling.plan_tiling`. Merging the features, separators and projection are in `model.py`. The
+training of the demo model uses the same functions.
 """
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from workers.xcomposer2.hd_tiling import Tiling
 
-# Normalisation of CLIP's training images (openai/CLIP), RGB in 0..1.
+# CLIP's normalisation (openai/CLIP), for RGB in 0..1
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 WHITE = (255, 255, 255)

@@ -1,10 +1,10 @@
 """InternLM-XComposer2-4KHD for vLLM: crops -> image tokens -> InternLM2 with partial LoRA -> logits.
 
-Last stage of the plugin, in vLLM's engine process. Parameter names are the published ones. In order: vision tower
-and image sequence, attention, feed-forward, decoder, the model that vLLM registers.
+Runs in vLLM's engine process. Parameter names are the published ones. In order: vision tower and image sequence,
+attention, feed-forward, decoder, the model that vLLM registers.
 
-Image positions carry `config.image_token_id`, one past the vocabulary: `forward` sees raw token ids beside the
-embeddings (`requires_raw_input_tokens`) and needs no state from one call to the next to know where images are.
+Image positions have the id `config.image_token_id`, one past the vocabulary. `forward` receives raw token ids in
+addition to the embeddings (`requires_raw_input_tokens`), so it knows image positions without state between calls.
 """
 
 from collections.abc import Iterable
@@ -31,13 +31,13 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from workers.xcomposer2.config import MERGE, XComposer2Config
 from workers.xcomposer2.plora import PartialLoRAColumnLinear, PartialLoRARowLinear, check_scheduler
 from workers.xcomposer2.processor import XComposer2DummyInputs, XComposer2ProcessingInfo, XComposer2Processor
-from workers.xcomposer2.weights import checked
+from workers.xcomposer2.weights import check_tensors
 
-_QKV = {".q_proj.": "q", ".k_proj.": "k", ".v_proj.": "v"}  # the tower keeps these three in one parameter
+_QKV = {".q_proj.": "q", ".k_proj.": "k", ".v_proj.": "v"}  # the tower stores these three in one parameter
 
 
 class VisionTower(nn.Module):
-    """CLIP up to its last layer, without the final norm, under the published name `vit.vision_tower`."""
+    """CLIP without the final norm, under the published name `vit.vision_tower`."""
 
     def __init__(self, config: XComposer2Config, prefix: str) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class VisionTower(nn.Module):
         )
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Crops [n, 3, crop, crop] -> merged patches [n, m, m, 4 * width], neighbours in row, column order."""
+        """Crops [n, 3, crop, crop] -> merged patches [n, m, m, 4 * width], neighbours in row-major order."""
         patches = self.vision_tower(pixels, feature_select_strategy="default")  # [n, (2m)^2, width], CLS dropped
         count, length, width = patches.shape
         side = int(length**0.5) // MERGE
@@ -55,10 +55,10 @@ class VisionTower(nn.Module):
 
 
 def image_sequence(crops: Tensor, rows: int, cols: int, row_end: Tensor, view_end: Tensor) -> Tensor:
-    """Lay the merged crops of one image out as its token sequence [tokens, 4 * width].
+    """Return the token sequence of one image, [tokens, 4 * width].
 
-    crops [1 + rows * cols, m, m, 4 * width], the global view first; `row_end` and `view_end` [4 * width] are
-    `plora_sub_GN` and `plora_glb_GN`.
+    `crops` [1 + rows * cols, m, m, 4 * width] are merged crops, the global view first. `row_end` and `view_end`
+    [4 * width] are `plora_sub_GN` and `plora_glb_GN`.
     """
     _, side, _, width = crops.shape
     tiles = crops[1:].view(rows, cols, side, side, width).transpose(1, 2)  # [rows, m, cols, m, width]
@@ -68,7 +68,7 @@ def image_sequence(crops: Tensor, rows: int, cols: int, row_end: Tensor, view_en
 
 
 class InternLM2Attention(nn.Module):
-    """Grouped-query attention; `wqkv` yields, for each KV head, its queries, its key and its value."""
+    """Grouped-query attention. For each KV head, `wqkv` returns its queries, its key and its value."""
 
     def __init__(
         self,
@@ -170,7 +170,7 @@ class InternLM2Model(nn.Module):
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
-        """Token ids [tokens] -> [tokens, hidden]; image positions get some row, to be overwritten."""
+        """Token ids [tokens] -> [tokens, hidden]. Rows at image positions are placeholders and are overwritten."""
         return self.tok_embeddings(input_ids.clamp(max=self.config.published_vocab_size - 1))
 
     def forward(self, input_ids: Tensor | None, positions: Tensor, inputs_embeds: Tensor | None = None) -> Tensor:
@@ -194,7 +194,7 @@ class InternLMXComposer2ForCausalLM(nn.Module, SupportsMultiModal):
 
     @classmethod
     def get_placeholder_str(cls, modality: str, i: int) -> str | None:
-        return None  # prompts come as token ids, see `tokenizer.turn_ids`
+        return None  # prompts are token ids, see `tokenizer.turn_ids`
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
@@ -217,7 +217,7 @@ class InternLMXComposer2ForCausalLM(nn.Module, SupportsMultiModal):
         return self.model
 
     def embed_multimodal(self, **kwargs: Any) -> list[Tensor]:
-        """Return each image's embeddings [tokens, hidden], as `HDImageProcessor` prepared them."""
+        """Return the embeddings [tokens, hidden] of each image prepared by `HDImageProcessor`."""
         pixels: Tensor | None = kwargs.get("pixel_values")  # [crops of all images, 3, crop, crop]
         if pixels is None:
             return []
@@ -253,14 +253,14 @@ class InternLMXComposer2ForCausalLM(nn.Module, SupportsMultiModal):
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
         logits = self.logits_processor(self.output, hidden_states)  # [requests, published vocabulary]
-        # The image position's id is in the vocabulary that vLLM counts with; it can never be chosen.
+        # vLLM's vocabulary includes the id of image positions; -inf makes it impossible to generate.
         return None if logits is None else F.pad(logits, (0, 1), value=float("-inf"))
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
-        """Load the published tensors; raises ValueError naming one unknown, missing or of another shape."""
+        """Load the published tensors. Raises ValueError for an unknown, misshapen or missing tensor."""
         parameters = dict(self.named_parameters())
         loaded = set()
-        for name, tensor in checked(iter(weights), self.config):
+        for name, tensor in check_tensors(iter(weights), self.config):
             part = next((part for part in _QKV if part in name), None)
             target = name.replace(part, ".qkv_proj.") if part else name
             parameter = parameters[target]

@@ -1,18 +1,18 @@
 """Partial LoRA: linear layers that add a low-rank term on image tokens only.
 
-Between vLLM's parallel linear layers and `model.py`. `y = W x`, and at image positions `+ scale * B (A x)`;
-text positions, generated ones included, see the plain weight.
+Extends vLLM's parallel linear layers for `model.py`: `y = W x`, plus `scale * B (A x)` at image positions. Text
+positions, including generated tokens, use only the plain weight.
 
-The term is one operator that torch.compile does not look into, so that it can decide while running (or while a
-CUDA graph is recorded) whether there is anything to do:
+The low-rank term is one operator that is opaque to torch.compile. It decides at run time (or while a CUDA graph is
+recorded) how much to compute:
 
-- A batch in which every request adds one token is decoding, and decoding holds no image token: an image is followed
-  by text, and the scheduler only ever cuts a prompt's chunk down to one token when its budget is used up, which in a
-  batch of single tokens it cannot be while the budget exceeds the number of requests (`check_scheduler`). Such batches
-  skip the term; vLLM records its full CUDA graphs for exactly these batches.
-- On CPU, only the rows of image tokens are computed, and none if there are none.
-- Otherwise, on a GPU, the term is computed for all rows and masked: finding out more would stall the stream. It adds
-  about 7 % to the multiplications of a prefill (rank 256 beside 4096).
+- If every request of the batch adds exactly one token, the batch is decoding and contains no image token, so the term
+  is skipped. Reason: text follows every image, and the scheduler shortens a prompt's chunk to one token only when its
+  token budget is used up. A batch of single tokens cannot use up a budget larger than the number of requests
+  (`check_scheduler`). vLLM records its full CUDA graphs for exactly these batches.
+- On a CPU, the term is computed only for the rows of image tokens.
+- Otherwise, on a GPU, the term is computed for all rows and masked, because reading the mask would stall the stream.
+  This adds about 7 % to the multiplications of a prefill (rank 256 against width 4096).
 """
 
 from typing import Any
@@ -35,7 +35,7 @@ _LIBRARY = library.Library("sharecap_xcomposer2", "FRAGMENT")
 
 
 def check_scheduler(config: VllmConfig) -> None:
-    """Raise ValueError for settings under which a batch of single tokens could hold an image token."""
+    """Raise ValueError if these settings allow an image token in a batch of single tokens."""
     scheduler = config.scheduler_config
     budget = getattr(scheduler, "max_num_scheduled_tokens", None) or scheduler.max_num_batched_tokens
     if budget <= scheduler.max_num_seqs:
@@ -45,7 +45,7 @@ def check_scheduler(config: VllmConfig) -> None:
 
 
 def _is_decoding() -> bool:
-    """Whether every request of the running batch adds exactly one token."""
+    """Return whether every request of the running batch adds exactly one token."""
     if not is_forward_context_available():
         return False
     metadata = get_forward_context().attn_metadata
@@ -85,7 +85,7 @@ direct_register_custom_op(
 
 
 class LowRank(nn.Module):
-    """One of the two low-rank weights, cut along `parallel_dim` between tensor-parallel ranks, if given."""
+    """One of the two low-rank weights, divided between tensor-parallel ranks along `parallel_dim` if given."""
 
     def __init__(self, rows: int, columns: int, parallel_dim: int | None = None) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class LowRank(nn.Module):
 
 
 class PartialLoRAColumnLinear(ColumnParallelLinear):
-    """Outputs divided between ranks: A whole on each, B cut like the weight."""
+    """Ranks share the outputs: each has the whole A and its part of B, like the weight."""
 
     def __init__(
         self,
@@ -131,7 +131,7 @@ class PartialLoRAColumnLinear(ColumnParallelLinear):
 
 
 class PartialLoRARowLinear(RowParallelLinear):
-    """Inputs divided between ranks: A cut like the weight, B whole; the sum over ranks comes after both."""
+    """Ranks share the inputs: each has its part of A, like the weight, and the whole B. The ranks' results are summed."""
 
     def __init__(
         self,

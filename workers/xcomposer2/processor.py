@@ -1,8 +1,8 @@
-"""A prompt with an image placeholder and an image -> token ids and crops, as vLLM's multi-modal processor.
+"""vLLM's multi-modal processor: converts a prompt with an image placeholder, and the image, to token ids and crops.
 
-Stands between the engine's prompt and `model.py`, in vLLM's front-end process. The number of image tokens and the
-crops both come from `hd_tiling`. The crop budget `hd_num` may be given with each request
-(`mm_processor_kwargs={"hd_num": 16}`); vLLM makes it part of the image's hash, so caches keep budgets apart.
+Runs in vLLM's front-end process, before `model.py`. The number of image tokens and the crops both come from
+`hd_tiling`. Each request may set the crop budget `hd_num` (`mm_processor_kwargs={"hd_num": 16}`). vLLM includes it in
+the image's hash, so caches distinguish budgets.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,12 +32,12 @@ from workers.xcomposer2.hd_tiling import Tiling, plan_tiling
 from workers.xcomposer2.image import crops
 from workers.xcomposer2.tokenizer import load_tokenizer
 
-MAX_HD_NUM = 55  # the budget that InternLM-XComposer2-4KHD was trained with
-_MIN_TEXT_TOKENS = 32  # an image must leave room for a prompt beside it
+MAX_HD_NUM = 55  # the budget used to train InternLM-XComposer2-4KHD
+_MIN_TEXT_TOKENS = 32  # the context must have room for a prompt next to the largest image
 
 
 class TokenizerLoader:
-    """vLLM's hook for `tokenizer_mode="xcomposer2"`."""
+    """Loads the tokenizer for vLLM when `tokenizer_mode="xcomposer2"`."""
 
     @classmethod
     def from_pretrained(cls, path_or_repo_id: str | Path, *_: Any, revision: str | None = None, **__: Any) -> Any:
@@ -46,7 +46,7 @@ class TokenizerLoader:
 
 
 class HDImageProcessor:
-    """The part that a Hugging Face processor plays in vLLM: images in, crops and grids out."""
+    """Has the interface of a Hugging Face processor: converts images to crops and grids."""
 
     def __init__(self, config: XComposer2Config, tokenizer: Any, max_hd_num: int, hd_num: object = None, **_: Any):
         budget = config.hd_num if hd_num is None else hd_num
@@ -57,34 +57,32 @@ class HDImageProcessor:
         self.tokenizer = tokenizer
 
     def plan(self, width: int, height: int) -> Tiling:
-        """Plan the tiling of an image of this size in pixels."""
+        """Return the tiling of an image of this size in pixels."""
         return plan_tiling(width, height, self.hd_num, self.crop)
 
     def __call__(self, images: Sequence[Any] = (), text: str | None = None, **_: Any) -> BatchFeature:
         """Return `pixel_values` [crops of all images, 3, crop, crop], `crop_count` [images], `grid` [images, 2].
 
-        `text` comes from vLLM before 0.27 only, which wants its ids back as `input_ids`.
+        vLLM before 0.27 also passes `text` and expects its token ids as `input_ids`.
         """
         out: dict[str, Any] = {}
         if text is not None:
             out["input_ids"] = torch.tensor([self.tokenizer.encode(text)])
         if len(images):
-            pictures = [
-                image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image)) for image in images
-            ]
-            tilings = [self.plan(*picture.size) for picture in pictures]
-            out["pixel_values"] = torch.cat([crops(*pair) for pair in zip(pictures, tilings, strict=True)])
+            pil_images = [_pil_image(image) for image in images]
+            tilings = [self.plan(*image.size) for image in pil_images]
+            out["pixel_values"] = torch.cat([crops(*pair) for pair in zip(pil_images, tilings, strict=True)])
             out["grid"] = torch.tensor([(tiling.rows, tiling.cols) for tiling in tilings])
             out["crop_count"] = out["grid"].prod(dim=1) + 1
         return BatchFeature(out)
 
 
-def _picture(image: Any) -> Image.Image:
-    return image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))  # [height, width, 3] bytes
+def _pil_image(image: Any) -> Image.Image:
+    return image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))  # [height, width, 3] uint8
 
 
 class XComposer2ProcessingInfo(BaseProcessingInfo):
-    """What a checkpoint's images may cost."""
+    """Tells vLLM how many tokens a checkpoint's images may need."""
 
     def get_hf_config(self) -> XComposer2Config:
         return self.ctx.get_hf_config(XComposer2Config)
@@ -103,19 +101,19 @@ class XComposer2ProcessingInfo(BaseProcessingInfo):
         return {"image": max_image_tokens(self.max_hd_num(), self.get_hf_config().merged_side)}
 
     def max_hd_num(self) -> int:
-        """Largest budget whose images fit the context window together with some text."""
+        """Return the largest crop budget whose images fit into the context together with some text."""
         room = self.ctx.model_config.max_model_len - _MIN_TEXT_TOKENS
         side = self.get_hf_config().merged_side
         fitting = [n for n in range(1, MAX_HD_NUM + 1) if max_image_tokens(n, side) <= room]
         if not fitting:
-            least = max_image_tokens(1, side) + _MIN_TEXT_TOKENS
-            raise ValueError(f"max_model_len must be at least {least} for this checkpoint's smallest image")
-        return fitting[-1]
+            minimum = max_image_tokens(1, side) + _MIN_TEXT_TOKENS
+            raise ValueError(f"max_model_len must be at least {minimum} for this checkpoint's smallest image")
+        return max(fitting)
 
 
 @cache
 def max_image_tokens(hd_num: int, merged_side: int) -> int:
-    """Return a bound on the tokens of any image: all grids that the budget allows, the tall way round."""
+    """Return the largest token count of any grid within the budget. Tall grids need the most separators."""
     return max(
         Tiling(True, rows, cols, (0, 0), 0, 0, 0).image_tokens(merged_side)
         for cols in range(1, hd_num + 1)
@@ -124,7 +122,7 @@ def max_image_tokens(hd_num: int, merged_side: int) -> int:
 
 
 class XComposer2DummyInputs(BaseDummyInputsBuilder[XComposer2ProcessingInfo]):
-    """The costliest input, with which vLLM measures memory at start."""
+    """The largest possible input. vLLM uses it to measure memory at start."""
 
     def get_dummy_text(self, mm_counts: Mapping[str, int]) -> str:
         tokenizer: Any = self.info.get_tokenizer()  # XComposer2Tokenizer
@@ -134,7 +132,7 @@ class XComposer2DummyInputs(BaseDummyInputsBuilder[XComposer2ProcessingInfo]):
         self, seq_len: int, mm_counts: Mapping[str, int], mm_options: MultiModalDummyOptions | None = None
     ) -> MultiModalDataDict:
         side = self.info.get_hf_config().vision_config.image_size
-        tall = self.info.max_hd_num() * side  # one column of crops, the most separators
+        tall = self.info.max_hd_num() * side  # one column of crops has the most separators
         options: Any = mm_options.get("image") if mm_options else None
         images = self._get_dummy_images(
             width=side, height=tall, num_images=mm_counts.get("image", 0), overrides=options

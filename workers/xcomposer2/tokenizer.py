@@ -1,11 +1,11 @@
-"""tokenizer.model -> a fast tokenizer with SentencePiece's ids, and the token ids of one chat turn.
+"""Builds a fast tokenizer with SentencePiece's ids from tokenizer.model, and encodes chat turns with it.
 
-The checkpoint ships a slow Python tokenizer only, which is remote code. This one is built from the SentencePiece
-model: BPE merges in the order of the pieces' scores, byte fallback, no dummy prefix, nothing normalised.
-Chat marks and the image placeholder are ordinary pieces, looked up by name, never by number.
+The checkpoint contains only a slow Python tokenizer, which is remote code. This one is built from the SentencePiece
+model: BPE merges in the order of the pieces' scores, byte fallback, no dummy prefix, no normalisation. The chat tokens
+and the image placeholder are ordinary pieces; they are looked up by name, never by number.
 
-`turn_ids` is what the engine hands to vLLM; the chat template says the same to vLLM's own server (`renderer.py`). User
-text goes through `neutralise` in both, so it can spell a mark but never become one.
+The worker sends `turn_ids` to vLLM. The chat template produces the same ids in vLLM's own server (`renderer.py`). Both
+neutralise user text first, so that it cannot contain a special token.
 """
 
 import re
@@ -23,7 +23,7 @@ from workers.xcomposer2.checkpoint import checkpoint_file
 OPEN_TURN = "[UNUSED_TOKEN_146]"
 CLOSE_TURN = "[UNUSED_TOKEN_145]"  # ends generation, as </s> does
 
-# In vLLM's "openai" form of messages: a list of parts each. A message's pictures stand before its opening mark.
+# Messages have vLLM's "openai" format: a list of parts each. A message's images come before OPEN_TURN.
 _CHAT_TEMPLATE = """\
 {% for message in messages %}\
 {% for part in message.content if part.type == 'image' %}[placeholder]{% endfor %}\
@@ -36,56 +36,58 @@ _CHAT_TEMPLATE = """\
 _RESERVED = re.compile(r"\[UNUSED_TOKEN_(\d+)\]")
 _CONTROL = re.compile(r"<(/?s|unk|pad)>")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
-_SPACE = "\u2581"  # SentencePiece's mark for a space
-_NUL = "\0 unused"  # stands for the piece U+0000, which SentencePiece never merges or matches: it falls back to a byte
+_SPACE = "\u2581"  # SentencePiece's symbol for a space
+_NUL = "\0 unused"  # replaces the piece U+0000, which SentencePiece never matches: it falls back to a byte
 _BPE = 2  # sentencepiece_model.proto: TrainerSpec.ModelType.BPE
 _NORMAL, _UNKNOWN, _CONTROL_TYPE, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6
 
 
 def neutralise(text: str) -> str:
-    """Return `text` unable to spell a chat mark, the image placeholder or a control piece.
+    """Return `text` with the chat tokens, the image placeholder and control pieces made harmless.
 
-    The spelling is broken by a space, which cannot make a new one. Lone surrogates, which no tokenizer
-    takes, become U+FFFD.
+    Each is interrupted by a space, which cannot create another one. Lone surrogates, which no tokenizer accepts, are
+    replaced by U+FFFD.
     """
     text = _SURROGATE.sub("\ufffd", text)
     text = _RESERVED.sub(r"[UNUSED TOKEN \1]", text)
     return _CONTROL.sub(r"< \1>", text)
 
 
-def turn(prompt: str) -> str:
-    """Return the text of one chat turn, up to where the answer begins; without `<s>` and image."""
+def _turn_text(prompt: str) -> str:
+    """Return the text of one chat turn up to the start of the answer, without `<s>` and image."""
     return f"{OPEN_TURN}user\n{neutralise(prompt)}{CLOSE_TURN}\n{OPEN_TURN}assistant\n"
 
 
 def turn_ids(tokenizer: "XComposer2Tokenizer", prompt: str, *, image: bool) -> list[int]:
     """Return the prompt token ids of one chat turn.
 
-    With `image`, one placeholder stands right after `<s>`; vLLM's processor replaces it with the image's
-    tokens. The text is encoded in one piece, as the reference code does.
+    With `image`, one placeholder follows `<s>`; vLLM's processor replaces it with the image's tokens. The text is
+    encoded in one call, as in the reference code.
     """
     placeholder = [tokenizer.image_placeholder_id] if image else []
-    text: list[int] = tokenizer.encode(turn(prompt), add_special_tokens=False)
+    text: list[int] = tokenizer.encode(_turn_text(prompt), add_special_tokens=False)
     return [tokenizer.bos_token_id, *placeholder, *text]
 
 
 def stop_ids(tokenizer: "XComposer2Tokenizer") -> list[int]:
-    """Return the ids that end generation: the closing mark and `</s>`."""
+    """Return the ids that end generation: CLOSE_TURN and `</s>`."""
     return [tokenizer.eos_token_id, tokenizer.piece_id(tokenizer.eos_piece)]
 
 
 class XComposer2Tokenizer(PreTrainedTokenizerFast):
-    """The fast tokenizer. `<s>`, `</s>` and `<unk>` have ids but no spelling: SentencePiece never reads
-    them from text, so they are kept out of transformers' special tokens, which would be matched there."""
+    """The fast tokenizer. `<s>`, `</s>` and `<unk>` are not registered as special tokens of transformers.
 
-    image_placeholder: str  # the piece that stands for an image in a prompt
-    surfaces: list[bytes]  # token id -> its UTF-8, or part of it
+    SentencePiece never reads them from text, but transformers matches special tokens in text.
+    """
+
+    image_placeholder: str  # the piece that represents an image in a prompt
+    surfaces: list[bytes]  # token id -> its UTF-8 bytes, possibly part of a character
     bos_piece: str
     eos_piece: str
     reserved_ids: frozenset[int]  # ids of the [UNUSED_TOKEN_n] pieces
 
     def piece_id(self, piece: str) -> int:
-        """Return the id of the piece of this name."""
+        """Return the id of the piece with this name."""
         return self.backend_tokenizer.token_to_id(piece)  # type: ignore[return-value]
 
     @property
@@ -98,19 +100,21 @@ class XComposer2Tokenizer(PreTrainedTokenizerFast):
 
     @property
     def eos_token_id(self) -> int:
-        """The closing mark: what ends a turn. vLLM ends at the configuration's `eos_token_id` too, which is `</s>`."""
+        """The id of CLOSE_TURN. vLLM also stops at the configuration's `eos_token_id`, which is `</s>`."""
         return self.piece_id(CLOSE_TURN)
 
     def _decode(self, token_ids: int | list[int], skip_special_tokens: bool = False, *_: Any, **__: Any) -> str:
-        """SentencePiece's text of these ids, malformed byte runs included (transformers' hook for `decode`)."""
+        """Return SentencePiece's text of these ids, including malformed bytes (transformers' hook for `decode`)."""
         stream = TextStream(self, skip_reserved=skip_special_tokens)
         ids = [token_ids] if isinstance(token_ids, int) else token_ids
         return stream.push(ids) + stream.finish()
 
 
 class TextStream:
-    """Token ids in, text out as soon as it is whole: never half a character, and in all what
-    SentencePiece decodes. Bytes that are no UTF-8 become one U+FFFD each."""
+    """Decodes a stream of token ids, emitting only whole characters. The total text equals SentencePiece's.
+
+    Each byte that is not valid UTF-8 becomes U+FFFD.
+    """
 
     def __init__(self, tokenizer: XComposer2Tokenizer, *, skip_reserved: bool = True) -> None:
         self._surfaces = tokenizer.surfaces
@@ -118,7 +122,7 @@ class TextStream:
         self._pending = b""
 
     def push(self, token_ids: Iterable[int]) -> str:
-        """Return the text that these further tokens complete; ids outside the vocabulary have none."""
+        """Return the text completed by these tokens. Ids outside the vocabulary have no text."""
         text = []
         for number in token_ids:
             surface = self._surface(number)
@@ -126,7 +130,7 @@ class TextStream:
                 self._pending += surface
                 whole, self._pending = _decode_utf8(self._pending, final=False)
                 text.append(whole)
-            else:  # any other token ends a run of bytes, one without text too
+            else:  # any other token ends a run of bytes, even one without text
                 text += [self.finish(), surface.decode()]
         return "".join(text)
 
@@ -135,13 +139,13 @@ class TextStream:
         return self._surfaces[number] if known else b""
 
     def finish(self) -> str:
-        """Return what was held back, when no more tokens come."""
+        """Return the remaining text at the end of the stream."""
         text, self._pending = _decode_utf8(self._pending, final=True)
         return text
 
 
 def _decode_utf8(data: bytes, *, final: bool) -> tuple[str, bytes]:
-    """Return the text of `data` and, unless `final`, the bytes at its end that may begin a character."""
+    """Return the text of `data` and, unless `final`, the trailing bytes of an incomplete character."""
     text: list[str] = []
     while data:
         try:
@@ -157,16 +161,16 @@ def _decode_utf8(data: bytes, *, final: bool) -> tuple[str, bytes]:
 
 
 def load_tokenizer(model: str | Path, revision: str | None = None) -> XComposer2Tokenizer:
-    """Build the tokenizer of a checkpoint directory, a hub id, or a tokenizer.model file.
+    """Build the tokenizer of a checkpoint directory, a hub id or a tokenizer.model file.
 
-    Raises FileNotFoundError, and ValueError if the SentencePiece model is not of this family's kind.
+    Raises FileNotFoundError, and ValueError if the SentencePiece model does not have the properties of this family.
     """
     path = Path(model) if Path(model).is_file() else checkpoint_file(model, "tokenizer.model", revision)
     proto: Any = spm.ModelProto()  # type: ignore[attr-defined]
     try:
         proto.ParseFromString(path.read_bytes())
     except Exception as error:  # protobuf's DecodeError differs between its implementations
-        raise ValueError(f"{path} is no SentencePiece model: {error}") from error
+        raise ValueError(f"{path} is not a SentencePiece model: {error}") from error
     _check(proto, path)
     placeholder = _placeholder(proto, path)
     tokenizer = XComposer2Tokenizer(tokenizer_object=_build(proto), chat_template=_chat_template(placeholder))
@@ -207,13 +211,13 @@ def _check(proto: Any, path: Path) -> None:
     if wrong:
         raise ValueError(f"{path}: expected a SentencePiece model with {', '.join(wrong)}")
     known = {piece.type for piece in proto.pieces} <= {_NORMAL, _UNKNOWN, _CONTROL_TYPE, _USER_DEFINED, _BYTE}
-    marks = {piece.piece for piece in proto.pieces if piece.type == _USER_DEFINED}
-    if not known or not {OPEN_TURN, CLOSE_TURN} <= marks:
-        raise ValueError(f"{path}: the chat marks {OPEN_TURN} and {CLOSE_TURN} are not among its pieces")
+    user_defined = {piece.piece for piece in proto.pieces if piece.type == _USER_DEFINED}
+    if not known or not {OPEN_TURN, CLOSE_TURN} <= user_defined:
+        raise ValueError(f"{path}: the chat tokens {OPEN_TURN} and {CLOSE_TURN} are not among its pieces")
 
 
 def _placeholder(proto: Any, path: Path) -> str:
-    """Return the first reserved piece that is no chat mark."""
+    """Return the first reserved piece that is not a chat token."""
     for piece in proto.pieces:
         if (
             piece.type == _USER_DEFINED
@@ -221,18 +225,18 @@ def _placeholder(proto: Any, path: Path) -> str:
             and piece.piece not in (OPEN_TURN, CLOSE_TURN)
         ):
             return str(piece.piece)
-    raise ValueError(f"{path}: no [UNUSED_TOKEN_n] piece left to stand for an image")
+    raise ValueError(f"{path}: no [UNUSED_TOKEN_n] piece is left for the image placeholder")
 
 
 def _build(proto: Any) -> Tokenizer:
-    """Return the tokenizers-library object: same ids as SentencePiece, both ways."""
+    """Return the `tokenizers` object, which encodes and decodes like SentencePiece."""
     vocab = {(_NUL if piece.piece == "\0" else piece.piece): number for number, piece in enumerate(proto.pieces)}
     unk, bos = proto.trainer_spec.unk_piece, proto.trainer_spec.bos_piece
     tokenizer = Tokenizer(BPE(vocab, list(_merges(proto)), unk_token=unk, fuse_unk=True, byte_fallback=True))
     tokenizer.normalizer = normalizers.Replace(" ", _SPACE)
     tokenizer.add_tokens(
         [
-            # Reserved pieces are "special": left out of what is shown of an answer.
+            # Reserved pieces are "special": decoding an answer skips them.
             AddedToken(piece.piece, normalized=False, special=bool(_RESERVED.fullmatch(piece.piece)))
             for piece in proto.pieces
             if piece.type == _USER_DEFINED
@@ -255,7 +259,7 @@ def _build(proto: Any) -> Tokenizer:
 
 
 def _merges(proto: Any) -> Iterator[tuple[str, str]]:
-    """Yield every pair that makes a piece, in the order SentencePiece would merge: best score first."""
+    """Yield every pair that merges into a piece, in SentencePiece's order: highest score first."""
     scores = {piece.piece: piece.score for piece in proto.pieces if piece.type == _NORMAL and piece.piece != "\0"}
     for piece in sorted(scores, key=lambda piece: -scores[piece]):
         for cut in range(1, len(piece)):

@@ -1,6 +1,6 @@
-"""The published tensors of a checkpoint: every name and shape, and the check against what a file holds.
+"""Names and shapes of a checkpoint's published tensors, and the check of the tensors that are loaded.
 
-Used by `model.py` while loading. Shapes are those on disk, before any tensor parallelism.
+Used by `model.py`. Shapes are those on disk, before any tensor parallelism.
 """
 
 from collections.abc import Iterator
@@ -11,23 +11,23 @@ from workers.xcomposer2.config import MERGE, XComposer2Config
 
 Shape = tuple[int, ...]
 
-# Tensors that some copies carry and no forward pass reads: CLIP's final norm (features are taken before it) and
-# buffers that older libraries saved.
+# Tensors that some checkpoints contain but no forward pass uses: CLIP's final norm (features are taken before it) and
+# buffers saved by older libraries.
 _UNUSED_SUFFIXES = ("post_layernorm.weight", "post_layernorm.bias", ".position_ids", ".rotary_emb.inv_freq")
 
 
 def is_unused(name: str) -> bool:
-    """Whether a tensor of this name may be there and is not read."""
+    """Return whether a tensor with this name is allowed but ignored."""
     return name.endswith(_UNUSED_SUFFIXES)
 
 
 def published_shapes(config: XComposer2Config) -> dict[str, Shape]:
-    """Return name -> shape of every tensor that a checkpoint must hold."""
+    """Return name -> shape of every tensor that a checkpoint must contain."""
     return dict([*_language_model(config), *_vision_tower(config), *_connector(config)])
 
 
-def checked(weights: "Iterator[tuple[str, Tensor]]", config: XComposer2Config) -> "Iterator[tuple[str, Tensor]]":
-    """Pass the read tensors on, in file order; raises ValueError naming tensors unknown, misshaped or missing."""
+def check_tensors(weights: "Iterator[tuple[str, Tensor]]", config: XComposer2Config) -> "Iterator[tuple[str, Tensor]]":
+    """Yield the used tensors in file order. Raises ValueError for an unknown, misshapen or missing tensor."""
     shapes = published_shapes(config)
     seen: set[str] = set()
     for name, tensor in weights:

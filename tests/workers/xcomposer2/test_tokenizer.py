@@ -187,5 +187,5 @@ def test_a_model_without_marks_is_refused(tmp_path: Path) -> None:
             hard_vocab_limit=False,
             minloglevel=2,
         )
-    with pytest.raises(ValueError, match="chat marks"):
+    with pytest.raises(ValueError, match="chat tokens"):
         load_tokenizer(path)

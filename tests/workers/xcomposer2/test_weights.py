@@ -12,7 +12,7 @@ from tests.reference.checkpoint import random_tensors, write_checkpoint
 from workers.xcomposer2 import engine_args
 from workers.xcomposer2.checkpoint import read_config
 from workers.xcomposer2.config import XComposer2Config
-from workers.xcomposer2.weights import checked, published_shapes
+from workers.xcomposer2.weights import check_tensors, published_shapes
 
 PUBLISHED = {
     "architectures": ["InternLMXComposer2ForCausalLM"],
@@ -48,7 +48,7 @@ def tensors(config: XComposer2Config) -> dict[str, torch.Tensor]:
 
 
 def load(tensors: dict[str, torch.Tensor], config: XComposer2Config) -> list[str]:
-    return [name for name, _ in checked(iter(tensors.items()), config)]
+    return [name for name, _ in check_tensors(iter(tensors.items()), config)]
 
 
 def test_the_published_sizes() -> None:
