@@ -13,8 +13,8 @@ from PIL import Image
 from service.contract.errors import EngineFailed
 from service.contract.jobs import Usage
 from workers.models.engine import Done, Features, ModelDefaults, Piece, Turn
-from workers.prompts import Dialect
-from workers.prompts.trained import Trained
+from workers.prompts import PromptStyle
+from workers.prompts.trained import TRAINED_PROMPTS
 
 IMAGE_TOKENS = 50
 Answer = str | Exception | Callable[[Turn], str]
@@ -28,7 +28,7 @@ class FakeCaptioner:
         self.delay_s = delay_s
         self.context_tokens = context_tokens
         self.defaults = ModelDefaults()
-        self.dialect: Dialect = Trained()
+        self.prompts: PromptStyle = TRAINED_PROMPTS
         self.takes_hd_num = True
         self.alive = True
         self.turns: list[Turn] = []
@@ -49,13 +49,15 @@ class FakeCaptioner:
             self.alive = not isinstance(answer, EngineFailed)
             self.running.discard(request_id)
             raise answer
-        words = (answer if isinstance(answer, str) else answer(turn)).split(" ")[: turn.max_tokens]
+        all_words = (answer if isinstance(answer, str) else answer(turn)).split(" ")
+        words = all_words[: turn.max_tokens]
         try:
             for k, word in enumerate(words):
                 await asyncio.sleep(self.delay_s)
                 yield Piece(f" {word}" if k else word)
             image_tokens = IMAGE_TOKENS * len(turn.images)
-            yield Done(Usage(prompt_tokens=100, image_tokens=image_tokens, completion_tokens=len(words)), stopped=True)
+            usage = Usage(prompt_tokens=100, image_tokens=image_tokens, completion_tokens=len(words))
+            yield Done(usage, finish_reason="length" if len(words) < len(all_words) else "stop")
         except (asyncio.CancelledError, GeneratorExit):
             self.aborted.append(request_id)
             raise

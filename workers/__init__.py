@@ -1,1 +1,1 @@
-"""The GPU process: fetch, decode, choose keyframes, caption, publish."""
+"""The GPU worker: fetches videos, decodes them, selects keyframes, captions them and publishes events."""

@@ -1,44 +1,54 @@
-"""One try at one job: what is already known of it, and what it is given to work with.
+"""One attempt at one job: its state so far, and everything that the pipeline needs to continue it.
 
-An attempt begins by reading the job's events back: what they say is done is not done again.
+An attempt starts from the job's stored events, and does not repeat what they record as done.
 """
 
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from service.contract.events import Keyframes, fold
-from service.contract.jobs import Job, Record, Timings
+from service.contract.events import Keyframes, StoredEvent, fold
+from service.contract.jobs import JobState, Record, Timings
 from service.contract.storage.local import keyframe_path, upload_path
-from service.contract.store.store import Lease, Store
 from workers.models.engine import Captioner, FrameEncoder
-from workers.publisher import Publisher, retry_redis
-from workers.roles.turns import Turns
+from workers.publisher import EventSink
+from workers.roles.turn_runner import TurnRunner
 from workers.settings import Settings
 from workers.video.frames import DecodeLimits
+
+JobLookup = Callable[[str], Awaitable[JobState | None]]
+"""Returns the job with this id, or None if it does not exist."""
+
+
+async def no_other_jobs(job_id: str) -> JobState | None:
+    """A `JobLookup` for a pipeline without a store: clips need a parent job and fail with NotFound."""
+    return None
 
 
 @dataclass(frozen=True)
 class WorkerContext:
-    """What all jobs of a worker share. `decoders` bounds the videos decoded at once."""
+    """What all jobs of a worker share.
+
+    `decoders` limits how many videos are decoded at once. `find_job` finds the parent job of a clip.
+    """
 
     settings: Settings
-    store: Store
     captioner: Captioner
     encoder: FrameEncoder
     decoders: asyncio.Semaphore
     decode_limits: DecodeLimits = field(default_factory=DecodeLimits)
+    find_job: JobLookup = no_other_jobs
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """The file that a URL gave."""
+    """Size and digest of a file that was downloaded."""
 
     bytes: int
     sha256: str
@@ -46,65 +56,65 @@ class Fetched:
 
 @dataclass
 class Attempt:
-    """The `number`-th try (from 1) at `record`; `job` is what the earlier ones have left."""
+    """The `number`-th attempt (from 1) at `record`. `job` is the state that earlier attempts left.
 
-    tools: WorkerContext
+    `epoch` tells attempts at the same job apart, in file names and engine requests.
+    """
+
+    context: WorkerContext
     record: Record
-    job: Job
+    job: JobState
     number: int
+    epoch: int
     keyframes_complete: bool
-    publisher: Publisher
-    turns: Turns
+    events: EventSink
+    turn_runner: TurnRunner
     timings: Timings = field(default_factory=Timings)
     fetched: Fetched | None = None
-    """What this attempt has fetched, where the job came with a URL."""
-    _inside: Counter[str] = field(default_factory=Counter)
-    _since: dict[str, float] = field(default_factory=dict)
+    """The file that this attempt downloaded, if the job has a URL."""
+    _active: Counter[str] = field(default_factory=Counter)
+    _started_at: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    async def begin(cls, tools: WorkerContext, record: Record, lease: Lease, progress: asyncio.Event) -> "Attempt":
-        """Read back what is known of the job. `progress` will be set once a text is finished."""
-
-        async def read() -> "Attempt":
-            stored = [event async for event in tools.store.events(record.id)]
-            job = fold(record, stored)
-            publisher = Publisher(tools.store, lease, stored[-1].seq if stored else 0, progress)
-            attempt = cls(
-                tools=tools,
-                record=record,
-                job=job,
-                number=job.attempts + 1,
-                keyframes_complete=any(isinstance(s.event, Keyframes) and s.event.complete for s in stored),
-                publisher=publisher,
-                turns=Turns(tools.captioner, publisher, f"{record.id}-{lease.epoch}"),
-            )
-            waited = datetime.now(UTC) - record.created_at
-            attempt.timings.queued = max(0.0, waited.total_seconds())
-            return attempt
-
-        return await retry_redis(read)
+    def resume(
+        cls, context: WorkerContext, record: Record, stored: Sequence[StoredEvent], events: EventSink, epoch: int = 1
+    ) -> "Attempt":
+        """Return the attempt that follows the `stored` events of the job, and writes its own to `events`."""
+        job = fold(record, stored)
+        queued_s = (datetime.now(UTC) - record.created_at).total_seconds()
+        return cls(
+            context=context,
+            record=record,
+            job=job,
+            number=job.attempts + 1,
+            epoch=epoch,
+            keyframes_complete=any(isinstance(s.event, Keyframes) and s.event.complete for s in stored),
+            events=events,
+            turn_runner=TurnRunner(context.captioner, events, f"{record.id}-{epoch}"),
+            timings=Timings(queued=max(0.0, queued_s)),
+        )
 
     @property
     def upload(self) -> Path:
-        return upload_path(self.tools.settings.data_dir, self.record.id)
+        return upload_path(self.context.settings.data_dir, self.record.id)
 
     def remove_upload(self) -> None:
-        """Remove the video: nothing will read it again."""
+        """Delete the video file. Nothing reads it after this."""
         self.upload.unlink(missing_ok=True)
 
     def keyframe_file(self, index: int) -> Path:
-        return keyframe_path(self.tools.settings.data_dir, self.record.id, index)
+        return keyframe_path(self.context.settings.data_dir, self.record.id, index)
 
     @contextmanager
     def timed(self, stage: Literal["decode", "keyframes", "captioning", "summary"]) -> Iterator[None]:
-        """Add the time spent inside to the stage's; what several spend inside at once counts once."""
-        if not self._inside[stage]:
-            self._since[stage] = time.monotonic()
-        self._inside[stage] += 1
+        """Add the time spent in this block to the stage. Overlapping blocks of the same stage count once."""
+        if not self._active[stage]:
+            self._started_at[stage] = time.monotonic()
+        self._active[stage] += 1
         try:
             yield
         finally:
-            self._inside[stage] -= 1
-            if not self._inside[stage]:
-                spent_s = time.monotonic() - self._since[stage]
+            self._active[stage] -= 1
+            if not self._active[stage]:
+                spent_s = time.monotonic() - self._started_at[stage]
                 setattr(self.timings, stage, (getattr(self.timings, stage) or 0.0) + spent_s)

@@ -1,11 +1,15 @@
-"""One job from its start to its last event, on one screen.
+"""Runs one job from its first event to its last.
 
     video:      upload, or fetch -> frames (decode child) -> keyframes -> differentials -> caption
-    clip:       the parent's differentials -> caption
+    clip:       the parent job's differentials -> caption
     recaption:  prompt -> caption
 
-Finding keyframes and captioning them run at the same time. Who may do this, and what happens when it fails, is decided
-in `tasks.py`.
+Keyframes are selected and captioned at the same time. `tasks.py` decides who runs a job and what happens if it fails.
+`standalone.py` runs this pipeline in a script, without Redis and without the service:
+
+    context = standalone_context(Path("data"), captioner, encoder)
+    job = await caption_file(Path("cat.mp4"), context, VideoOptions(mode="fast"))
+    print(job.caption)
 """
 
 import asyncio
@@ -13,16 +17,15 @@ from datetime import UTC, datetime
 
 from service.contract.errors import DeadlineExceeded
 from service.contract.events import Caption, Completed, Started
-from service.contract.jobs import JobKind
+from service.contract.jobs import ClipOptions, RecaptionOptions, VideoOptions
 from workers.attempt import Attempt
 from workers.roles import fast, recaption, sliding, summary
-from workers.roles.turns import video_options
 from workers.video.fetch import fetch
 from workers.video.keyframes import selecting
 
 
 async def run(attempt: Attempt) -> None:
-    """Do what is left of the job in the time it has. Raises SharecapError, Fenced, CancelRequested."""
+    """Finish the job within its deadline. Raises SharecapError, Fenced, StreamTruncated or CancelRequested."""
     record = attempt.record
     left_s = None
     if record.options.deadline_s is not None:
@@ -37,28 +40,27 @@ async def run(attempt: Attempt) -> None:
 
 
 async def _run(attempt: Attempt) -> None:
-    await attempt.publisher.append(Started(attempt=attempt.number))
+    await attempt.events.append(Started(attempt=attempt.number))
     if attempt.job.caption is None:
-        await attempt.publisher.append(await _caption(attempt))
+        await attempt.events.append(await _caption(attempt))
     attempt.remove_upload()
-    await attempt.publisher.append(Completed(usage=attempt.turns.usage, timings_s=attempt.timings))
+    await attempt.events.append(Completed(usage=attempt.turn_runner.usage, timings_s=attempt.timings))
 
 
 async def _caption(attempt: Attempt) -> Caption:
-    match attempt.record.kind:
-        case JobKind.VIDEO:
-            return await _caption_video(attempt)
-        case JobKind.CLIP:
-            return Caption(text=await summary.caption_clip(attempt))
-        case JobKind.RECAPTION:
-            return Caption(text=await recaption.write_out(attempt))
+    match attempt.record.options:
+        case VideoOptions() as options:
+            return await _caption_video(attempt, options)
+        case ClipOptions() as options:
+            return await summary.caption_clip(attempt, options)
+        case RecaptionOptions() as options:
+            return await recaption.expand(attempt, options)
 
 
-async def _caption_video(attempt: Attempt) -> Caption:
+async def _caption_video(attempt: Attempt, options: VideoOptions) -> Caption:
     await fetch(attempt)
-    async with selecting(attempt) as keyframes:
-        if video_options(attempt.record).mode == "fast":
-            text, seen = await fast.caption(attempt, await keyframes.all())
-            return Caption(text=text, keyframes_seen=seen)
-        differentials = await sliding.describe(attempt, keyframes)
-    return Caption(text=await summary.summarise(attempt, differentials))
+    async with selecting(attempt, options) as keyframes:
+        if options.mode == "fast":
+            return await fast.caption(attempt, options, await keyframes.all())
+        differentials = await sliding.describe(attempt, options, keyframes)
+    return await summary.summarise(attempt, differentials)

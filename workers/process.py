@@ -1,7 +1,7 @@
-"""A worker at work: models loaded, two threads running, and both ended cleanly.
+"""The worker process: loads the models, runs two threads, and shuts both down cleanly.
 
-The main thread runs RQ's worker, which does nothing but wait for wake-ups; on the other runs the asyncio loop on which
-engine, jobs and reaper live. Neither ends because Redis goes away for a while.
+The main thread runs RQ's worker, which only waits for wake-ups. The other thread runs the asyncio event loop of the
+engine, the jobs and the reaper. Neither ends because of a Redis outage.
 """
 
 import asyncio
@@ -22,18 +22,19 @@ from rq.exceptions import StopRequested
 
 from service.contract.store.connection import connect
 from service.contract.store.reaper import Reaper
-from service.contract.store.store import Store, WorkerCard
+from service.contract.store.store import RetryingStore
 from service.contract.store.wakeups import Wakeups
+from service.contract.store.worker_cards import WorkerCard
 from workers.attempt import WorkerContext
 from workers.models.engine import Captioner, FrameEncoder
 from workers.settings import Settings
 from workers.slot_worker import SlotWorker
-from workers.tasks import Runner
+from workers.tasks import JobRunner
 
 CONNECTIONS = 64
-ANSWER_TIMEOUT_S = 2.0
-"""Far below the length of a lease: a lost answer must not cost the lease."""
-PAUSE_S = 1.0
+REPLY_TIMEOUT_S = 2.0
+"""Much shorter than a lease, so that one lost reply does not cost the lease."""
+RECONNECT_PAUSE_S = 1.0
 
 log = logging.getLogger("sharecap.worker")
 T = TypeVar("T")
@@ -41,7 +42,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Models:
-    """What captions and what compares frames; `slots` videos may be in work at once; `stop` ends the engine."""
+    """The loaded models. `slots`: how many videos they caption at once. `stop`: ends the engine."""
 
     captioner: Captioner
     encoder: FrameEncoder
@@ -50,7 +51,7 @@ class Models:
 
 
 class LoopThread:
-    """A thread with a running asyncio loop."""
+    """A thread that runs an asyncio event loop."""
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
@@ -58,7 +59,7 @@ class LoopThread:
         self._thread.start()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Return what `coroutine` returns on the loop."""
+        """Run `coroutine` on the loop and return its result."""
         future: Future[T] = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
         return future.result()
 
@@ -72,9 +73,9 @@ def worker_id() -> str:
 
 
 class Worker:
-    """Everything that lives on the loop: models, jobs, reaper."""
+    """Everything that runs on the event loop: models, jobs and reaper."""
 
-    def __init__(self, runner: Runner, models: Models, redis: AsyncRedis, reaper: Reaper) -> None:
+    def __init__(self, runner: JobRunner, models: Models, redis: AsyncRedis, reaper: Reaper) -> None:
         self.runner = runner
         self._models = models
         self._redis = redis
@@ -82,47 +83,49 @@ class Worker:
 
     @classmethod
     async def start(cls, settings: Settings, load: Callable[[Settings], Models]) -> "Worker":
-        """Load the models and take up the work; from then on the gateway knows of this worker."""
-        redis = connect(settings.redis_url, CONNECTIONS, patience_s=0, socket_timeout=ANSWER_TIMEOUT_S)
-        store, wakeups = Store(redis), Wakeups(settings.redis_url)
+        """Load the models and start the job runner, which announces this worker to the gateway."""
+        redis = connect(settings.redis_url, CONNECTIONS, patience_s=0, socket_timeout=REPLY_TIMEOUT_S)
+        store, wakeups = RetryingStore(redis), Wakeups(settings.redis_url)
         models = load(settings)
-        tools = WorkerContext(settings, store, models.captioner, models.encoder, asyncio.Semaphore(settings.decoders))
+        context = WorkerContext(
+            settings, models.captioner, models.encoder, asyncio.Semaphore(settings.decoders), find_job=store.job
+        )
         card = WorkerCard(id=worker_id(), model=settings.model, slots=models.slots)
-        runner = Runner(tools, wakeups, card, on_engine_death=wake_main_thread)
+        runner = JobRunner(context, store, wakeups, card, on_engine_death=stop_main_thread)
         log.info("ready: %s, %d slots", settings.model, models.slots)
         return cls(runner, models, redis, Reaper(store, wakeups, settings.data_dir))
 
     async def stop(self, drain_s: float) -> None:
-        """Give back what is not finished in time, and end the engine."""
+        """Give running jobs `drain_s` seconds to finish, give the others back, and end the engine."""
         self._reaping.cancel()
         await self.runner.stop(drain_s)
         self._models.stop()
         await self._redis.aclose()
 
 
-def wake_main_thread() -> None:
-    """Make RQ's worker stop, from whatever thread."""
+def stop_main_thread() -> None:
+    """Make RQ's worker on the main thread stop. Can be called from any thread."""
     main_thread = threading.main_thread().ident
     assert main_thread is not None
     signal.pthread_kill(main_thread, signal.SIGTERM)
 
 
-def listen(runner: Runner, redis: Redis) -> None:
-    """Take wake-ups until SIGTERM or SIGINT. RQ's worker ends when Redis goes away; then a new one takes its place."""
+def listen(runner: JobRunner, redis: Redis) -> None:
+    """Receive wake-ups until SIGTERM or SIGINT. RQ's worker ends when Redis is unreachable; a new one replaces it."""
     stop = threading.Event()
     while not stop.is_set():
         try:
             SlotWorker(runner, redis, stop).work(logging_level="WARNING")
-            stop.wait(PAUSE_S)
+            stop.wait(RECONNECT_PAUSE_S)
         except RedisError as error:
-            log.warning("Redis cannot be reached: %s", error)
-            stop.wait(PAUSE_S)
-        except StopRequested:  # by a signal that came between two of RQ's workers
+            log.warning("cannot reach Redis: %s", error)
+            stop.wait(RECONNECT_PAUSE_S)
+        except StopRequested:  # a signal arrived between two of RQ's workers
             pass
 
 
 def work(settings: Settings, load: Callable[[Settings], Models]) -> int:
-    """Run until asked to stop, or until the engine dies; return the exit status."""
+    """Run until a signal arrives or the engine dies. Returns the exit status."""
     redis = Redis.from_url(settings.redis_url)
     redis.ping()
     thread = LoopThread()

@@ -1,45 +1,52 @@
-"""Events -> the job's stream, under the lease: the only way in which a job says anything.
+"""Where the events of an attempt go: an `EventSink`.
 
-Each event has its place. A write whose answer was lost is repeated at the same place, which the store drops if the
-first one got through; so a lost connection neither loses an event nor doubles one.
+`Publisher` appends to the job's stream in Redis, under the lease. `MemorySink` collects events in a list, so that the
+pipeline runs without Redis.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from datetime import UTC, datetime
+from typing import Protocol
 
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError
-from redis.exceptions import TimeoutError as RedisTimeoutError
-
-from service.contract.events import Event
-from service.contract.store.connection import refuses_now
-from service.contract.store.store import CancelRequested, Fenced, Lease, Store, StreamTruncated
-
-FIRST_PAUSE_S = 0.05
-LONGEST_PAUSE_S = 2.0
-
-T = TypeVar("T")
+from service.contract.events import Event, StoredEvent
+from service.contract.store.leases import CancelRequested, Lease
+from service.contract.store.store import RetryingStore
 
 
-async def retry_redis(call: Callable[[], Awaitable[T]]) -> T:
-    """Return `call()`, tried again for as long as Redis cannot be reached or takes no writes."""
-    pause_s = FIRST_PAUSE_S
-    while True:
-        try:
-            return await call()
-        except (RedisConnectionError, RedisTimeoutError, ResponseError) as error:
-            if isinstance(error, ResponseError) and not refuses_now(error):
-                raise
-        await asyncio.sleep(pause_s)
-        pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+class EventSink(Protocol):
+    """Receives the events of one attempt in order."""
+
+    async def append(self, event: Event) -> None:
+        """Append `event` to the job. Raises Fenced, StreamTruncated or CancelRequested."""
+        ...
+
+    async def check_lease(self) -> None:
+        """Raise Fenced if the attempt has lost the job, CancelRequested if the client has cancelled it."""
+        ...
+
+
+class MemorySink:
+    """Collects the events of one job in a list. There is only one attempt, so it cannot be fenced."""
+
+    def __init__(self) -> None:
+        self.stored: list[StoredEvent] = []
+
+    async def append(self, event: Event) -> None:
+        self.stored.append(StoredEvent(seq=len(self.stored) + 1, at=datetime.now(UTC), event=event))
+
+    async def check_lease(self) -> None: ...
 
 
 class Publisher:
-    """Appends to one job's stream; `seq` is the newest place that is taken. Sets `progress` with a finished text."""
+    """Appends to a job's stream in Redis, under the lease.
 
-    def __init__(self, store: Store, lease: Lease, seq: int, progress: asyncio.Event | None = None) -> None:
-        self.lease = lease
+    `seq` is the sequence number of the newest event in the stream. A write whose reply was lost is repeated with the
+    same sequence number, and the store drops the repetition: a lost connection neither loses nor duplicates an event.
+    `progress` is set when an event finishes a text.
+    """
+
+    def __init__(self, store: RetryingStore, lease: Lease, seq: int, progress: asyncio.Event | None = None) -> None:
+        self._lease = lease
         self._store = store
         self._seq = seq
         self._progress = progress or asyncio.Event()
@@ -47,20 +54,24 @@ class Publisher:
         self._writes: set[asyncio.Task[None]] = set()
 
     async def append(self, event: Event) -> None:
-        """Write `event`. Raises Fenced, StreamTruncated or CancelRequested (the event is written then, too).
+        """Write `event`. Raises Fenced, StreamTruncated, or CancelRequested (after writing the event).
 
-        A caller that is cancelled leaves the write behind to be finished: whoever writes next must know its place.
+        If the caller is cancelled, the write still finishes: the next one needs to know its sequence number.
         """
         write = asyncio.create_task(self._append(event))
         self._writes.add(write)
-        write.add_done_callback(self._forget)
+        write.add_done_callback(self._discard)
         await asyncio.shield(write)
+
+    async def check_lease(self) -> None:
+        """Renew the lease. Raises Fenced or CancelRequested."""
+        await self._store.renew(self._lease)
 
     async def _append(self, event: Event) -> None:
         async with self._order:
             seq = self._seq + 1
             try:
-                await retry_redis(lambda: self._store.append(self.lease, seq, event))
+                await self._store.append(self._lease, seq, event)
             except CancelRequested:
                 self._seq = seq
                 raise
@@ -68,7 +79,9 @@ class Publisher:
             if event.progress:
                 self._progress.set()
 
-    def _forget(self, write: asyncio.Task[None]) -> None:
+    def _discard(self, write: asyncio.Task[None]) -> None:
         self._writes.discard(write)
-        if not write.cancelled() and isinstance(write.exception(), Fenced | StreamTruncated | CancelRequested):
-            return  # the caller may be gone: it is told again by the next write or renewal
+        if not write.cancelled():
+            # Reading the exception stops asyncio's "never retrieved" warning if the caller was cancelled.
+            # The next write or renewal raises it again.
+            write.exception()

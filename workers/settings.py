@@ -8,25 +8,17 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from service.contract.outbound.ssrf import Hosts
-from service.contract.sandbox.probe import Limits
+from service.contract.settings import SharedSettings
 
 DEMO_CHECKPOINT = Path(__file__).with_name("demo") / "checkpoint"
-GIB = 1 << 30
 SLOTS_ON_CPU = 4
 SLOTS_ON_GPU = 128
 
 
-class Settings(BaseSettings):
+class Settings(SharedSettings):
     """Every name is an environment variable, in capitals: `SLOTS=…`."""
 
-    model_config = SettingsConfigDict(frozen=True)
-
-    redis_url: str = "redis://127.0.0.1:6379/0"
-    data_dir: Path = Path("data")
-    """Uploads and keyframes; the gateway must see the same directory."""
     model: str = str(DEMO_CHECKPOINT)
     """A checkpoint's directory or hub id."""
     prompt_dialect: Literal["automatic", "xcomposer2", "hierarchical"] = "automatic"
@@ -40,18 +32,10 @@ class Settings(BaseSettings):
     decoders: Annotated[int, Field(ge=1)] = os.cpu_count() or 1
     """Videos decoded at once; each takes up to 2 GiB."""
 
-    max_upload_bytes: Annotated[int, Field(gt=0)] = 4 * GIB
-    min_free_bytes: Annotated[int, Field(ge=0)] = GIB
-    allowed_hosts: Hosts = frozenset()
     fetch_timeout_s: Annotated[float, Field(gt=0)] = 3600.0
     """How long the file behind a URL may take to come, all tries together."""
     fetch_min_rate: Annotated[int, Field(ge=0)] = 65_536
     """Bytes a second: an address that gives less is left."""
-
-    max_keyframes: Annotated[int, Field(ge=1, le=100_000)] = 2000
-    max_duration_s: Annotated[float, Field(gt=0)] = 12 * 3600.0
-    max_pixels: Annotated[int, Field(gt=0)] = 8192 * 4352
-    probe_timeout_s: Annotated[float, Field(gt=0)] = 20.0
 
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
     """The engine's share of the GPU's memory."""
@@ -59,7 +43,3 @@ class Settings(BaseSettings):
     """Tokens of prompt and answer together; none is the checkpoint's."""
     cpu_kv_cache_gib: Annotated[float, Field(gt=0)] = 1.0
     """Memory of the engine's key-value cache where there is no GPU."""
-
-    @property
-    def video_limits(self) -> Limits:
-        return Limits(self.max_pixels, self.max_duration_s, self.probe_timeout_s)

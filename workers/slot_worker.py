@@ -1,6 +1,6 @@
-"""RQ's side of a worker: which queues it listens to, and what a wake-up may do.
+"""The RQ worker: which queues it listens to, and what a wake-up can do.
 
-Runs on the main thread and does nothing but hand ids of jobs to `tasks.Runner`.
+It runs on the main thread and only hands job ids to `tasks.JobRunner`.
 """
 
 import threading
@@ -15,25 +15,31 @@ from rq.worker import SimpleWorker
 
 from service.contract.jobs import JobKind
 from service.contract.store.wakeups import RESUMED, TASK
-from workers.tasks import Room, Runner
+from workers.tasks import JobRunner, VideoCapacity
 
-QUEUES = (JobKind.RECAPTION, JobKind.CLIP, RESUMED, JobKind.VIDEO)
-"""Short text jobs never wait behind long videos, and begun videos not behind new ones."""
+TEXT_QUEUES = (JobKind.RECAPTION, JobKind.CLIP)
+"""Listed before the video queues: short text jobs do not wait for long videos."""
+QUEUES = {
+    VideoCapacity.NONE: TEXT_QUEUES,
+    VideoCapacity.RESUMED_ONLY: (*TEXT_QUEUES, RESUMED),
+    VideoCapacity.ANY: (*TEXT_QUEUES, RESUMED, JobKind.VIDEO),
+}
+"""Names of the queues to listen to, in order of priority."""
 POLL_S = 1.0
-POLL_FULL_S = 0.2
+POLL_WHILE_FULL_S = 0.2
 
 
-class Refused(Exception):
-    """A wake-up that asks for anything but `run_job` with one job's id."""
+class WakeUpRefused(Exception):
+    """A wake-up asks for something other than running one job."""
 
 
-def wake_up_class(runner: Runner) -> type[RqJob]:
-    """Return the class of RQ jobs for this worker: whoever can write to Redis can wake it, and do nothing else."""
+def wake_up_class(runner: JobRunner) -> type[RqJob]:
+    """Return this worker's class of RQ jobs. A client with write access to Redis can wake the worker, nothing else."""
 
     class WakeUp(RqJob):
         def perform(self) -> None:
             if self.func_name != TASK or self.kwargs or len(self.args) != 1 or not isinstance(self.args[0], str):
-                raise Refused(f"a wake-up may only call {TASK} with a job's id")
+                raise WakeUpRefused(f"the only valid wake-up is {TASK} with one job id")
             runner.run_job(self.args[0])
 
         def execute_success_callback(self, *_: object) -> None: ...
@@ -48,19 +54,22 @@ def wake_up_class(runner: Runner) -> type[RqJob]:
 
 
 class SlotWorker(SimpleWorker):
-    """RQ's SimpleWorker, listening to the queues of videos only while there is room for one.
+    """RQ's SimpleWorker, which listens to the video queues only while the runner has capacity for videos.
 
-    Its `work` ends on SIGTERM or SIGINT, which set `stop`, and when Redis goes away.
+    `work` returns when Redis becomes unreachable, or on SIGTERM or SIGINT, which also set `stop`.
     """
 
     max_connection_wait_time = 1.0
     connection_timeout = 5
-    """RQ's own would wait seven minutes for a lost answer."""
+    """RQ's default would wait seven minutes for a lost reply."""
 
-    def __init__(self, runner: Runner, redis: Redis, stop: threading.Event) -> None:
-        queues = [Queue(name, connection=redis, serializer=JSONSerializer) for name in QUEUES]
+    def __init__(self, runner: JobRunner, redis: Redis, stop: threading.Event) -> None:
+        self._queues_by_capacity = {
+            capacity: [Queue(name, connection=redis, serializer=JSONSerializer) for name in names]
+            for capacity, names in QUEUES.items()
+        }
         super().__init__(
-            queues,
+            self._queues_by_capacity[VideoCapacity.ANY],
             connection=redis,
             job_class=wake_up_class(runner),
             serializer=JSONSerializer,
@@ -70,22 +79,21 @@ class SlotWorker(SimpleWorker):
         self._stopping = stop
 
     def dequeue_job_and_maintain_ttl(self, timeout: int | None, max_idle_time: int | None = None) -> Any:
-        """Wait for the next wake-up, as long as it takes."""
-        found = None
-        while found is None:
-            room = self._runner.room_for_videos
-            self._ordered_queues = self.queues[: {Room.FOR_ANY: 4, Room.FOR_RESUMED: 3, Room.NONE: 2}[room]]
-            poll_s: Any = (
-                POLL_S if room is Room.FOR_ANY else POLL_FULL_S
-            )  # RQ hands it on to BLPOP, which takes fractions
-            found = super().dequeue_job_and_maintain_ttl(poll_s, poll_s)
-        return found
+        """Return the next wake-up, however long it takes to arrive."""
+        wake_up = None
+        while wake_up is None:
+            capacity = self._runner.video_capacity
+            self._ordered_queues = self._queues_by_capacity[capacity]
+            # Typed as int by RQ, which passes it on to BLPOP, which accepts fractions.
+            poll_s: Any = POLL_S if capacity is VideoCapacity.ANY else POLL_WHILE_FULL_S
+            wake_up = super().dequeue_job_and_maintain_ttl(poll_s, poll_s)
+        return wake_up
 
     def run_maintenance_tasks(self) -> None:
-        """RQ's clean-up of abandoned jobs is not used: leases see to that, and it would run callbacks."""
+        """Disable RQ's clean-up of abandoned jobs: it would run callbacks, and leases do that work."""
 
     def subscribe(self) -> None:
-        """RQ's remote commands are not taken: whoever can write to Redis could stop workers by them."""
+        """Disable RQ's remote commands: a client with write access to Redis could stop workers with them."""
 
     def unsubscribe(self) -> None: ...
 

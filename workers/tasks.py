@@ -1,13 +1,11 @@
-"""Whose jobs these are: claims, leases, cancellation, and how each attempt ends.
+"""Runs jobs: claims them, keeps their leases, interrupts them if they are cancelled or lost.
 
-`run_job` is the only thing that a wake-up can do. It hands a job's id to the worker's loop and returns; there the
-attempts run side by side. What an attempt does is said in `pipeline.py`.
+A wake-up hands a job id to `JobRunner.run_job`, which claims the job on the worker's event loop and returns. The
+attempts run there concurrently. `pipeline.py` is what an attempt does, `outcomes.py` is how it ends.
 """
 
 import asyncio
-import contextlib
 import logging
-import shutil
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from enum import Enum
@@ -15,272 +13,238 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
-from service.contract.errors import DecoderDied, EngineFailed, SharecapError
-from service.contract.events import Cancelled, Failed
 from service.contract.jobs import JobKind, Record
-from service.contract.storage.local import keyframes_dir
-from service.contract.store.store import (
-    MAX_STRIKES,
-    RENEW_EVERY_S,
-    CancelRequested,
-    Fenced,
-    Lease,
-    StreamTruncated,
-    WorkerCard,
-    new_token,
-)
+from service.contract.store.background import repeat
+from service.contract.store.leases import MAX_STRIKES, RENEW_EVERY_S, CancelRequested, Fenced, Lease, new_token
+from service.contract.store.store import RetryingStore
 from service.contract.store.wakeups import Wakeups
+from service.contract.store.worker_cards import WorkerCard
 from workers import pipeline
 from workers.attempt import Attempt, WorkerContext
-from workers.publisher import retry_redis
+from workers.outcomes import EngineDied, Outcomes, Released
+from workers.publisher import Publisher
 
-SHOW_EVERY_S = 5.0
+SHOW_CARD_EVERY_S = 5.0
 CLAIM_TIMEOUT_S = 60.0
 RELEASE_TIMEOUT_S = 4.0
 
 log = logging.getLogger("sharecap.worker")
 
 
-class Released(Exception):
-    """The worker stops: the job goes back for another one to take up."""
+class VideoCapacity(Enum):
+    """Which video jobs a worker can take now. Text jobs need no slot."""
 
-
-class EngineDied(EngineFailed):
-    """The engine is gone: maybe for this job's sake, maybe for another's."""
-
-
-class Room(Enum):
-    """Which videos a worker has room for."""
-
-    FOR_ANY = "any"
-    FOR_RESUMED = "resumed"
+    ANY = "any"
+    RESUMED_ONLY = "resumed"
     NONE = "none"
 
 
 @dataclass
-class Running:
-    """A claimed job. `progress` is set once a text is finished, `why` says what the work was interrupted for."""
+class RunningJob:
+    """A claimed job.
+
+    `progress` is set when the attempt finishes a text. `supervisor` runs for the whole attempt, `work` is the pipeline.
+    `reason` is why the work was interrupted.
+    """
 
     lease: Lease
     record: Record
     progress: asyncio.Event = field(default_factory=asyncio.Event)
-    attempt: "asyncio.Task[None] | None" = None
+    supervisor: "asyncio.Task[None] | None" = None
     work: "asyncio.Task[None] | None" = None
-    why: Exception | None = None
+    reason: Exception | None = None
 
-    def interrupt(self, why: Exception) -> None:
-        if self.why is None:
-            self.why = why
+    def start(self, attempt: Attempt) -> "asyncio.Task[None]":
+        """Start the pipeline, already cancelled if the job was interrupted before."""
+        self.work = asyncio.create_task(pipeline.run(attempt))
+        if self.reason is not None:
+            self.work.cancel()
+        return self.work
+
+    def interrupt(self, reason: Exception) -> None:
+        """Cancel the pipeline. Only the first reason counts."""
+        if self.reason is None:
+            self.reason = reason
             if self.work is not None:
                 self.work.cancel()
 
 
-class Runner:
-    """All jobs in work. Lives on the worker's loop, but for `run_job` and `room_for_videos`.
+class JobRunner:
+    """Runs all jobs of a worker. Lives on the worker's event loop, except for `run_job` and `video_capacity`.
 
-    `on_engine_death` is called once when the engine is gone: nothing can be captioned from then on.
+    `on_engine_death` is called once if the engine dies; this worker cannot caption anything after that.
     """
 
     def __init__(
-        self, tools: WorkerContext, wakeups: Wakeups, card: WorkerCard, on_engine_death: Callable[[], None]
+        self,
+        context: WorkerContext,
+        store: RetryingStore,
+        wakeups: Wakeups,
+        card: WorkerCard,
+        on_engine_death: Callable[[], None],
     ) -> None:
-        self._tools = tools
-        self._store = tools.store
-        self._wakeups = wakeups
+        self._context = context
+        self._store = store
+        self._outcomes = Outcomes(store, wakeups, context.settings.data_dir)
         self._card = card
         self._on_engine_death = on_engine_death
-        self._jobs: dict[Lease, Running] = {}
-        self._attempts: set[asyncio.Task[None]] = set()
-        self._trial = asyncio.Lock()
-        self._on_trial: set[str] = set()
+        self._jobs: dict[Lease, RunningJob] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._last_chance = asyncio.Lock()
+        self._waiting_for_last_chance: set[str] = set()
         self._loop = asyncio.get_running_loop()
-        self._chores = [asyncio.create_task(chore()) for chore in (self._keep_leases, self._show_card)]
+        self._renewing = asyncio.create_task(repeat(self._renew_leases, RENEW_EVERY_S, "renewing leases", log))
+        self._showing_card = asyncio.create_task(repeat(self._show_card, SHOW_CARD_EVERY_S, "showing the card", log))
         self._stopping = False
         self.engine_died = False
 
     # -- called from the main thread
 
     @property
-    def room_for_videos(self) -> Room:
-        """Which videos may be taken. Those of a worker that is gone may take as many slots again as there are.
-
-        Only the thread that asks takes any.
-        """
+    def video_capacity(self) -> VideoCapacity:
+        """Which videos this worker can take. Resumed videos, whose worker is gone, may use twice the slots."""
         videos = sum(job.record.kind is JobKind.VIDEO for job in list(self._jobs.values()))
         if self._stopping or videos >= 2 * self._card.slots:
-            return Room.NONE
-        return Room.FOR_ANY if videos < self._card.slots else Room.FOR_RESUMED
+            return VideoCapacity.NONE
+        return VideoCapacity.ANY if videos < self._card.slots else VideoCapacity.RESUMED_ONLY
 
     def run_job(self, job_id: str) -> None:
-        """Claim the job and start on it; return as soon as that is done, or there is nothing to claim."""
+        """Claim the job and start an attempt. Returns once that is done, or if the job cannot be claimed."""
         asyncio.run_coroutine_threadsafe(self._start(job_id), self._loop).result(CLAIM_TIMEOUT_S)
 
     # -- one job
 
     async def _start(self, job_id: str) -> None:
-        if self._stopping or self.engine_died:
-            return  # a reaper wakes another worker
-        if await retry_redis(lambda: self._store.strikes(job_id)) < MAX_STRIKES - 1:
+        if not self._accepts_jobs:
+            return  # the reaper wakes another worker
+        if await self._store.strikes(job_id) < MAX_STRIKES - 1:
             await self._claim(job_id)
-        elif job_id not in self._on_trial:
-            self._on_trial.add(job_id)
-            self._keep(self._try_alone(job_id)).add_done_callback(lambda _: self._on_trial.discard(job_id))
+        elif job_id not in self._waiting_for_last_chance:
+            self._waiting_for_last_chance.add(job_id)
+            task = self._create_task(self._run_last_chance(job_id))
+            task.add_done_callback(lambda _: self._waiting_for_last_chance.discard(job_id))
 
-    async def _claim(self, job_id: str) -> Running | None:
+    @property
+    def _accepts_jobs(self) -> bool:
+        return not self._stopping and not self.engine_died
+
+    async def _claim(self, job_id: str) -> RunningJob | None:
         token = f"{self._card.id}-{new_token()}"
-        lease = await retry_redis(lambda: self._store.claim(job_id, token))
-        record = await retry_redis(lambda: self._store.record(job_id)) if lease else None
+        lease = await self._store.claim(job_id, token)
+        record = await self._store.record(job_id) if lease else None
         if lease is None or record is None:
             return None
-        before = [running for running in self._jobs.values() if running.lease.job_id == job_id]
-        running = self._jobs[lease] = Running(lease, record)
-        running.attempt = self._keep(self._attempt(running, before))
-        return running
+        superseded = [job for job in self._jobs.values() if job.lease.job_id == job_id]
+        job = self._jobs[lease] = RunningJob(lease, record)
+        job.supervisor = self._create_task(self._supervise(job, superseded))
+        return job
 
-    async def _try_alone(self, job_id: str) -> None:
-        """Give the job its last chance when no other job is on its last: it may be this one that kills workers.
+    async def _run_last_chance(self, job_id: str) -> None:
+        """Run a job whose next strike is its last, while no other such job runs: it may be the one that kills workers.
 
-        The trial is over with the first text that it finishes. Until its turn comes the job is not claimed, so that
-        it has no share in another one's failure.
+        The wait ends when the job finishes a text. The job is not claimed before its turn, so that the failure of
+        another job does not count against it.
         """
-        async with self._trial:
-            known = await retry_redis(lambda: self._store.kind_and_status(job_id))
-            is_video = known is not None and known[0] is JobKind.VIDEO
-            if self._stopping or self.engine_died or (is_video and self.room_for_videos is Room.NONE):
-                return  # a reaper wakes it again
-            running = await self._claim(job_id)
-            if running is not None and running.attempt is not None:
-                progress = asyncio.create_task(running.progress.wait())
-                await asyncio.wait((progress, running.attempt), return_when=asyncio.FIRST_COMPLETED)
+        async with self._last_chance:
+            if not await self._has_slot_for(job_id):
+                return  # the reaper wakes the job again
+            job = await self._claim(job_id)
+            if job is not None and job.supervisor is not None:
+                progress = asyncio.create_task(job.progress.wait())
+                await asyncio.wait((progress, job.supervisor), return_when=asyncio.FIRST_COMPLETED)
                 progress.cancel()
 
-    def _keep(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+    async def _has_slot_for(self, job_id: str) -> bool:
+        known = await self._store.kind_and_status(job_id)
+        is_video = known is not None and known[0] is JobKind.VIDEO
+        return self._accepts_jobs and not (is_video and self.video_capacity is VideoCapacity.NONE)
+
+    def _create_task(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        """Return a task that `stop` waits for."""
         task = asyncio.create_task(work)
-        self._attempts.add(task)
-        task.add_done_callback(self._attempts.discard)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _attempt(self, running: Running, before: list[Running]) -> None:
-        """Work on the job and see to it that it ends in exactly one way.
+    async def _supervise(self, job: RunningJob, superseded: list[RunningJob]) -> None:
+        """Run an attempt at the job and make sure that it ends in exactly one way.
 
-        `before`: attempts at the same job that have lost their lease, while Redis was away, and do not know it yet.
+        `superseded`: attempts at the same job that lost their lease during a Redis outage and have not noticed yet.
         """
         try:
-            for lost in before:
+            for lost in superseded:
                 lost.interrupt(Fenced(lost.lease.job_id))
-            await asyncio.gather(*(lost.attempt for lost in before if lost.attempt), return_exceptions=True)
-            attempt = await Attempt.begin(self._tools, running.record, running.lease, running.progress)
-            running.work = asyncio.create_task(pipeline.run(attempt))
-            if running.why is not None:
-                running.work.cancel()
+            await asyncio.gather(*(lost.supervisor for lost in superseded if lost.supervisor), return_exceptions=True)
+            attempt = await self._begin(job)
             try:
-                await running.work
+                await job.start(attempt)
             except asyncio.CancelledError:
-                await self._end(attempt, running.why or Released())
+                await self._end(attempt, job.lease, job.reason or Released())
             except Exception as error:
-                await self._end(attempt, error)
+                await self._end(attempt, job.lease, error)
         except Exception:
-            log.exception("%s: could not be worked on", running.lease.job_id)
+            log.exception("%s: the attempt failed unexpectedly", job.lease.job_id)
         finally:
-            self._jobs.pop(running.lease, None)
+            self._jobs.pop(job.lease, None)
 
-    async def _end(self, attempt: Attempt, why: Exception) -> None:
-        """Tell the stream, where there is something to tell, why the work on it has ended."""
-        if not self._tools.captioner.alive:
-            self._engine_is_dead()
-            # a Ctrl-C may have reached the engine too
-            why = Released() if self._stopping else EngineDied("The captioning engine stopped.")
-        try:
-            match why:
-                case Released() | StreamTruncated():
-                    await self._give_back(attempt)
-                case Fenced():
-                    await self._forget_if_deleted(attempt)
-                case CancelRequested():
-                    await self._close(attempt, Cancelled())
-                case DecoderDied() | EngineDied():
-                    if not await self._give_back(attempt, strike=True):
-                        await self._close(attempt, Failed.of(why))
-                case SharecapError():
-                    await self._close(attempt, Failed.of(why))
-                case _:
-                    log.error("%s: unexpected", attempt.record.id, exc_info=why)
-                    await self._close(attempt, Failed.of(EngineFailed("The worker met an unexpected error.")))
-        except Fenced:
-            await self._forget_if_deleted(attempt)
-        except StreamTruncated:
-            await self._give_back(attempt)
+    async def _begin(self, job: RunningJob) -> Attempt:
+        """Return an attempt that continues from the job's stored events."""
+        stored = [event async for event in self._store.events(job.record.id)]
+        publisher = Publisher(self._store, job.lease, stored[-1].seq if stored else 0, job.progress)
+        return Attempt.resume(self._context, job.record, stored, publisher, job.lease.epoch)
 
-    async def _give_back(self, attempt: Attempt, *, strike: bool = False) -> bool:
-        """Let another attempt follow; return False where there have been enough."""
-        lease = attempt.publisher.lease
-        given_back = await retry_redis(lambda: self._store.release(lease, strike=strike))
-        if given_back:
-            with contextlib.suppress(RedisError):  # a reaper wakes it then
-                await self._wakeups.wake(attempt.record.kind, lease.job_id, lease.epoch)
-        return given_back
-
-    async def _close(self, attempt: Attempt, event: Cancelled | Failed) -> None:
-        """Write the job's last event. Its upload goes first, but only while nobody else may be working with it."""
-        with contextlib.suppress(CancelRequested):
-            await retry_redis(lambda: self._store.renew(attempt.publisher.lease))
-        attempt.remove_upload()
-        await attempt.publisher.append(event)
-
-    async def _forget_if_deleted(self, attempt: Attempt) -> None:
-        """Remove the files of a job whose record was deleted while it was in work."""
-        if await retry_redis(lambda: self._store.record(attempt.record.id)) is None:
-            attempt.remove_upload()
-            shutil.rmtree(keyframes_dir(self._tools.settings.data_dir, attempt.record.id), ignore_errors=True)
+    async def _end(self, attempt: Attempt, lease: Lease, reason: Exception) -> None:
+        if not self._context.captioner.alive:
+            self._report_engine_death()
+            # Ctrl-C may have reached the engine as well as this worker.
+            reason = Released() if self._stopping else EngineDied("The captioning engine stopped.")
+        await self._outcomes.end(attempt, lease, reason)
 
     # -- all jobs
 
-    async def _keep_leases(self) -> None:
-        while True:
-            await asyncio.sleep(RENEW_EVERY_S)
-            await asyncio.gather(*(self._renew(running) for running in list(self._jobs.values())))
+    async def _renew_leases(self) -> None:
+        await asyncio.gather(*(self._renew(job) for job in list(self._jobs.values())))
 
-    async def _renew(self, running: Running) -> None:
+    async def _renew(self, job: RunningJob) -> None:
         try:
             async with asyncio.timeout(RENEW_EVERY_S):
-                await retry_redis(lambda: self._store.renew(running.lease))
-        except (Fenced, CancelRequested) as why:
-            running.interrupt(why)
+                await self._store.renew(job.lease)
+        except (Fenced, CancelRequested) as reason:
+            job.interrupt(reason)
         except (RedisError, TimeoutError) as error:
-            log.warning("%s: lease not renewed: %r", running.lease.job_id, error)
+            log.warning("%s: could not renew the lease: %r", job.lease.job_id, error)
 
     async def _show_card(self) -> None:
-        while True:
-            if not self._tools.captioner.alive:
-                self._engine_is_dead()
-                return
-            card = self._card.model_copy(update={"running": len(self._jobs)})
-            try:
-                await self._store.show_worker(card)
-            except RedisError as error:
-                log.warning("Redis cannot be reached: %s", error)
-            await asyncio.sleep(SHOW_EVERY_S)
+        """Update this worker's card in Redis. It expires if the engine is dead."""
+        if self._context.captioner.alive:
+            await self._store.show_worker(self._card.model_copy(update={"running": len(self._jobs)}))
+        else:
+            self._report_engine_death()
 
-    def _engine_is_dead(self) -> None:
-        if not self.engine_died and not self._stopping:
+    def _report_engine_death(self) -> None:
+        if self._accepts_jobs:
             self.engine_died = True
             log.error("the captioning engine is dead")
             self._on_engine_death()
 
     async def stop(self, drain_s: float) -> None:
-        """Take nothing more, let jobs in work go on for `drain_s`, give the others back."""
+        """Take no more jobs, give running ones `drain_s` seconds to finish, then give the others back."""
         self._stopping = True
-        for chore in self._chores[1:]:
-            chore.cancel()
-        if self._attempts:
-            await asyncio.wait(self._attempts, timeout=0 if self.engine_died else drain_s)
-        for running in list(self._jobs.values()):
-            running.interrupt(Released())
-        if self._attempts:
-            await asyncio.wait(self._attempts, timeout=RELEASE_TIMEOUT_S)
-        self._chores[0].cancel()
+        self._showing_card.cancel()
+        await self._wait_for_tasks(0 if self.engine_died else drain_s)
+        for job in list(self._jobs.values()):
+            job.interrupt(Released())
+        await self._wait_for_tasks(RELEASE_TIMEOUT_S)
+        self._renewing.cancel()
+        await self._remove_card()
+
+    async def _wait_for_tasks(self, timeout_s: float) -> None:
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=timeout_s)
+
+    async def _remove_card(self) -> None:
         try:
             async with asyncio.timeout(RELEASE_TIMEOUT_S):
                 await self._store.hide_worker(self._card.id)
         except (RedisError, TimeoutError):
-            log.warning("Redis cannot be reached; the worker's card will expire")
+            log.warning("cannot reach Redis; the worker's card will expire")

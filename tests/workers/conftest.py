@@ -13,8 +13,8 @@ import pytest
 from service.contract.events import Event
 from service.contract.jobs import (
     ClipOptions,
-    Job,
     JobKind,
+    JobState,
     Options,
     RecaptionOptions,
     Record,
@@ -23,12 +23,13 @@ from service.contract.jobs import (
     new_job_id,
 )
 from service.contract.storage.local import upload_path
-from service.contract.store.store import Store, WorkerCard
+from service.contract.store.store import RetryingStore, Store
 from service.contract.store.wakeups import Wakeups
+from service.contract.store.worker_cards import WorkerCard
 from tests.fake_captioner import FakeCaptioner, FakeEncoder
 from workers.attempt import WorkerContext
 from workers.settings import Settings
-from workers.tasks import Runner
+from workers.tasks import JobRunner
 
 
 @dataclass
@@ -38,16 +39,19 @@ class Bench:
     store: Store
     redis_url: str
     data_dir: Path
-    runners: list[Runner] = field(default_factory=list)
+    runners: list[JobRunner] = field(default_factory=list)
 
     def runner(
         self, captioner: FakeCaptioner, slots: int = 4, encoder: FakeEncoder | None = None, **more: Any
-    ) -> Runner:
+    ) -> JobRunner:
         """Start a worker on this loop; `more` are settings."""
         settings = Settings(redis_url=self.redis_url, data_dir=self.data_dir, slots=slots, **more)
-        tools = WorkerContext(settings, self.store, captioner, encoder or FakeEncoder(), asyncio.Semaphore(4))
+        context = WorkerContext(
+            settings, captioner, encoder or FakeEncoder(), asyncio.Semaphore(4), find_job=self.store.job
+        )
         card = WorkerCard(id=f"test-{len(self.runners)}", model="fake", slots=slots)
-        runner = Runner(tools, Wakeups(self.redis_url), card, on_engine_death=lambda: None)
+        store, wakeups = RetryingStore(self.store.redis), Wakeups(self.redis_url)
+        runner = JobRunner(context, store, wakeups, card, on_engine_death=lambda: None)
         self.runners.append(runner)
         return runner
 
@@ -72,15 +76,15 @@ class Bench:
         assert await self.store.create(record)
         return record.id
 
-    async def run(self, runner: Runner, job_id: str) -> Job:
+    async def run(self, runner: JobRunner, job_id: str) -> JobState:
         """Hand the job to `runner` as RQ does; return it once it has ended."""
         await asyncio.to_thread(runner.run_job, job_id)
         return await self.ended(job_id)
 
-    async def ended(self, job_id: str, timeout_s: float = 120) -> Job:
+    async def ended(self, job_id: str, timeout_s: float = 120) -> JobState:
         return await self.until(job_id, lambda job: job.status.ended, timeout_s)
 
-    async def until(self, job_id: str, holds: Callable[[Job], bool], timeout_s: float = 120) -> Job:
+    async def until(self, job_id: str, holds: Callable[[JobState], bool], timeout_s: float = 120) -> JobState:
         """Return the job as soon as `holds` says so."""
         async with asyncio.timeout(timeout_s):
             while True:

@@ -10,8 +10,8 @@ import pytest
 from service.contract.events import Failed, Started
 from service.contract.jobs import JobKind, JobStatus, RecaptionOptions, Record, new_job_id
 from service.contract.storage.local import upload_path
+from service.contract.store.keys import LEASES, QUEUED, job_key
 from service.contract.store.reaper import Reaper
-from service.contract.store.store import LEASES, QUEUED, job_key
 from service.contract.store.wakeups import Wakeups
 from tests.fake_captioner import FakeCaptioner
 from tests.workers.clips import numbered, write

@@ -15,9 +15,9 @@ from tests.fake_captioner import FakeCaptioner, FakeEncoder
 from tests.workers.clips import number_of, numbered, write
 from tests.workers.conftest import Bench
 from workers.models.engine import Turn
-from workers.prompts import trained_texts as prompts
+from workers.prompts.trained import TRAINED_PROMPTS as prompts
 from workers.roles.summary import within
-from workers.roles.turns import DELTA_EVERY_S
+from workers.roles.turn_runner import DELTA_EVERY_S
 from workers.settings import DEMO_CHECKPOINT
 from workers.video.collage import PAIR_GAP_PX
 from workers.video.keyframes import batched

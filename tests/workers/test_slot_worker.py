@@ -14,9 +14,9 @@ from rq import Queue
 from rq.serializers import JSONSerializer
 
 from service.contract.jobs import JobKind
-from service.contract.store.wakeups import Wakeups
+from service.contract.store.wakeups import TASK, Wakeups
 from workers.slot_worker import SlotWorker
-from workers.tasks import Room
+from workers.tasks import VideoCapacity
 
 MARK = "sharecap-test-mark"
 
@@ -29,8 +29,10 @@ class Jobs:
         self.free = 1
 
     @property
-    def room_for_videos(self) -> Room:
-        return Room.FOR_ANY if self.free > 0 else Room.FOR_RESUMED if self.free == 0 else Room.NONE
+    def video_capacity(self) -> VideoCapacity:
+        return (
+            VideoCapacity.ANY if self.free > 0 else VideoCapacity.RESUMED_ONLY if self.free == 0 else VideoCapacity.NONE
+        )
 
     def run_job(self, job_id: str) -> None:
         self.handed.append(job_id)
@@ -83,9 +85,9 @@ def test_text_goes_before_videos_and_does_not_wait_for_a_slot(redis: Redis, wake
     [
         {"func": "pathlib.Path.touch", "args": (MARK,)},
         {"func": "os.system", "args": (f"touch {MARK}",)},
-        {"func": "workers.tasks.run_job", "args": ("a", "b")},
-        {"func": "workers.tasks.run_job", "args": (7,)},
-        {"func": "workers.tasks.run_job", "args": ("a",), "kwargs": {"job_id": "b"}},
+        {"func": TASK, "args": ("a", "b")},
+        {"func": TASK, "args": (7,)},
+        {"func": TASK, "args": ("a",), "kwargs": {"job_id": "b"}},
     ],
 )
 def test_a_wake_up_can_do_one_thing_only(
@@ -105,8 +107,8 @@ def test_callbacks_are_never_run(redis: Redis, tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     jobs = Jobs()
     queue = Queue("recaption", connection=redis, serializer=JSONSerializer)
-    good = queue.enqueue_call("workers.tasks.run_job", args=("good",))
-    bad = queue.enqueue_call("workers.tasks.run_job", args=(1,))
+    good = queue.enqueue_call(TASK, args=("good",))
+    bad = queue.enqueue_call(TASK, args=(1,))
     for job in (good, bad):
         for callback in ("success_callback_name", "failure_callback_name", "stopped_callback_name"):
             redis.hset(job.key, callback, f"{__name__}.touch_mark")

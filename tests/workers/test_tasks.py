@@ -15,8 +15,10 @@ from service.contract.errors import EngineFailed
 from service.contract.events import Caption, Delta, Event, Failed, Keyframes, Started, Video
 from service.contract.jobs import JobKind, JobStatus
 from service.contract.storage.local import keyframes_dir, upload_path
+from service.contract.store.keys import LEASES, QUEUED, events_key, job_key
+from service.contract.store.leases import MAX_STRIKES, Lease
 from service.contract.store.reaper import Reaper
-from service.contract.store.store import LEASES, MAX_STRIKES, QUEUED, Lease, Store, events_key, job_key
+from service.contract.store.store import RetryingStore, Store
 from service.contract.store.wakeups import Wakeups
 from tests.fake_captioner import FakeCaptioner, FakeEncoder
 from tests.workers.clips import numbered, write
@@ -24,7 +26,7 @@ from tests.workers.conftest import Bench
 from workers import tasks
 from workers.models.engine import Features
 from workers.publisher import Publisher
-from workers.tasks import Room
+from workers.tasks import VideoCapacity
 
 
 @pytest.fixture
@@ -266,7 +268,7 @@ async def test_a_worker_takes_up_again_what_it_lost(bench: Bench, clip: Path) ->
     job = await bench.run(runner, job_id)
     assert (job.status, job.attempts) == (JobStatus.COMPLETED, 2)
     assert [d.keyframe for d in job.differentials] == [0, 1, 2, 3, 4]
-    assert not captioner.running and runner.room_for_videos is Room.FOR_ANY
+    assert not captioner.running and runner.video_capacity is VideoCapacity.ANY
 
 
 async def test_jobs_on_their_last_chance_are_tried_one_at_a_time(bench: Bench) -> None:
@@ -292,7 +294,7 @@ async def test_many_videos_at_once_and_text_beside_them(bench: Bench, clip: Path
     captioner = FakeCaptioner(delay_s=0.2)
     runner = bench.runner(captioner, slots=3)
     jobs = []
-    while runner.room_for_videos is Room.FOR_ANY:
+    while runner.video_capacity is VideoCapacity.ANY:
         jobs.append(await bench.video(clip, keyframes="interval"))
         await asyncio.to_thread(runner.run_job, jobs[-1])
     assert len(jobs) == 3
@@ -301,7 +303,7 @@ async def test_many_videos_at_once_and_text_beside_them(bench: Bench, clip: Path
     for job_id in jobs:
         assert (await bench.ended(job_id)).status is JobStatus.COMPLETED
     assert captioner.most_running >= 3
-    assert runner.room_for_videos is Room.FOR_ANY
+    assert runner.video_capacity is VideoCapacity.ANY
 
 
 class LossyStore(Store):
@@ -316,9 +318,13 @@ class LossyStore(Store):
             raise RedisConnectionError("connection lost")
 
 
+class RetryingLossyStore(RetryingStore, LossyStore):
+    """A worker's store on top of the lossy one."""
+
+
 async def test_lost_answers_neither_lose_nor_double_an_event(bench: Bench) -> None:
     job_id = await bench.recaption("a cat")
-    store = LossyStore(bench.store.redis)
+    store = RetryingLossyStore(bench.store.redis)
     lease = await store.claim(job_id)
     assert lease is not None
     publisher = Publisher(store, lease, 1)

@@ -92,7 +92,7 @@ async def grouped(descriptions: Sequence[Description], captioner: Captioner, ans
     Any two fit together, for each is first cut to less than half of the room: so summarising the groups always leaves
     at most half as many.
     """
-    room = captioner.context_tokens - answer - await captioner.prompt_tokens(Turn(captioner.dialect.summary([])))
+    room = captioner.context_tokens - answer - await captioner.prompt_tokens(Turn(captioner.prompts.summary([])))
     line = _line_tokens((max((t for t, _ in descriptions), default=0.0), ""), captioner)
     groups: list[list[Description]] = [[]]
     left = room
@@ -111,5 +111,5 @@ async def grouped(descriptions: Sequence[Description], captioner: Captioner, ans
 def _line_tokens(description: Description, captioner: Captioner) -> int:
     """Return what one description costs within a summary prompt."""
     time_s, text = description
-    line = captioner.dialect.description(100_000, time_s, text)
+    line = captioner.prompts.description(100_000, time_s, text)
     return captioner.count_tokens(line) + LINE_MARGIN_TOKENS

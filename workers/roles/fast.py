@@ -1,36 +1,37 @@
-"""The fast role: all keyframes in one tall image, one call of the model."""
+"""The fast role: all keyframes in one tall image, captioned by a single model call."""
 
 import asyncio
 
-from service.contract.jobs import Keyframe
+from service.contract.events import Caption
+from service.contract.jobs import Keyframe, VideoOptions
 from workers.attempt import Attempt
 from workers.models.engine import Turn
 from workers.roles.context_budget import with_images
-from workers.roles.turns import DeltaTarget, max_tokens, video_options
+from workers.roles.turn_runner import DeltaTarget, max_answer_tokens
 from workers.video.collage import stack_all
 from workers.video.keyframes import read_keyframe
 
 DEFAULT_HD_NUM = 16
 DEFAULT_MAX_TOKENS = 1024
-MOST_SEEN = 16
+MAX_KEYFRAMES_SHOWN = 16
 
 
-def evenly(keyframes: list[Keyframe], count: int) -> list[Keyframe]:
-    """Return `count` of the keyframes, the first and the last among them, evenly spread; all if there are no more."""
+def evenly_spaced(keyframes: list[Keyframe], count: int) -> list[Keyframe]:
+    """Return `count` evenly spaced keyframes, including the first and the last, or all if there are at most `count`."""
     if len(keyframes) <= count:
         return keyframes
     return [keyframes[round(k * (len(keyframes) - 1) / (count - 1))] for k in range(count)]
 
 
-async def caption(attempt: Attempt, keyframes: list[Keyframe]) -> tuple[str, int]:
-    """Return the video's caption and how many keyframes the model saw for it."""
-    options, captioner = video_options(attempt.record), attempt.tools.captioner
-    seen = evenly(keyframes, MOST_SEEN)
-    images = [await read_keyframe(attempt, keyframe) for keyframe in seen]
-    image = await asyncio.to_thread(stack_all, images)
-    prompt = captioner.dialect.fast([keyframe.time_s for keyframe in seen])
-    turn = Turn(prompt, (), options.hd_num, max_tokens(options, DEFAULT_MAX_TOKENS, captioner), options)
+async def caption(attempt: Attempt, options: VideoOptions, keyframes: list[Keyframe]) -> Caption:
+    """Return the caption of the whole video."""
+    captioner = attempt.context.captioner
+    shown = evenly_spaced(keyframes, MAX_KEYFRAMES_SHOWN)
+    image = await asyncio.to_thread(stack_all, [await read_keyframe(attempt, keyframe) for keyframe in shown])
+    prompt = captioner.prompts.fast([keyframe.time_s for keyframe in shown])
+    answer_tokens = max_answer_tokens(options, DEFAULT_MAX_TOKENS, captioner)
+    turn = Turn(prompt, hd_num=options.hd_num, max_tokens=answer_tokens, decoding=options)
     turn = await with_images(captioner, turn, [image], DEFAULT_HD_NUM)
     with attempt.timed("captioning"):
-        text = await attempt.turns.run(turn, DeltaTarget())
-    return text, len(seen)
+        answer = await attempt.turn_runner.run(turn, DeltaTarget())
+    return Caption(text=answer.text, finish_reason=answer.finish_reason, keyframes_seen=len(shown))

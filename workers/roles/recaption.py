@@ -1,19 +1,19 @@
-"""The recaption role: a short text-to-video prompt -> its dense caption. One text call."""
+"""The recaption role: expands a short text-to-video prompt into a dense caption with one text-only model call."""
 
+from service.contract.events import Caption
 from service.contract.jobs import RecaptionOptions
 from workers.attempt import Attempt
 from workers.models.engine import Turn
-from workers.roles.turns import DeltaTarget, max_tokens
+from workers.roles.turn_runner import DeltaTarget, max_answer_tokens
 
 DEFAULT_MAX_TOKENS = 1024
 
 
-async def write_out(attempt: Attempt) -> str:
-    """Return the dense caption of the job's prompt."""
-    options = attempt.record.options
-    assert isinstance(options, RecaptionOptions)
-    captioner = attempt.tools.captioner
-    answer = max_tokens(options, DEFAULT_MAX_TOKENS, captioner)
-    turn = Turn(captioner.dialect.recaption(options.prompt), max_tokens=answer, decoding=options)
+async def expand(attempt: Attempt, options: RecaptionOptions) -> Caption:
+    """Return the dense caption of the prompt in `options`."""
+    captioner = attempt.context.captioner
+    max_tokens = max_answer_tokens(options, DEFAULT_MAX_TOKENS, captioner)
+    turn = Turn(captioner.prompts.recaption(options.prompt), max_tokens=max_tokens, decoding=options)
     with attempt.timed("captioning"):
-        return await attempt.turns.run(turn, DeltaTarget())
+        answer = await attempt.turn_runner.run(turn, DeltaTarget())
+    return Caption(text=answer.text, finish_reason=answer.finish_reason)

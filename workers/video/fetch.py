@@ -20,7 +20,6 @@ from service.contract.outbound.http import TransientFetchError
 from service.contract.outbound.ssrf import HostAndPort, checked
 from service.contract.storage.local import PART, check_room, storing, sync_names
 from workers.attempt import Attempt, Fetched
-from workers.publisher import retry_redis
 
 MAX_REDIRECTS = 3
 REDIRECTS = (301, 302, 303, 307, 308)
@@ -48,7 +47,7 @@ async def fetch(attempt: Attempt) -> None:
     attempt.upload.parent.mkdir(parents=True, exist_ok=True)
     for part in attempt.upload.parent.glob(f"{attempt.record.id}.*{PART}"):
         part.unlink(missing_ok=True)
-    allowed_s = attempt.tools.settings.fetch_timeout_s
+    allowed_s = attempt.context.settings.fetch_timeout_s
     try:
         async with asyncio.timeout(allowed_s):
             fetched = await _patiently(attempt, source.url)
@@ -70,12 +69,11 @@ async def _patiently(attempt: Attempt, address: str) -> Fetched:
 
 
 async def _once(attempt: Attempt, address: str) -> Fetched:
-    lease = attempt.publisher.lease
-    part = attempt.upload.with_name(f"{attempt.record.id}.{lease.epoch}{PART}")
+    part = attempt.upload.with_name(f"{attempt.record.id}.{attempt.epoch}{PART}")
     try:
-        async with _answer(checked(address, attempt.tools.settings.allowed_hosts), attempt) as answer:
+        async with _answer(checked(address, attempt.context.settings.allowed_hosts), attempt) as answer:
             fetched = await _store(answer, part, attempt)
-        await retry_redis(lambda: attempt.tools.store.renew(lease))  # or another attempt's file would be replaced
+        await attempt.events.check_lease()  # or another attempt's file would be replaced
         with storing():
             await asyncio.to_thread(_keep, part, attempt.upload)
         return fetched
@@ -86,11 +84,11 @@ async def _once(attempt: Attempt, address: str) -> Fetched:
 @asynccontextmanager
 async def _answer(url: URL, attempt: Attempt) -> AsyncIterator[ClientResponse]:
     """Ask, follow redirects, and give the answer that holds the file."""
-    hosts = attempt.tools.settings.allowed_hosts
+    hosts = attempt.context.settings.allowed_hosts
     for _ in range(MAX_REDIRECTS + 1):
         async with _asked(url, attempt) as answer:
             if answer.status not in REDIRECTS:
-                _check_head(answer, attempt.tools.settings.max_upload_bytes)
+                _check_head(answer, attempt.context.settings.max_upload_bytes)
                 yield answer
                 return
             url = next_url(url, answer.headers, hosts)
@@ -101,7 +99,7 @@ async def _answer(url: URL, attempt: Attempt) -> AsyncIterator[ClientResponse]:
 async def _asked(url: URL, attempt: Attempt) -> AsyncIterator[ClientResponse]:
     try:
         async with asyncio.timeout(HEAD_S) as limit:
-            async with net.request("GET", url, attempt.tools.settings.allowed_hosts) as answer:
+            async with net.request("GET", url, attempt.context.settings.allowed_hosts) as answer:
                 limit.reschedule(None)
                 yield answer
     except TimeoutError:
@@ -138,7 +136,7 @@ def _check_size(count: int, max_bytes: int) -> None:
 
 async def _store(answer: ClientResponse, part: Path, attempt: Attempt) -> Fetched:
     """Write the answer's body to `part`, durably."""
-    settings = attempt.tools.settings
+    settings = attempt.context.settings
     check_room(part.parent, settings.min_free_bytes, answer.content_length or 0)
     sha256, count, pending = hashlib.sha256(), 0, bytearray()
 

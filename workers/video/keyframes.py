@@ -17,12 +17,11 @@ from PIL import Image
 
 from service.contract.errors import NotFound
 from service.contract.events import Keyframes, Video
-from service.contract.jobs import Keyframe
+from service.contract.jobs import Keyframe, VideoOptions
 from service.contract.sandbox.probe import VideoInfo, probe
-from service.contract.storage.local import keyframe_url, storing, sync_names
+from service.contract.storage.local import storing, sync_names
 from workers.attempt import Attempt
 from workers.models.engine import FrameEncoder
-from workers.roles.turns import video_options
 from workers.video.frames import Frame, Frames, Part, open_frames
 
 JPEG_QUALITY = 95
@@ -165,10 +164,10 @@ class KeyframeLog:
 
 
 @asynccontextmanager
-async def selecting(attempt: Attempt) -> AsyncIterator[KeyframeLog]:
+async def selecting(attempt: Attempt, options: VideoOptions) -> AsyncIterator[KeyframeLog]:
     """Give the job's keyframes; where some are still missing, a task goes on finding them meanwhile."""
     log = KeyframeLog(list(attempt.job.keyframes), attempt.keyframes_complete)
-    task = None if log.complete else asyncio.create_task(_select(attempt, log))
+    task = None if log.complete else asyncio.create_task(_select(attempt, options, log))
     try:
         yield log
     finally:
@@ -177,23 +176,22 @@ async def selecting(attempt: Attempt) -> AsyncIterator[KeyframeLog]:
             await asyncio.gather(task, return_exceptions=True)
 
 
-async def _select(attempt: Attempt, log: KeyframeLog) -> None:
+async def _select(attempt: Attempt, options: VideoOptions, log: KeyframeLog) -> None:
     try:
-        async with attempt.tools.decoders:
-            info = await probe(attempt.upload, attempt.tools.settings.video_limits)
-            async with open_frames(attempt.upload, info, _part(attempt), attempt.tools.decode_limits) as frames:
+        async with attempt.context.decoders:
+            info = await probe(attempt.upload, attempt.context.settings.video_limits)
+            async with open_frames(attempt.upload, info, _part(attempt, options), attempt.context.decode_limits) as frames:
                 await _tell_video(attempt, info, frames)
                 with attempt.timed("keyframes"):
-                    await _choose(attempt, log, frames)
+                    await _choose(attempt, options, log, frames)
     except FileNotFoundError:
         log.fail(NotFound("The video is not there any more."))
     except Exception as error:  # captioning meets it when it asks for the next keyframe
         log.fail(error)
 
 
-def _part(attempt: Attempt) -> Part:
-    options = video_options(attempt.record)
-    cap = attempt.tools.settings.max_keyframes
+def _part(attempt: Attempt, options: VideoOptions) -> Part:
+    cap = attempt.context.settings.max_keyframes
     return Part(
         interval_s=options.interval_s,
         max_samples=min(options.max_keyframes or cap, cap),
@@ -207,7 +205,7 @@ async def _tell_video(attempt: Attempt, info: VideoInfo, frames: Frames) -> None
     if attempt.job.interval_s is not None:
         return
     width, height = info.shown_size
-    await attempt.publisher.append(
+    await attempt.events.append(
         Video(
             duration_s=frames.duration_s if info.duration_s is None else info.duration_s,
             width=width,
@@ -220,10 +218,10 @@ async def _tell_video(attempt: Attempt, info: VideoInfo, frames: Frames) -> None
     )
 
 
-async def _choose(attempt: Attempt, log: KeyframeLog, frames: Frames) -> None:
+async def _choose(attempt: Attempt, options: VideoOptions, log: KeyframeLog, frames: Frames) -> None:
     """Save, tell and log the keyframes among `frames`."""
     known = bool(log.found)  # then the first frame is the latest keyframe of an earlier attempt
-    async with aclosing(_choices(attempt, frames)) as choices:
+    async with aclosing(_choices(attempt, options, frames)) as choices:
         async for chosen, last in choices:
             new: list[Keyframe] = []
             for choice in chosen[known:]:
@@ -231,25 +229,25 @@ async def _choose(attempt: Attempt, log: KeyframeLog, frames: Frames) -> None:
             known = False
             attempt.timings.decode = frames.read_s
             if new or last:
-                await attempt.publisher.append(Keyframes(keyframes=new, complete=last))
+                await attempt.events.append(Keyframes(keyframes=new, complete=last))
                 if last:
                     attempt.remove_upload()
                 log.add(new, last)
 
 
-def _choices(attempt: Attempt, frames: Frames) -> Chosen:
+def _choices(attempt: Attempt, options: VideoOptions, frames: Frames) -> Chosen:
     """Return the selection that the job asks for."""
-    tools, options = attempt.tools, video_options(attempt.record)
+    context = attempt.context
     if options.keyframes == "interval" and not options.parallel:
         return every(frames)
     threshold = options.similarity_threshold
     if threshold is None:
-        threshold = tools.captioner.defaults.similarity_threshold
+        threshold = context.captioner.defaults.similarity_threshold
     cut_threshold = NO_CUT
     if options.parallel:
         cut_threshold = 1 - CUT_FACTOR * (1 - threshold) if options.cut_threshold is None else options.cut_threshold
     return semantic(
-        frames, tools.encoder, EVERY_SAMPLE if options.keyframes == "interval" else threshold, cut_threshold
+        frames, context.encoder, EVERY_SAMPLE if options.keyframes == "interval" else threshold, cut_threshold
     )
 
 
@@ -257,7 +255,7 @@ async def _save(attempt: Attempt, before: list[Keyframe], choice: Choice) -> Key
     """Write the JPEG of the keyframe that follows those `before`; return what the job says of it."""
     index, shot = (before[-1].index + 1, before[-1].shot + choice.cut) if before else (0, 0)
     await asyncio.to_thread(_write_jpeg, attempt.keyframe_file(index), choice.frame.image)
-    return Keyframe(index=index, time_s=choice.frame.time_s, image=keyframe_url(attempt.record.id, index), shot=shot)
+    return Keyframe(index=index, time_s=choice.frame.time_s, shot=shot)
 
 
 def _write_jpeg(path: Path, image: Image.Image) -> None:

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from service.contract.events import Differential, Keyframes, Started
-from service.contract.jobs import Job, JobStatus
+from service.contract.jobs import JobState, JobStatus
 from tests.fake_captioner import FakeCaptioner
 from tests.workers.clips import write
 from tests.workers.conftest import Bench
 from workers.models.engine import Turn
-from workers.prompts import trained_texts as prompts
+from workers.prompts.trained import TRAINED_PROMPTS as prompts
 
 OPTIONS = {"interval_s": 0.5, "similarity_threshold": 0.99, "parallel": True}
 SHOTS, STEPS = 4, 3
@@ -36,11 +36,11 @@ def clip(tmp_path: Path) -> Path:
     return write(tmp_path / "shots.mp4", frames, fps=10)
 
 
-def numbers(job: Job) -> list[int]:
+def numbers(job: JobState) -> list[int]:
     return [differential.keyframe for differential in job.differentials]
 
 
-def shots_of(job: Job) -> list[list[int]]:
+def shots_of(job: JobState) -> list[list[int]]:
     """Return the keyframes of each shot."""
     return [[k.index for k in group] for _, group in groupby(job.keyframes, key=lambda k: k.shot)]
 

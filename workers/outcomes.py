@@ -1,0 +1,82 @@
+"""How an attempt at a job ends: what is written to the store for each reason that work on it stopped."""
+
+import contextlib
+import logging
+import shutil
+from pathlib import Path
+
+from redis.exceptions import RedisError
+
+from service.contract.errors import DecoderDied, EngineFailed, SharecapError
+from service.contract.events import Cancelled, Failed
+from service.contract.storage.local import keyframes_dir
+from service.contract.store.leases import CancelRequested, Fenced, Lease, StreamTruncated
+from service.contract.store.store import RetryingStore
+from service.contract.store.wakeups import Wakeups
+from workers.attempt import Attempt
+
+log = logging.getLogger("sharecap.worker")
+
+
+class Released(Exception):
+    """The worker is stopping: the job is given back for another worker to continue."""
+
+
+class EngineDied(EngineFailed):
+    """The engine died. This job may have caused it, or another job on the same engine."""
+
+
+class Outcomes:
+    """Ends attempts so that each job has exactly one final event."""
+
+    def __init__(self, store: RetryingStore, wakeups: Wakeups, data_dir: Path) -> None:
+        self._store = store
+        self._wakeups = wakeups
+        self._data_dir = data_dir
+
+    async def end(self, attempt: Attempt, lease: Lease, reason: Exception) -> None:
+        """Give the job back, fail it, cancel it or drop it, depending on the `reason` that work on it stopped."""
+        try:
+            await self._end(attempt, lease, reason)
+        except Fenced:
+            await self._clean_up_if_deleted(attempt)
+        except StreamTruncated:
+            await self._give_back(attempt, lease)
+
+    async def _end(self, attempt: Attempt, lease: Lease, reason: Exception) -> None:
+        match reason:
+            case Fenced():
+                await self._clean_up_if_deleted(attempt)
+            case Released() | StreamTruncated():
+                await self._give_back(attempt, lease)
+            case CancelRequested():
+                await self._close(attempt, lease, Cancelled())
+            case DecoderDied() | EngineDied():
+                if not await self._give_back(attempt, lease, strike=True):
+                    await self._close(attempt, lease, Failed.of(reason))
+            case SharecapError():
+                await self._close(attempt, lease, Failed.of(reason))
+            case _:
+                log.error("%s: unexpected error", attempt.record.id, exc_info=reason)
+                await self._close(attempt, lease, Failed.of(EngineFailed("The worker met an unexpected error.")))
+
+    async def _give_back(self, attempt: Attempt, lease: Lease, *, strike: bool = False) -> bool:
+        """Release the job for another attempt. Returns False if this strike was its last: it is still held then."""
+        given_back = await self._store.release(lease, strike=strike)
+        if given_back:
+            with contextlib.suppress(RedisError):  # the reaper sends the wake-up then
+                await self._wakeups.wake(attempt.record.kind, lease.job_id, lease.epoch)
+        return given_back
+
+    async def _close(self, attempt: Attempt, lease: Lease, event: Cancelled | Failed) -> None:
+        """Write the job's final event. The upload is deleted before, while the lease keeps other workers off it."""
+        with contextlib.suppress(CancelRequested):
+            await self._store.renew(lease)
+        attempt.remove_upload()
+        await attempt.events.append(event)
+
+    async def _clean_up_if_deleted(self, attempt: Attempt) -> None:
+        """Delete the files of a job whose record was deleted while it was running."""
+        if await self._store.record(attempt.record.id) is None:
+            attempt.remove_upload()
+            shutil.rmtree(keyframes_dir(self._data_dir, attempt.record.id), ignore_errors=True)

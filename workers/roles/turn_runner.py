@@ -1,0 +1,114 @@
+"""Runs model turns: streams the answer as delta events while it is generated, and adds up the tokens.
+
+All roles call the model through `TurnRunner`.
+"""
+
+import asyncio
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from service.contract.errors import InvalidOption
+from service.contract.events import Delta
+from service.contract.jobs import Decoding, FinishReason, Usage
+from workers.models.engine import Captioner, Done, Piece, Turn
+from workers.publisher import EventSink
+
+DELTA_EVERY_S = 0.1
+MIN_ANSWER_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The text of a finished turn. `finish_reason` is "length" if it was cut off at the token limit."""
+
+    text: str
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True)
+class DeltaTarget:
+    """The text that a turn's deltas belong to: the differential caption of `keyframe`, or if None the caption."""
+
+    keyframe: int | None = None
+
+    def delta(self, text: str) -> Delta:
+        return Delta(of="caption" if self.keyframe is None else "differential", keyframe=self.keyframe, text=text)
+
+
+class _StreamedText:
+    """Text that arrives in pieces and is taken out in parts. The parts together have no white space at the ends."""
+
+    def __init__(self) -> None:
+        self.taken = ""
+        self._pending = ""
+
+    def add(self, piece: str) -> None:
+        self._pending += piece
+
+    def take(self) -> str:
+        """Remove and return the pending text; white space at its end stays until more text follows."""
+        part = self._pending.rstrip() if self.taken else self._pending.strip()
+        if part:
+            self._pending = self._pending[len(self._pending.rstrip()) :]
+            self.taken += part
+        return part
+
+
+class TurnRunner:
+    """Runs the turns of one attempt. `usage` is the total of its turns; `name` prefixes their request ids."""
+
+    def __init__(self, captioner: Captioner, events: EventSink, name: str) -> None:
+        self._captioner = captioner
+        self._events = events
+        self._name = name
+        self._count = 0
+        self._sent_at = -DELTA_EVERY_S
+        self.usage = Usage()
+
+    async def run(self, turn: Turn, target: DeltaTarget | None) -> Answer:
+        """Return the answer, without white space at its ends. If `target` is given, stream it as deltas.
+
+        Raises InvalidOption if the prompt leaves no room for an answer.
+        """
+        turn = await self._limited(turn)
+        self._count += 1
+        text = _StreamedText()
+        finish_reason: FinishReason = "stop"
+        async with aclosing(self._captioner.generate(turn, f"{self._name}-{self._count}")) as parts:
+            async for part in parts:
+                match part:
+                    case Piece():
+                        text.add(part.text)
+                    case Done():
+                        self.usage += part.usage
+                        finish_reason = part.finish_reason
+                if target and self._wait_s() <= 0:
+                    await self._send(target, text.take())
+        rest = text.take()
+        if target and rest:
+            await asyncio.sleep(self._wait_s())
+            await self._send(target, rest)
+        return Answer(text.taken, finish_reason)
+
+    async def _limited(self, turn: Turn) -> Turn:
+        """Return `turn` with `max_tokens` reduced to the space that its prompt leaves in the context."""
+        free_tokens = self._captioner.context_tokens - await self._captioner.prompt_tokens(turn)
+        if free_tokens < MIN_ANSWER_TOKENS:
+            raise InvalidOption(
+                f"The prompt does not fit: the model's context has {self._captioner.context_tokens} tokens, "
+                f"and {MIN_ANSWER_TOKENS - free_tokens} more are needed."
+            )
+        return turn.with_max_tokens(min(turn.max_tokens, free_tokens))
+
+    def _wait_s(self) -> float:
+        return max(0.0, self._sent_at + DELTA_EVERY_S - asyncio.get_running_loop().time())
+
+    async def _send(self, target: DeltaTarget, text: str) -> None:
+        if text:
+            self._sent_at = asyncio.get_running_loop().time()
+            await self._events.append(target.delta(text))
+
+
+def max_answer_tokens(options: Decoding, default: int, captioner: Captioner) -> int:
+    """Return the token limit of an answer: the job's, else `default`, and at most half the context."""
+    return min(options.max_tokens or default, captioner.context_tokens // 2)

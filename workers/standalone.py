@@ -1,0 +1,53 @@
+"""Runs the pipeline in a script, without Redis and without the service: a video file goes in, a finished job comes out.
+
+The model and the data directory are the same as in a worker. Events go to a `MemorySink`.
+"""
+
+import asyncio
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+
+from service.contract.events import fold
+from service.contract.jobs import JobKind, JobState, Record, Source, VideoOptions, new_job_id
+from workers import pipeline
+from workers.attempt import Attempt, WorkerContext
+from workers.models.engine import Captioner, FrameEncoder
+from workers.publisher import MemorySink
+from workers.settings import Settings
+
+
+def standalone_context(data_dir: Path, captioner: Captioner, encoder: FrameEncoder) -> WorkerContext:
+    """Return a context whose jobs keep their keyframes in `data_dir`. Other settings come from the environment."""
+    settings = Settings(data_dir=data_dir)
+    return WorkerContext(settings, captioner, encoder, asyncio.Semaphore(settings.decoders))
+
+
+async def caption_file(
+    video: Path, context: WorkerContext, options: VideoOptions | None = None, sink: MemorySink | None = None
+) -> JobState:
+    """Caption a copy of the file `video` and return the job. Raises SharecapError if that fails.
+
+    Pass a `sink` to look at the events, also while the job runs or after it has failed.
+    """
+    record = Record(
+        id=new_job_id(),
+        kind=JobKind.VIDEO,
+        options=options or VideoOptions(),
+        source=Source(filename=video.name),
+        created_at=datetime.now(UTC),
+    )
+    sink = sink or MemorySink()
+    attempt = Attempt.resume(context, record, [], sink)
+    attempt.upload.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        await asyncio.to_thread(shutil.copyfile, video, attempt.upload)
+        return await run_job(attempt, sink)
+    finally:
+        attempt.remove_upload()
+
+
+async def run_job(attempt: Attempt, sink: MemorySink) -> JobState:
+    """Run an attempt that writes to `sink` and return the job. Raises SharecapError if that fails."""
+    await pipeline.run(attempt)
+    return fold(attempt.record, sink.stored)
