@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Prints the commands and answers of docs/roles.md from a running service: docs/roles.sh http://127.0.0.1:8000 clip.mp4
+# Prints the commands and answers in docs/roles.md, from a running service: docs/roles.sh http://127.0.0.1:8000 clip.mp4
 set -euo pipefail
 url=$1 clip=$2
 JSON="-H content-type:application/json"
 
-run() { # shows a command as a reader would type it, then what it prints here
+run() { # prints a command as a reader would type it, then its output
     local command=${1//"$JSON" -d/--json}
     printf '\n$ %s\n' "$command"
     eval "${1//localhost:8000/-sS $url}" | sed "s/^null$//"
 }
-post() { # posts the clip with these options and waits for the end
+post() { # posts the clip with the given options and waits until the job has ended
     printf '\n$ curl localhost:8000/captions -F file=@clip.mp4%s\n' "${*:+ $*}"
     local answer
     answer=$(curl -sS "$url/captions" -F "file=@$clip" "$@")

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Prints the session of the README from a running service: docs/session.sh http://127.0.0.1:8000 clip.mp4
-# As it comes, but for what would make it long: of the deltas the first three are shown, then "…".
+# Prints the session in the README, from a running service: docs/session.sh http://127.0.0.1:8000 clip.mp4
+# The output is complete except for long parts: only the first three deltas are shown, then "…".
 set -euo pipefail
 url=$1 clip=$2
 
