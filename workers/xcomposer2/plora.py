@@ -131,7 +131,7 @@ class PartialLoRAColumnLinear(ColumnParallelLinear):
 
 
 class PartialLoRARowLinear(RowParallelLinear):
-    """Ranks share the inputs: each has its part of A, like the weight, and the whole B. The ranks' results are summed."""
+    """Ranks share the inputs: each has its part of A, like the weight, and the whole B. The results are summed."""
 
     def __init__(
         self,
