@@ -1,1 +1,1 @@
-"""The gateway process: HTTP in, events out; imports neither torch nor vLLM."""
+"""The gateway host: accepts requests over HTTP and streams events. It never imports torch or vLLM."""

@@ -1,4 +1,4 @@
-"""`python -m service`: the gateway alone, set up by the environment."""
+"""`python -m service`: run the gateway alone, configured by environment variables."""
 
 from service.app import main
 

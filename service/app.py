@@ -1,22 +1,25 @@
-"""The gateway: the FastAPI application, and the process that serves it."""
+"""The gateway: the FastAPI application and the process that serves it."""
 
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import sys
 from collections.abc import AsyncIterator
 from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
+from typing import NoReturn
 
 import uvicorn
 from fastapi import FastAPI
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 from redis.exceptions import RedisError
 
 from service import problems
-from service.access import authentication as auth
+from service.access import authentication
 from service.contract.sandbox.probe import NoSandbox, check_sandbox
 from service.dependencies import open_gateway
 from service.metrics import CountResponses, Metrics
@@ -24,14 +27,13 @@ from service.routes import captions, clips, events, health, page, recaption
 from service.settings import Settings
 from service.streaming.backpressure import bounded
 
-CLOSING_S = 5
-EX_CONFIG = 78
+SHUTDOWN_TIMEOUT_S = 5
 
 log = logging.getLogger(__name__)
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """Return the application; what it holds is made when it starts and let go when it stops."""
+    """Return the application. Its resources are created when it starts and released when it stops."""
     metrics = Metrics()
 
     @contextlib.asynccontextmanager
@@ -46,13 +48,13 @@ def create_app(settings: Settings) -> FastAPI:
     for module in (captions, clips, events, recaption, health, page):
         app.include_router(module.router)
     problems.install(app)
-    auth.install(app)
+    authentication.install(app)
     app.add_middleware(CountResponses, metrics=metrics)
     return app
 
 
 class Server(uvicorn.Server):
-    """uvicorn, ending event streams and waiting requests first when it is told to stop."""
+    """uvicorn server that, when it stops, first ends event streams and requests that wait for a job."""
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
         self._app = app
@@ -64,7 +66,7 @@ class Server(uvicorn.Server):
                 http=bounded(settings.unread_s),
                 lifespan="on",
                 server_header=False,
-                timeout_graceful_shutdown=CLOSING_S,
+                timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S,
             )
         )
 
@@ -75,44 +77,52 @@ class Server(uvicorn.Server):
 
 
 def main(settings: Settings | None = None) -> None:
-    """Serve until SIGTERM or SIGINT; then end all streams and exit with 0."""
+    """Serve until SIGTERM or SIGINT, then end all streams and exit with status 0."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(name)s: %(message)s")
-    try:
-        settings = settings or Settings()
-    except ValidationError as error:
-        for problem in error.errors(include_url=False):
-            name = ".".join(str(place) for place in problem["loc"]).upper()
-            print(f"{name}: {problem['msg']}" if name else problem["msg"], file=sys.stderr)
-        sys.exit(EX_CONFIG)
-    if settings.exposed and not asyncio.run(_some_key_opens(settings)):
-        print(
-            f"HOST={settings.host} would let anyone on the network in, for there is no API key: make one with "
-            "`sharecap keys add NAME`, or keep HOST=127.0.0.1, or set ALLOW_PUBLIC_BIND=true where something else "
-            "keeps strangers out",
-            file=sys.stderr,
+    settings = settings or _settings_from_environment()
+    if settings.exposed and not asyncio.run(_has_valid_key(settings)):
+        _exit_with_configuration_error(
+            f"HOST={settings.host} would open the service to the network, because there is no API key. Create a key "
+            "with `sharecap keys add NAME`, use HOST=127.0.0.1, or set ALLOW_PUBLIC_BIND=true if something else "
+            "restricts access"
         )
-        sys.exit(EX_CONFIG)
     try:
         check_sandbox()
     except NoSandbox as error:
-        print(error, file=sys.stderr)
-        sys.exit(EX_CONFIG)
+        _exit_with_configuration_error(str(error))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _exit)
     Server(create_app(settings), settings).run()
 
 
-async def _some_key_opens(settings: Settings) -> bool:
-    """Whether any API key lets somebody in; where Redis cannot say, all is well: every request needs one anyway."""
+def _settings_from_environment() -> Settings:
     try:
-        return await auth.some_key_opens(settings)
+        return Settings()
+    except ValidationError as error:
+        _exit_with_configuration_error("\n".join(_describe(details) for details in error.errors(include_url=False)))
+
+
+def _describe(details: ErrorDetails) -> str:
+    name = ".".join(str(part) for part in details["loc"]).upper()
+    return f"{name}: {details['msg']}" if name else details["msg"]
+
+
+def _exit_with_configuration_error(message: str) -> NoReturn:
+    print(message, file=sys.stderr)
+    sys.exit(os.EX_CONFIG)
+
+
+async def _has_valid_key(settings: Settings) -> bool:
+    """Return whether a valid API key exists. Returns True if Redis is unreachable: requests need a key in any case."""
+    try:
+        return await authentication.has_valid_key(settings)
     except (RedisError, OSError) as error:
-        log.warning("whether there is an API key is not known, for Redis cannot be reached: %s", error)
+        log.warning("cannot check for API keys, because Redis is unreachable: %s", error)
         return True
 
 
 def _exit(number: int, frame: FrameType | None) -> None:
-    """uvicorn raises the signal that stopped it once more when all is closed; that is no failure."""
+    """Exit with status 0. After a clean shutdown, uvicorn raises the signal that stopped it again."""
     sys.exit(0)
 
 

@@ -1,17 +1,17 @@
-"""What the gateway's process holds while it lives, and how routes get at it."""
+"""The objects that a gateway process holds while it runs, and the dependencies through which routes access them."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 from fastapi import Depends, Request
 from redis.asyncio import Redis
 
+from service.access.api_keys import ApiKeyStore
 from service.access.authentication import Authenticator
-from service.access.keys import Keys
-from service.access.rate_limits import Limits
+from service.access.rate_limits import RateLimits
 from service.contract.store.connection import connect
 from service.contract.store.reaper import Reaper
 from service.contract.store.store import Store
@@ -24,8 +24,10 @@ from service.streaming.follower import Follower
 from service.upkeep.retention import Retention
 
 CONNECTIONS = 64
-PROBES = 4
-"""How many uploads are looked into at once: each takes a process, and up to 2 GiB where it is malicious."""
+CONCURRENT_PROBES = 4
+"""Uploads probed at the same time. Each probe runs in its own process; a malicious video can use up to 2 GiB there."""
+
+BackgroundTask = Callable[[], Coroutine[Any, Any, None]]
 
 
 @dataclass(frozen=True)
@@ -35,51 +37,67 @@ class Gateway:
     wakeups: Wakeups
     follower: Follower
     metrics: Metrics
-    door: Authenticator
-    limits: Limits
+    authenticator: Authenticator
+    rate_limits: RateLimits
     idempotency: Idempotency
     retention: Retention
-    probing: asyncio.Semaphore
+    probe_slots: asyncio.Semaphore
 
 
 @asynccontextmanager
 async def open_gateway(settings: Settings, metrics: Metrics) -> AsyncIterator[Gateway]:
-    """Make the data directory and the Redis clients; Redis itself need not be there yet."""
+    """Create the data directory, the Redis clients and the background tasks. Redis need not be reachable yet."""
     uploads.prepare(settings.data_dir)
     async with AsyncExitStack() as stack:
         store = Store(await stack.enter_async_context(_redis(settings, CONNECTIONS)))
         reader = Store(await stack.enter_async_context(_redis(settings, 1)))
-        wakeups = Wakeups(settings.redis_url)
-        stack.callback(wakeups.close)
-        follower = Follower(store, reader)
-        reaper = Reaper(store, wakeups, settings.data_dir)
-        limits, idempotency = Limits(store.redis), Idempotency(store.redis)
-        door = Authenticator(Keys(store.redis), limits, always_closed=settings.exposed, local=settings.local)
-        retention = Retention(store, idempotency, limits, settings.data_dir, settings.retention_s)
-        chores = [follower.run, reaper.run, limits.keep_streams, retention.run]
-        if settings.webhook_secret is not None:
-            from service.upkeep.webhooks import Webhooks  # noqa: PLC0415 (aiohttp takes 0.2 s of processor time)
+        gateway = _build_gateway(settings, metrics, store, reader)
+        stack.callback(gateway.wakeups.close)
+        async with _running(_background_tasks(gateway)):
+            try:
+                yield gateway
+            finally:
+                gateway.follower.close()
 
-            chores.append(Webhooks(store, settings, metrics).run)
-        tasks = [asyncio.create_task(chore()) for chore in chores]
-        try:
-            yield Gateway(
-                settings,
-                store,
-                wakeups,
-                follower,
-                metrics,
-                door,
-                limits,
-                idempotency,
-                retention,
-                asyncio.Semaphore(PROBES),
-            )
-        finally:
-            follower.close()
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+
+def _build_gateway(settings: Settings, metrics: Metrics, store: Store, reader: Store) -> Gateway:
+    limits, idempotency, keys = RateLimits(store.redis), Idempotency(store.redis), ApiKeyStore(store.redis)
+    return Gateway(
+        settings=settings,
+        store=store,
+        wakeups=Wakeups(settings.redis_url),
+        follower=Follower(store, reader),
+        metrics=metrics,
+        authenticator=Authenticator(keys, limits, always_closed=settings.exposed, local=settings.local),
+        rate_limits=limits,
+        idempotency=idempotency,
+        retention=Retention(store, idempotency, limits, settings.data_dir, settings.retention_s),
+        probe_slots=asyncio.Semaphore(CONCURRENT_PROBES),
+    )
+
+
+def _background_tasks(gateway: Gateway) -> list[BackgroundTask]:
+    """Return the functions that run in the background as long as the gateway does."""
+    settings, store = gateway.settings, gateway.store
+    reaper = Reaper(store, gateway.wakeups, settings.data_dir)
+    tasks = [gateway.follower.run, reaper.run, gateway.rate_limits.renew_streams, gateway.retention.run]
+    if settings.webhook_secret is not None:
+        from service.upkeep.webhooks import Webhooks  # noqa: PLC0415 (importing aiohttp takes 0.2 s of CPU time)
+
+        tasks.append(Webhooks(store, settings, gateway.metrics).run)
+    return tasks
+
+
+@asynccontextmanager
+async def _running(functions: list[BackgroundTask]) -> AsyncIterator[None]:
+    """Run the functions as tasks, and cancel them at the end."""
+    tasks = [asyncio.create_task(function()) for function in functions]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _redis(settings: Settings, connections: int) -> Redis:
@@ -87,17 +105,17 @@ def _redis(settings: Settings, connections: int) -> Redis:
     return connect(settings.redis_url, connections, patience_s, socket_connect_timeout=2, socket_timeout=2)
 
 
-def _of_request(request: Request) -> Gateway:
+def _gateway_of(request: Request) -> Gateway:
     return cast(Gateway, request.app.state.gateway)
 
 
-GatewayDep = Annotated[Gateway, Depends(_of_request)]
+GatewayDep = Annotated[Gateway, Depends(_gateway_of)]
 
 
-async def _closing() -> AsyncIterator[AsyncExitStack]:
+async def _response_stack() -> AsyncIterator[AsyncExitStack]:
     async with AsyncExitStack() as stack:
         yield stack
 
 
-ResponseStack = Annotated[AsyncExitStack, Depends(_closing)]
-"""What is entered here is left when the answer has been sent, or its client is gone."""
+ResponseStack = Annotated[AsyncExitStack, Depends(_response_stack)]
+"""Context managers entered here are closed once the response has been sent or the client has disconnected."""

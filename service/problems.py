@@ -1,7 +1,7 @@
-"""Every error that leaves the gateway, as RFC 9457 problem details, from one place."""
+"""Turns every error into the response of the gateway: RFC 9457 problem details. No other module builds them."""
 
 import logging
-from typing import Any
+from typing import Any, cast
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -23,15 +23,15 @@ from service.contract.errors import (
     Unauthorized,
 )
 from service.contract.jobs import ErrorInfo
-from service.contract.store.connection import refuses_now
+from service.contract.store.retry import refuses_writes
 
 log = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"
-CLIENT_WENT_AWAY = 499
+CLIENT_CLOSED_REQUEST = 499
 
 
 class Problem(BaseModel):
-    """What went wrong. `code` is stable; `job` is the job's path where one was made."""
+    """An error response. `code` is stable; `job` is the path of the job that failed, if one was created."""
 
     type: str
     title: str
@@ -42,7 +42,100 @@ class Problem(BaseModel):
     job: str | None = None
 
 
-def problem_of(error: SharecapError) -> Problem:
+def error_response(error: SharecapError) -> Response:
+    """Return the response for `error`, with the headers that belong to it."""
+    headers: dict[str, str] = {}
+    if isinstance(error, RateLimited):
+        headers["Retry-After"] = str(error.retry_after_s)
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = 'Bearer realm="sharecap"'
+    return _problem_response(_problem(error), headers)
+
+
+def failed_job_response(info: ErrorInfo, job_path: str, headers: dict[str, str]) -> Response:
+    """Return the response of a request that waited for a job, after the job has failed."""
+    classes = {kind.code: kind for kind in _leaf_classes(SharecapError)}
+    problem = _problem(classes.get(info.code, SharecapError)(info.detail))
+    return _problem_response(problem.model_copy(update={"job": job_path, "retryable": info.retryable}), headers)
+
+
+def responses(*errors: type[SharecapError]) -> dict[int | str, dict[str, Any]]:
+    """Return the OpenAPI responses of a route that can raise `errors`, including those that any route can raise."""
+    content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    codes: dict[int, list[str]] = {}
+    kinds: list[type[SharecapError]] = [*errors, InvalidOption, Unauthorized, RateLimited, QueueUnavailable]
+    for kind in kinds:
+        codes.setdefault(kind.status, []).append(kind.code)
+    return {status: {"description": " · ".join(names), "content": content} for status, names in codes.items()}
+
+
+def install(app: FastAPI) -> None:
+    """Make `app` answer every error as a problem, and describe problems in its OpenAPI document."""
+    _describe_problems(app)
+    app.add_exception_handler(SharecapError, _on_sharecap_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid_request)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(RedisConnectionError, _on_redis_unavailable)
+    app.add_exception_handler(RedisTimeoutError, _on_redis_unavailable)
+    app.add_exception_handler(ResponseError, _on_redis_response_error)
+    app.add_exception_handler(ClientDisconnect, _on_client_disconnect)
+    app.add_exception_handler(Exception, _on_unexpected_error)
+
+
+def _describe_problems(app: FastAPI) -> None:
+    build_openapi = app.openapi
+
+    def openapi_with_problems() -> dict[str, Any]:
+        openapi = build_openapi()
+        openapi["components"]["schemas"]["Problem"] = Problem.model_json_schema()
+        return openapi
+
+    app.openapi = openapi_with_problems  # type: ignore[method-assign]
+
+
+async def _on_sharecap_error(request: Request, error: Exception) -> Response:
+    return error_response(cast(SharecapError, error))
+
+
+async def _on_invalid_request(request: Request, error: Exception) -> Response:
+    errors = cast(RequestValidationError, error).errors()
+    detail = "; ".join(f"{'.'.join(str(part) for part in e['loc'][1:])}: {e['msg']}" for e in errors)
+    return error_response(InvalidOption(detail))
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    error = cast(HTTPException, error)
+    return _problem_response(_problem(_routing_error(request, error)), dict(error.headers or {}))
+
+
+def _routing_error(request: Request, error: HTTPException) -> RequestError:
+    if error.status_code == MethodNotAllowed.status:
+        return MethodNotAllowed(f"{request.url.path} does not support {request.method}.")
+    if error.status_code == NotFound.status:
+        return NotFound(f"There is nothing at {request.url.path}.")
+    return InvalidOption(str(error.detail))
+
+
+async def _on_redis_unavailable(request: Request, error: Exception) -> Response:
+    log.warning("Redis is unavailable: %s", error)
+    return error_response(QueueUnavailable("The queue is unavailable at the moment; try again soon."))
+
+
+async def _on_redis_response_error(request: Request, error: Exception) -> Response:
+    if not refuses_writes(cast(ResponseError, error)):
+        raise error
+    return await _on_redis_unavailable(request, error)
+
+
+async def _on_client_disconnect(request: Request, error: Exception) -> Response:
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+
+async def _on_unexpected_error(request: Request, error: Exception) -> Response:
+    return error_response(SharecapError("The service has met an internal error; see its log."))
+
+
+def _problem(error: SharecapError) -> Problem:
     return Problem(
         type=f"urn:sharecap:error:{error.code}",
         title=error.title,
@@ -53,88 +146,10 @@ def problem_of(error: SharecapError) -> Problem:
     )
 
 
-def answer_of(problem: Problem, headers: dict[str, str] | None = None) -> Response:
+def _problem_response(problem: Problem, headers: dict[str, str]) -> Response:
     body = problem.model_dump_json(exclude_none=True)
     return Response(body, problem.status, headers=headers, media_type=MEDIA_TYPE)
 
 
-def answer_of_error(error: SharecapError) -> Response:
-    """Return the answer of a request that met `error`, with the headers that belong to it."""
-    headers: dict[str, str] = {}
-    if isinstance(error, RateLimited):
-        headers["Retry-After"] = str(error.retry_after_s)
-    if isinstance(error, Unauthorized):
-        headers["WWW-Authenticate"] = 'Bearer realm="sharecap"'
-    return answer_of(problem_of(error), headers)
-
-
-def answer_of_failed(info: ErrorInfo, job_path: str, headers: dict[str, str]) -> Response:
-    """Return the answer of a request that waited for a job which failed."""
-    kinds = {kind.code: kind for kind in _leaves(SharecapError)}
-    problem = problem_of(kinds.get(info.code, SharecapError)(info.detail))
-    return answer_of(problem.model_copy(update={"job": job_path, "retryable": info.retryable}), headers)
-
-
-def responses(*errors: type[SharecapError]) -> dict[int | str, dict[str, Any]]:
-    """Return what a route's OpenAPI entry says of `errors`, and of those that any route can meet."""
-    content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
-    codes: dict[int, list[str]] = {}
-    kinds: list[type[SharecapError]] = [*errors, InvalidOption, Unauthorized, RateLimited, QueueUnavailable]
-    for kind in kinds:
-        codes.setdefault(kind.status, []).append(kind.code)
-    return {status: {"description": " · ".join(names), "content": content} for status, names in codes.items()}
-
-
-def install(app: FastAPI) -> None:
-    """Make `app` answer every error as a problem, and its OpenAPI document say so."""
-    document = app.openapi
-
-    def told() -> dict[str, Any]:
-        openapi = document()
-        openapi["components"]["schemas"]["Problem"] = Problem.model_json_schema()
-        return openapi
-
-    app.openapi = told  # type: ignore[method-assign]
-
-    @app.exception_handler(SharecapError)
-    async def known(request: Request, error: SharecapError) -> Response:
-        return answer_of_error(error)
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> Response:
-        told = [f"{'.'.join(str(place) for place in e['loc'][1:])}: {e['msg']}" for e in error.errors()]
-        return answer_of(problem_of(InvalidOption("; ".join(told))))
-
-    @app.exception_handler(HTTPException)
-    async def unrouted(request: Request, error: HTTPException) -> Response:
-        if error.status_code == MethodNotAllowed.status:
-            known_as: RequestError = MethodNotAllowed(f"{request.url.path} does not take {request.method}.")
-        elif error.status_code == NotFound.status:
-            known_as = NotFound(f"There is nothing at {request.url.path}.")
-        else:
-            known_as = InvalidOption(str(error.detail))
-        return answer_of(problem_of(known_as), dict(error.headers or {}))
-
-    @app.exception_handler(RedisConnectionError)
-    @app.exception_handler(RedisTimeoutError)
-    async def queueless(request: Request, error: Exception) -> Response:
-        log.warning("Redis: %s", error)
-        return answer_of(problem_of(QueueUnavailable("The queue takes nothing at present; try again soon.")))
-
-    @app.exception_handler(ResponseError)
-    async def refused(request: Request, error: ResponseError) -> Response:
-        if not refuses_now(error):
-            raise error
-        return await queueless(request, error)
-
-    @app.exception_handler(ClientDisconnect)
-    async def gone(request: Request, error: ClientDisconnect) -> Response:
-        return Response(status_code=CLIENT_WENT_AWAY)
-
-    @app.exception_handler(Exception)
-    async def unexpected(request: Request, error: Exception) -> Response:
-        return answer_of(problem_of(SharecapError("The service met an error of its own; its log tells more.")))
-
-
-def _leaves(kind: type[SharecapError]) -> list[type[SharecapError]]:
-    return [leaf for child in kind.__subclasses__() for leaf in (_leaves(child) or [child])]
+def _leaf_classes(kind: type[SharecapError]) -> list[type[SharecapError]]:
+    return [leaf for child in kind.__subclasses__() for leaf in (_leaf_classes(child) or [child])]

@@ -1,1 +1,1 @@
-"""Who may use the service and how much: authentication, API keys, rate limits, access to single jobs."""
+"""Who may use the service, which jobs, and how much: authentication, API keys, job access, rate limits."""

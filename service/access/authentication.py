@@ -1,9 +1,8 @@
-"""Who may come in: every request meets this before anything of its body is read.
+"""Authentication: a middleware that checks the API key of every request before its body is read.
 
-While no key was ever made, whoever reaches the service may use it; that is why it then listens on loopback only. From
-the first key on each request needs one, also when all are revoked. Where the service is bound to more than loopback,
-and nothing else is said to keep strangers out, it needs one always.
-On loopback without keys, a browser's pages from elsewhere are refused.
+Until the first key is created, the service is open and binds to loopback only; browser pages of other origins are
+refused. Once a key was created, every request needs one, even if all keys are revoked. A service that binds to more
+than loopback without `ALLOW_PUBLIC_BIND` always needs a key.
 """
 
 import re
@@ -16,112 +15,130 @@ from redis.exceptions import RedisError
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.access.keys import Key, Keys, id_in
-from service.access.rate_limits import Limits
+from service.access.api_keys import ApiKey, ApiKeyStore, key_id_of
+from service.access.rate_limits import RateLimits
 from service.contract.errors import QueueUnavailable, SharecapError, Unauthorized
 from service.contract.store.connection import connect
-from service.problems import answer_of_error
+from service.problems import error_response
 from service.settings import Settings, is_loopback
 
 OPEN = re.compile(r"/|/web/[^/]+|/healthz|/readyz|/docs|/docs/oauth2-redirect|/redoc|/openapi\.json")
-"""What anybody may have: it tells nothing of any job."""
-UNKNOWN = "API keys cannot be looked up now; try again soon."
-KNOWN_FOR_S = 2.0
-"""How long a key is believed without asking Redis again: a revoked one ends after that."""
+"""Paths that need no key: they reveal nothing about any job."""
+CACHE_S = 2.0
+"""How long a key is cached. A revoked key stops working after at most this time."""
 
 
 class Authenticator:
-    """Lets requests in, for one gateway."""
+    """Decides which requests of one gateway are admitted."""
 
-    def __init__(self, keys: Keys, limits: Limits, *, always_closed: bool, local: bool) -> None:
+    def __init__(self, keys: ApiKeyStore, limits: RateLimits, *, always_closed: bool, local: bool) -> None:
         self._keys, self._limits, self._local = keys, limits, local
         self._closed = always_closed
-        self._looked_at = float("-inf")
-        self._known: dict[str, tuple[Key, float]] = {}
+        self._checked_at = float("-inf")
+        self._cache: dict[str, tuple[ApiKey, float]] = {}
 
-    async def admit(self, headers: Headers) -> Key | None:
-        """Return the key of a request with these headers; none where no key is needed.
+    async def admit(self, headers: Headers) -> ApiKey | None:
+        """Return the API key of a request, or None if the service is open.
 
-        Raises Unauthorized, RateLimited, redis.RedisError.
+        Raises Unauthorized, RateLimited and redis.RedisError.
         """
         if not await self._needs_key():
-            if self._local and not _comes_from_here(headers):
-                raise Unauthorized("Without an API key this service answers to this machine's own pages and programs.")
+            if self._local and not _is_same_machine(headers):
+                raise Unauthorized("Without API keys, this service accepts requests only from its own machine.")
             return None
-        authorization = headers.getlist("authorization")
-        if not authorization:
-            raise Unauthorized("Send an API key: `Authorization: Bearer sc_…`.")
-        scheme, _, text = authorization[0].partition(" ")
-        key = await self._key(text.strip()) if len(authorization) == 1 and scheme.lower() == "bearer" else None
+        key = await self._find_key(_bearer_token(headers))
         if key is None:
-            raise Unauthorized("This is no valid API key.")
-        await self._limits.request(key)
+            raise Unauthorized("This API key is not valid.")
+        await self._limits.count_request(key)
         return key
 
     async def _needs_key(self) -> bool:
-        """Once there was a key, this stays so for the process's life."""
-        if not self._closed and time.monotonic() - self._looked_at > KNOWN_FOR_S:
-            self._closed = await self._keys.ever_made()
-            self._looked_at = time.monotonic()
+        """Return whether requests need a key. Once they do, that holds for the life of the process."""
+        if not self._closed and time.monotonic() - self._checked_at > CACHE_S:
+            self._closed = await self._keys.any_created()
+            self._checked_at = time.monotonic()
         return self._closed
 
-    async def _key(self, text: str) -> Key | None:
-        key_id = id_in(text)
-        if key_id is None:
-            return None
-        key, till = self._known.get(key_id, (None, 0.0))
-        if key is None or till < time.monotonic():
-            self._known.pop(key_id, None)
+    async def _find_key(self, text: str) -> ApiKey | None:
+        key_id = key_id_of(text)
+        key = await self._cached_key(key_id) if key_id else None
+        return key if key is not None and key.accepts(text) else None
+
+    async def _cached_key(self, key_id: str) -> ApiKey | None:
+        key, expires_at = self._cache.get(key_id, (None, 0.0))
+        if key is None or expires_at < time.monotonic():
+            self._cache.pop(key_id, None)
             key = await self._keys.find(key_id)
             if key is not None:
-                self._known[key_id] = key, time.monotonic() + KNOWN_FOR_S
-        return key if key is not None and key.opens_with(text) else None
+                self._cache[key_id] = key, time.monotonic() + CACHE_S
+        return key
 
 
 class Authenticate:
-    """The middleware: puts the request's key where `Caller` finds it, or answers with what is wrong."""
+    """Middleware that stores the request's API key for `CallerKey`, or answers with the error."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            key: Key | None = None
-            if not OPEN.fullmatch(scope["path"]):
-                try:
-                    key = await scope["app"].state.gateway.door.admit(Headers(scope=scope))
-                except (SharecapError, RedisError, OSError) as error:
-                    known = error if isinstance(error, SharecapError) else QueueUnavailable(UNKNOWN)
-                    await answer_of_error(known)(scope, receive, send)
-                    return
+            try:
+                key = await _authenticate(scope)
+            except SharecapError as error:
+                await error_response(error)(scope, receive, send)
+                return
             scope.setdefault("state", {})["key"] = key
         await self._app(scope, receive, send)
 
 
 def install(app: FastAPI) -> None:
-    """Make `app` ask for keys, and its OpenAPI document say so."""
+    """Add the middleware to `app` and describe the authentication in its OpenAPI document."""
     app.add_middleware(Authenticate)
-    document = app.openapi
+    build_openapi = app.openapi
 
-    def told() -> dict[str, Any]:
-        openapi = document()
+    def openapi_with_security() -> dict[str, Any]:
+        openapi = build_openapi()
         schemes = openapi["components"].setdefault("securitySchemes", {})
         schemes["key"] = {"type": "http", "scheme": "bearer", "description": "An API key: `sharecap keys add NAME`"}
         openapi["security"] = [{"key": []}, {}]
         return openapi
 
-    app.openapi = told  # type: ignore[method-assign]
+    app.openapi = openapi_with_security  # type: ignore[method-assign]
 
 
-async def some_key_opens(settings: Settings) -> bool:
-    """Whether there is a key that lets anybody in. Raises redis.RedisError."""
+async def has_valid_key(settings: Settings) -> bool:
+    """Return whether at least one key exists that is not revoked. Raises redis.RedisError."""
     async with connect(settings.redis_url, socket_connect_timeout=2, socket_timeout=5) as redis:
-        return any(key.revoked_at is None for key in await Keys(redis).all())
+        return any(key.revoked_at is None for key in await ApiKeyStore(redis).all())
 
 
-def _comes_from_here(headers: Headers) -> bool:
-    """Whether a request names this machine, and so does the page that sent it: no page of elsewhere may, by a name
-    of its own that it makes mean this machine, or by a form.
+async def _authenticate(scope: Scope) -> ApiKey | None:
+    if OPEN.fullmatch(scope["path"]):
+        return None
+    try:
+        authenticator: Authenticator = scope["app"].state.gateway.authenticator
+        return await authenticator.admit(Headers(scope=scope))
+    except (RedisError, OSError) as error:
+        raise QueueUnavailable("API keys cannot be checked at the moment; try again soon.") from error
+
+
+def _bearer_token(headers: Headers) -> str:
+    """Return the token of the `Authorization` header, or "" if the header is not a single bearer token.
+
+    Raises Unauthorized if there is no such header.
+    """
+    values = headers.getlist("authorization")
+    if not values:
+        raise Unauthorized("Send an API key: `Authorization: Bearer sc_…`.")
+    scheme, _, token = values[0].partition(" ")
+    return token.strip() if len(values) == 1 and scheme.lower() == "bearer" else ""
+
+
+def _is_same_machine(headers: Headers) -> bool:
+    """Return whether both `Host` and `Origin` (if sent) name this machine.
+
+    This refuses pages of other sites that reach the service through the user's browser: by DNS rebinding, in which
+    their own host name resolves to loopback, or by submitting a form.
     """
     origin = headers.get("origin")
     try:
@@ -131,10 +148,10 @@ def _comes_from_here(headers: Headers) -> bool:
     return all(is_loopback(name or "") for name in names)
 
 
-def _key_of(request: Request) -> Key | None:
-    key: Key | None = request.state.key
+def _key_of(request: Request) -> ApiKey | None:
+    key: ApiKey | None = request.state.key
     return key
 
 
-CallerKey = Annotated[Key | None, Depends(_key_of)]
-"""The key that the request came with; none where it needs none."""
+CallerKey = Annotated[ApiKey | None, Depends(_key_of)]
+"""The API key of the request; None if the service is open."""

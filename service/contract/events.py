@@ -1,14 +1,14 @@
-"""All that can happen to a job, in order of occurrence, and what it adds up to.
+"""The events of a job, in the order in which they occur, and `fold`, which turns them into the job's state.
 
-Workers append these to the job's stream, the gateway replays and follows it; no event is built anywhere else.
-A stored event's place in the stream is its id: 1, 2, 3 …
+Workers append events to the job's stream; the gateway replays and follows the stream. All event types are defined
+here. The id of a stored event is its position in the stream: 1, 2, 3 …
 """
 
 from bisect import insort
 from collections.abc import Iterable
 from datetime import datetime
 from operator import attrgetter
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, Field, TypeAdapter
 
@@ -16,25 +16,29 @@ from service.contract.errors import SharecapError
 from service.contract.jobs import (
     DifferentialCaption,
     ErrorInfo,
-    Job,
+    FinishReason,
+    JobState,
     JobStatus,
     Keyframe,
     Record,
     Timings,
     Usage,
-    links_of,
 )
 
 
 class EventBase(BaseModel):
-    """`status` is what the job becomes by this event, where it changes; `progress`: the attempt has finished a text."""
+    """Base of all events.
+
+    `status` is the job's new status, or None if the event does not change it. `progress` is true if the event proves
+    that the attempt has finished a text; it resets the count of strikes.
+    """
 
     status: ClassVar[JobStatus | None] = None
     progress: ClassVar[bool] = False
     type: str
 
     def data(self) -> dict[str, Any]:
-        """Return the JSON object that clients get as `data:`."""
+        """Return the JSON object that is stored; the event's type is stored next to it."""
         return self.model_dump(mode="json", exclude={"type"}, exclude_none=True)
 
 
@@ -44,7 +48,7 @@ class Queued(EventBase):
 
 
 class Started(EventBase):
-    """With `attempt` > 1, text streamed of what is not finished yet is void."""
+    """An attempt has started. If `attempt` > 1, clients discard the deltas of texts that are not finished yet."""
 
     status = JobStatus.RUNNING
     type: Literal["started"] = "started"
@@ -52,9 +56,9 @@ class Started(EventBase):
 
 
 class Video(EventBase):
-    """The video was opened. `interval_s` is the sampling interval in use, maybe wider than asked for.
+    """The video was opened. `interval_s` is the sampling interval in use; it can be longer than the requested one.
 
-    `bytes` and `sha256` are told of a file that was fetched: of an upload they are known before.
+    `bytes` and `sha256` are set only for a video fetched from a URL; those of an upload are in the job's record.
     """
 
     type: Literal["video"] = "video"
@@ -68,7 +72,7 @@ class Video(EventBase):
 
 
 class Keyframes(EventBase):
-    """Newly chosen keyframes; `complete` with the last."""
+    """Newly selected keyframes. `complete` is true if no more will follow."""
 
     type: Literal["keyframes"] = "keyframes"
     keyframes: list[Keyframe]
@@ -76,7 +80,7 @@ class Keyframes(EventBase):
 
 
 class Delta(EventBase):
-    """Text as it is generated: what to add to the text so far of this differential or of the caption."""
+    """A piece of generated text, to be appended to the text so far of this differential or of the caption."""
 
     type: Literal["delta"] = "delta"
     of: Literal["differential", "caption"]
@@ -85,21 +89,25 @@ class Delta(EventBase):
 
 
 class Differential(EventBase):
-    """Comes in the order of the keyframes, within each shot where the job is `parallel`."""
+    """A finished differential caption. They arrive in keyframe order, or in that order within each shot if the job is
+    `parallel`.
+    """
 
     progress = True
     type: Literal["differential"] = "differential"
     keyframe: int
     time_s: float
     text: str
+    finish_reason: FinishReason | None = None
 
 
 class Caption(EventBase):
-    """The whole caption. `keyframes_seen`: how many keyframes the fast mode showed to the model."""
+    """The finished caption. `keyframes_seen` is the number of keyframes shown to the model in fast mode."""
 
     progress = True
     type: Literal["caption"] = "caption"
     text: str
+    finish_reason: FinishReason | None = None
     keyframes_seen: int | None = None
 
 
@@ -130,14 +138,15 @@ Event = Annotated[
     Field(discriminator="type"),
 ]
 EVENT: TypeAdapter[Event] = TypeAdapter(Event)
-
-
-LAST_TYPES = frozenset({"completed", "failed", "cancelled"})
-"""Types of the events after which none can follow."""
+EVENT_CLASSES: tuple[type[EventBase], ...] = get_args(get_args(Event)[0])
+FINAL_EVENT_TYPES = frozenset(
+    kind.model_fields["type"].default for kind in EVENT_CLASSES if kind.status is not None and kind.status.ended
+)
+"""Types of the events that end a job. No event follows one of them."""
 
 
 class StoredEvent(BaseModel):
-    """An event with its place in the stream (from 1) and the instant the store took it."""
+    """An event with its position in the stream (from 1) and the time at which the store accepted it."""
 
     seq: int
     at: datetime
@@ -145,24 +154,25 @@ class StoredEvent(BaseModel):
 
     @property
     def last(self) -> bool:
-        """Whether nothing can follow."""
-        return self.event.status is not None and self.event.status.ended
+        """Whether this is the job's last event."""
+        return self.event.type in FINAL_EVENT_TYPES
 
 
-def fold(record: Record, events: Iterable[StoredEvent]) -> Job:
-    """Return the job's state after `events`, given from the first one on."""
-    job = Job(
-        **{name: getattr(record, name) for name in ("id", "kind", "options", "parent", "metadata", "created_at")},
+def fold(record: Record, events: Iterable[StoredEvent]) -> JobState:
+    """Return the job's state after `events`, which must start with the first event of the job."""
+    job = JobState(
+        **{
+            name: getattr(record, name)
+            for name in ("id", "kind", "options", "source", "parent", "metadata", "created_at")
+        },
         status=JobStatus.QUEUED,
-        source=record.source.model_copy() if record.source else None,
-        links=links_of(record.id),
     )
     for stored in events:
         _apply(job, stored)
     return job
 
 
-def _apply(job: Job, stored: StoredEvent) -> None:
+def _apply(job: JobState, stored: StoredEvent) -> None:
     event = stored.event
     if event.status is not None:
         job.status = event.status
@@ -173,21 +183,26 @@ def _apply(job: Job, stored: StoredEvent) -> None:
             job.attempts = event.attempt
             job.started_at = job.started_at or stored.at
         case Video():
-            job.interval_s = event.interval_s
-            if job.source is not None:
-                for name in ("duration_s", "width", "height", "fps"):
-                    setattr(job.source, name, getattr(event, name))
-                if event.sha256 is not None:
-                    job.source.bytes, job.source.sha256 = event.bytes, event.sha256
+            _apply_video(job, event)
         case Keyframes():
             job.keyframes.extend(event.keyframes)
         case Differential():
-            told = DifferentialCaption(keyframe=event.keyframe, time_s=event.time_s, text=event.text)
-            insort(job.differentials, told, key=attrgetter("keyframe"))
+            differential = DifferentialCaption.model_validate(event.model_dump(exclude={"type"}))
+            insort(job.differentials, differential, key=attrgetter("keyframe"))
         case Caption():
             job.caption = event.text
+            job.finish_reason = event.finish_reason
             job.keyframes_seen = event.keyframes_seen
         case Completed():
             job.usage, job.timings_s = event.usage, event.timings_s
         case Failed():
             job.error = event.error
+
+
+def _apply_video(job: JobState, event: Video) -> None:
+    job.interval_s = event.interval_s
+    if job.source is None:
+        return
+    video = event.model_dump(include={"duration_s", "width", "height", "fps"})
+    fetched = event.model_dump(include={"bytes", "sha256"}) if event.sha256 is not None else {}
+    job.source = job.source.model_copy(update=video | fetched)

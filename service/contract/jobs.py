@@ -1,7 +1,8 @@
-"""What a client may ask for, and how a job looks from outside.
+"""Jobs: the options a client may set, the record written when a job is accepted, and the job's state.
 
-`Record` is what is written once, when the job is accepted; everything after that is events, and
-`contract.events.fold` turns both into a `Job`. Times are seconds, instants are UTC.
+The `Record` is written once and never changes. Everything that happens later is an event, and `contract.events.fold`
+builds the `JobState` from the record and its events. Durations are seconds, timestamps are UTC. This module holds
+facts only; the gateway adds URLs when it presents a job (`service/presentation.py`).
 """
 
 import secrets
@@ -13,10 +14,12 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, model_valida
 
 MAX_TOKENS_LIMIT = 8192
 MAX_URL_CHARS = 2048
+JOB_ID_PATTERN = r"cap_[0-9a-f]{32}"
+"""Regular expression that matches a whole job id; `new_job_id` generates ids of this form."""
 
 
 class Strict(BaseModel):
-    """Unknown fields are errors: a misspelt option must not be ignored in silence."""
+    """Base of all options. Unknown fields are errors, so that a misspelt option is not silently ignored."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -40,7 +43,7 @@ class JobStatus(StrEnum):
 
 
 class Decoding(Strict):
-    """How text is chosen. `max_tokens` bounds each text; none means the role's own bound."""
+    """How the model generates text. `max_tokens` limits each text; None selects the default of the role."""
 
     max_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS_LIMIT)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
@@ -49,9 +52,10 @@ class Decoding(Strict):
 
 
 class JobOptions(Decoding):
-    """Options of every job. `deadline_s`: in how long from its creation it must end; none is the server's bound.
+    """Options of every job.
 
-    `webhook_url` is told of its end.
+    `deadline_s`: the job fails if it has not ended this long after its creation; None selects the server's maximum.
+    `webhook_url`: receives a POST request when the job has ended.
     """
 
     deadline_s: Annotated[float, Field(gt=0)] | None = None
@@ -64,7 +68,7 @@ Metadata = Annotated[
 
 
 class VideoOptions(JobOptions):
-    """Options of `POST /captions`; none stands for the model's or the server's default."""
+    """Options of `POST /captions`. None selects the default of the model or the server."""
 
     mode: Literal["sliding", "fast"] = "sliding"
     keyframes: Literal["semantic", "interval"] = "semantic"
@@ -75,18 +79,21 @@ class VideoOptions(JobOptions):
     end_s: Annotated[float, Field(gt=0)] | None = None
     hd_num: Annotated[int, Field(ge=1, le=55)] | None = None
     parallel: bool = False
-    """Sliding: cut the video into shots and caption each on its own, at the same time as the others."""
+    """Sliding mode only: split the video into shots and caption the shots independently and concurrently."""
     cut_threshold: Annotated[float, Field(ge=-1, le=1)] | None = None
-    """Below this similarity a keyframe begins a new shot; none is well below `similarity_threshold`."""
+    """A keyframe whose similarity to the previous one is below this value starts a new shot.
+
+    None selects a default well below `similarity_threshold`.
+    """
 
     @model_validator(mode="after")
-    def _shots_are_for_sliding(self) -> "VideoOptions":
+    def _parallel_requires_sliding(self) -> "VideoOptions":
         if self.parallel and self.mode != "sliding":
-            raise ValueError("parallel is for the sliding mode")
+            raise ValueError("parallel requires mode=sliding")
         return self
 
     @model_validator(mode="after")
-    def _interval_is_not_empty(self) -> "VideoOptions":
+    def _end_is_after_start(self) -> "VideoOptions":
         if self.end_s is not None and self.end_s <= (self.start_s or 0.0):
             raise ValueError("end_s must be greater than start_s")
         return self
@@ -99,7 +106,7 @@ class ClipOptions(JobOptions):
     end_s: Annotated[float, Field(gt=0)]
 
     @model_validator(mode="after")
-    def _interval_is_not_empty(self) -> "ClipOptions":
+    def _end_is_after_start(self) -> "ClipOptions":
         if self.end_s <= self.start_s:
             raise ValueError("end_s must be greater than start_s")
         return self
@@ -115,7 +122,7 @@ Options = VideoOptions | ClipOptions | RecaptionOptions
 
 
 class Source(BaseModel):
-    """Where a video came from and, once a worker has opened it, what it is."""
+    """Where a video came from and its properties, which are None until a worker has opened the video."""
 
     filename: str | None = None
     url: str | None = None
@@ -128,27 +135,35 @@ class Source(BaseModel):
 
 
 class Keyframe(BaseModel):
-    """A chosen frame: its place from 0, its presentation time in the video, and where its JPEG is served.
+    """A selected frame: its index from 0 and its presentation time in the video.
 
-    `shot`: which shot it belongs to, from 0; always 0 where the job is not `parallel`.
+    `shot` is the index of the shot that the keyframe belongs to; it is always 0 unless the job is `parallel`.
     """
 
     index: int
     time_s: float
-    image: str
     shot: int = 0
 
 
+FinishReason = Literal["stop", "length"]
+"""Why the model ended a text: it was finished, or the token limit cut it off."""
+
+
 class DifferentialCaption(BaseModel):
-    """What changed up to keyframe `keyframe` since the one before; the first of a shot describes its first frame."""
+    """Describes what changed between the previous keyframe and this one.
+
+    The first one of a shot describes the shot's first keyframe.
+    """
 
     keyframe: int
     time_s: float
     text: str
+    finish_reason: FinishReason | None = None
+    """`length` if the text was cut off at the token limit. None if the event was stored before this field existed."""
 
 
 class ErrorInfo(BaseModel):
-    """An error as a job tells it."""
+    """The error of a failed job."""
 
     code: str
     detail: str
@@ -156,7 +171,7 @@ class ErrorInfo(BaseModel):
 
 
 class Usage(BaseModel):
-    """Tokens of all turns of a job together; `image_tokens` are among `prompt_tokens`."""
+    """Token counts, summed over all model calls of a job. `prompt_tokens` includes `image_tokens`."""
 
     prompt_tokens: int = 0
     image_tokens: int = 0
@@ -174,7 +189,7 @@ Seconds = Annotated[float, PlainSerializer(lambda seconds: round(seconds, 3))]
 
 
 class Timings(BaseModel):
-    """Seconds spent in each stage of the last attempt, told to the millisecond; stages of one job overlap."""
+    """Seconds that the last attempt spent in each stage, rounded to milliseconds. Stages of a job overlap."""
 
     queued: Seconds | None = None
     decode: Seconds | None = None
@@ -184,62 +199,55 @@ class Timings(BaseModel):
 
 
 class Record(BaseModel):
-    """What was accepted. Written once; never changed."""
+    """An accepted request for a job. Written once and never changed."""
 
-    id: Annotated[str, Field(pattern=r"^cap_[0-9a-f]{32}$")]
+    id: Annotated[str, Field(pattern=rf"^{JOB_ID_PATTERN}$")]
     kind: JobKind
-    options: VideoOptions | ClipOptions | RecaptionOptions
+    options: Options
     source: Source | None = None
     parent: str | None = None
-    """For a clip: the job whose differential captions it summarises."""
+    """For a clip: the id of the video job whose differential captions the clip summarises."""
     metadata: Metadata = {}
     owner: str | None = None
-    """Public part of the API key that made the job; none where it was made without one."""
+    """Id of the API key that created the job; None if the job was created without a key."""
     idempotency: str | None = None
-    """SHA-256 of the request's `Idempotency-Key`."""
+    """SHA-256 of the request's `Idempotency-Key`; None if the request had none."""
     created_at: datetime
 
     @model_validator(mode="before")
     @classmethod
-    def _options_by_kind(cls, values: object) -> object:
+    def _parse_options_by_kind(cls, values: object) -> object:
         if isinstance(values, dict) and isinstance(values.get("options"), dict):
             model = OPTIONS_OF[JobKind(values["kind"])]
             return {**values, "options": model.model_validate(values["options"])}
         return values
 
 
-OPTIONS_OF: dict[JobKind, type[VideoOptions | ClipOptions | RecaptionOptions]] = {
+OPTIONS_OF: dict[JobKind, type[Options]] = {
     JobKind.VIDEO: VideoOptions,
     JobKind.CLIP: ClipOptions,
     JobKind.RECAPTION: RecaptionOptions,
 }
 
 
-class Links(BaseModel):
-    self: str
-    events: str
-
-
-def links_of(job_id: str) -> Links:
-    return Links(self=f"/captions/{job_id}", events=f"/captions/{job_id}/events")
-
-
-class Job(BaseModel):
-    """A job as the API shows it: the record and all that its events say so far."""
+class JobState(BaseModel):
+    """A job at one point in time: its record and everything that its events have reported so far."""
 
     id: str
     kind: JobKind
     status: JobStatus
-    options: VideoOptions | ClipOptions | RecaptionOptions
+    options: Options
     source: Source | None = None
     parent: str | None = None
     interval_s: float | None = None
-    """The sampling interval that was used: wider than the option where `max_keyframes` asked for it."""
+    """The sampling interval in use. It is longer than the option if `max_keyframes` required it."""
     keyframes: list[Keyframe] = []
     differentials: list[DifferentialCaption] = []
     keyframes_seen: int | None = None
-    """In fast mode: how many of the keyframes the model was shown."""
+    """In fast mode: the number of keyframes that the model was shown."""
     caption: str | None = None
+    finish_reason: FinishReason | None = None
+    """`length` if the caption was cut off at the token limit. The differentials have their own."""
     error: ErrorInfo | None = None
     usage: Usage | None = None
     timings_s: Timings | None = None
@@ -248,26 +256,6 @@ class Job(BaseModel):
     created_at: datetime
     started_at: datetime | None = None
     finished_at: datetime | None = None
-    links: Links
-
-
-class JobSummary(BaseModel):
-    """A job as a list shows it: without its results."""
-
-    id: str
-    kind: JobKind
-    status: JobStatus
-    source: Source | None = None
-    parent: str | None = None
-    metadata: Metadata = {}
-    created_at: datetime
-    links: Links
-
-
-def summary(record: Record, status: JobStatus) -> JobSummary:
-    """Return what a list says of a job."""
-    names = ("id", "kind", "source", "parent", "metadata", "created_at")
-    return JobSummary(**{name: getattr(record, name) for name in names}, status=status, links=links_of(record.id))
 
 
 def new_job_id() -> str:

@@ -1,11 +1,9 @@
-"""`Idempotency-Key`: the same request sent again finds the job that it made.
+"""`Idempotency-Key`: a repeated request finds the job that the first request created.
 
-    sharecap:idempotency:{owner}:{sha256 of the key}  hash  fingerprint, job, removed ('1' once that job was removed)
-
-The entry reserves the job's id before there is a job. Whoever sends the key again with the same request gets the same
-id, and makes the job where it is not there: because the sender of the first one is still at it, or its gateway was
-killed. Since a job can be made only once under an id, none is made twice. An entry lives for 24 hours, and at least as
-long as its job.
+Redis stores an entry for each key of each owner. The entry reserves the job's id before the job exists. A repeated
+request gets the same id and creates the job if it does not exist yet, because the first request is still running or its
+gateway was killed. A job id can be created only once, so no job is created twice. An entry lives for 24 hours and at
+least as long as its job.
 """
 
 import hashlib
@@ -16,24 +14,25 @@ from redis.asyncio import Redis
 
 from service.contract.errors import IdempotencyConflict, InvalidOption
 from service.contract.jobs import Record
-from service.contract.store.store import job_key
+from service.contract.store.keys import JOB_PREFIX, idempotency_key
 
 HEADER = "idempotency-key"
-MOST_CHARS = 255
-KEPT_S = 24 * 3600
+MAX_CHARS = 255
+TTL_S = 24 * 3600
 
-# KEYS entry; ARGV fingerprint job kept_s job_key_prefix. Returns the job's id and whether it is there: 1, 0, or 2 where
-# it was removed; nothing where the key was used for another request.
+# KEYS entry; ARGV fingerprint job ttl_s job_key_prefix. Returns the reserved job id and 'new', 'exists' or 'removed';
+# or nil if the key was used for another request.
 _RESERVE = """
 local fingerprint, job, removed = unpack(redis.call('HMGET', KEYS[1], 'fingerprint', 'job', 'removed'))
 if not fingerprint then
   redis.call('HSET', KEYS[1], 'fingerprint', ARGV[1], 'job', ARGV[2])
   redis.call('EXPIRE', KEYS[1], ARGV[3])
-  return {ARGV[2], 0}
+  return {ARGV[2], 'new'}
 end
 if fingerprint ~= ARGV[1] then return nil end
-if removed then return {job, 2} end
-return {job, redis.call('EXISTS', ARGV[4] .. job)}
+if removed then return {job, 'removed'} end
+if redis.call('EXISTS', ARGV[4] .. job) == 1 then return {job, 'exists'} end
+return {job, 'new'}
 """
 
 
@@ -45,65 +44,61 @@ class Idempotency:
         self._reserve = redis.register_script(_RESERVE)
 
     async def is_known(self, owner: str | None, key: str) -> bool:
-        """Whether a request with this key came before."""
-        return bool(await self._redis.exists(_entry(owner, key)))
+        """Return whether an earlier request used this key."""
+        return bool(await self._redis.exists(idempotency_key(owner, key)))
 
-    async def reserve(self, record: Record) -> tuple[str, bool]:
-        """Return the id that the record's job has to have, and whether that job is there.
+    async def reserve(self, record: Record, key: str) -> tuple[str, bool]:
+        """Return the id that the record's job must use, and whether that job exists already.
 
-        Raises IdempotencyConflict where the key belongs to another request, or to a job that was removed.
+        Raises IdempotencyConflict if the key belongs to a different request or to a deleted job.
         """
-        assert record.idempotency is not None
-        found = await self._reserve(
-            keys=[_entry(record.owner, record.idempotency)], args=[_fingerprint(record), record.id, KEPT_S, job_key("")]
+        reserved = await self._reserve(
+            keys=[idempotency_key(record.owner, key)], args=[_fingerprint(record), record.id, TTL_S, JOB_PREFIX]
         )
-        if found is None:
-            raise IdempotencyConflict("This Idempotency-Key was sent before with another request: take a new one.")
-        job_id, there = found
-        if there == 2:
-            raise IdempotencyConflict("The job that this Idempotency-Key made was removed: take a new one.")
-        return job_id, there == 1
+        if reserved is None:
+            raise IdempotencyConflict("This Idempotency-Key was used for a different request; use a new one.")
+        job_id, state = reserved
+        if state == "removed":
+            raise IdempotencyConflict("The job created with this Idempotency-Key was deleted; use a new one.")
+        return job_id, state == "exists"
 
     def entry(self, record: Record) -> str:
-        """Return the key of the entry that is to live as long as the record's job; empty where it has none."""
-        return _entry(record.owner, record.idempotency) if record.idempotency else ""
+        """Return the Redis key of the entry that must live as long as the job, or "" if there is none."""
+        return idempotency_key(record.owner, record.idempotency) if record.idempotency else ""
 
-    async def let_go(self, record: Record) -> None:
-        """Say that the job is being removed; what is left of the 24 hours the entry stays."""
+    async def mark_removed(self, record: Record) -> None:
+        """Record that the job is being deleted. The entry stays for the rest of its 24 hours."""
         entry = self.entry(record)
         if not entry:
             return
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.hset(entry, "removed", "1")
-            pipe.expireat(entry, int(record.created_at.timestamp()) + KEPT_S)
+            pipe.expireat(entry, int(record.created_at.timestamp()) + TTL_S)
             await pipe.execute()
 
 
 def key_of(request: Request) -> str | None:
-    """Return the SHA-256 of the request's key, none where it has none. Raises InvalidOption.
+    """Return the SHA-256 of the request's key, or None if it has none. Raises InvalidOption.
 
-    A key is any visible ASCII; one in quotes, as the draft standard has it, is the same as without.
+    A key is printable ASCII. The draft standard puts it in quotes; a key with and without quotes is the same key.
     """
-    told = request.headers.getlist(HEADER)
-    if not told:
+    values = request.headers.getlist(HEADER)
+    if not values:
         return None
-    text = told[0].strip()
+    text = values[0].strip()
     if len(text) > 1 and text[0] == text[-1] == '"':
         text = text[1:-1]
-    if len(told) > 1 or not (0 < len(text) <= MOST_CHARS and text.isascii() and text.isprintable()):
-        raise InvalidOption(f"Idempotency-Key: one of 1 to {MOST_CHARS} printable ASCII characters")
+    if len(values) > 1 or not (0 < len(text) <= MAX_CHARS and text.isascii() and text.isprintable()):
+        raise InvalidOption(f"Idempotency-Key: must be sent once, with 1 to {MAX_CHARS} printable ASCII characters")
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _fingerprint(record: Record) -> str:
-    """Return what two requests have in common exactly if they ask for the same.
+    """Return a hash that two requests share exactly if they ask for the same job.
 
-    Options that are as by default are left out, so that a new option changes nothing for those who do not use it.
+    Options with their default value are left out, so that a new option does not change the hash of requests without it.
     """
-    own = {"id": True, "created_at": True, "owner": True, "idempotency": True, "source": True}
+    per_request = {"id": True, "created_at": True, "owner": True, "idempotency": True, "source": True}
     source = record.source and record.source.model_dump_json(include={"filename", "url", "sha256"})
-    return hashlib.sha256(f"{record.model_dump_json(exclude=own, exclude_defaults=True)}{source}".encode()).hexdigest()
-
-
-def _entry(owner: str | None, key: str | None) -> str:
-    return f"sharecap:idempotency:{owner or ''}:{key}"
+    text = f"{record.model_dump_json(exclude=per_request, exclude_defaults=True)}{source}"
+    return hashlib.sha256(text.encode()).hexdigest()

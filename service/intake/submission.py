@@ -1,8 +1,11 @@
-"""Taking on a job and answering for it: what all routes that make or show one have in common."""
+"""Creating jobs: the steps that all routes which create a job have in common.
+
+A route calls `begin` before it reads the body, `submit` once the options are validated, and `job_response` to answer.
+Reading jobs is in `service/access/job_access.py`.
+"""
 
 import asyncio
 import logging
-import re
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,76 +13,75 @@ from datetime import UTC, datetime
 from fastapi import Request, Response
 from redis.exceptions import RedisError
 
-from service.access.keys import Key
-from service.contract.errors import InvalidOption, NotFound, NoWorker, QueueUnavailable
+from service.access.api_keys import ApiKey
+from service.access.job_access import load_job, owner_of
+from service.contract.errors import InvalidOption, NoWorker, QueueUnavailable
 from service.contract.events import fold
-from service.contract.jobs import Job, JobKind, JobStatus, Options, Record, Source, links_of, new_job_id
+from service.contract.jobs import JobKind, JobState, Options, Record, Source, new_job_id
 from service.contract.outbound.ssrf import checked
-from service.contract.store.connection import refuses_now
+from service.contract.store.retry import refuses_writes
 from service.dependencies import Gateway
 from service.intake import idempotency
-from service.intake.options import wait_asked_for
+from service.intake.options import requested_wait_s
 from service.intake.uploads import Upload
-from service.problems import answer_of_failed
+from service.presentation import job_path, present_job
+from service.problems import failed_job_response
 from service.settings import Settings
 
 log = logging.getLogger(__name__)
 UNDO_TIMEOUT_S = 1.0
-_ID = re.compile(r"cap_[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
 class Submission:
-    """What is known of a request for a job before its body is read."""
+    """What is known about a request for a job before its body is read."""
 
-    key: Key | None
+    key: ApiKey | None
     idempotency: str | None
     """SHA-256 of its `Idempotency-Key`."""
     repeated: bool
-    """That key came before: there is a job most likely."""
-
-    @property
-    def owner(self) -> str | None:
-        return self.key.id if self.key else None
+    """Whether that `Idempotency-Key` was used before; then the job most likely exists already."""
 
 
 @dataclass(frozen=True)
 class Accepted:
-    """A job that the request made, or that an earlier one with its `Idempotency-Key` did."""
+    """The job that belongs to a request: created by it, or by an earlier request with the same `Idempotency-Key`."""
 
     id: str
     replayed: bool
     record: Record | None = None
-    """What this request has just written."""
+    """The record that this request wrote; None if an earlier request created the job."""
 
     @property
     def headers(self) -> dict[str, str]:
-        """What tells of it in an answer."""
+        """Response headers that refer to the job."""
         replayed = {"Idempotency-Replayed": "true"} if self.replayed else {}
-        return {"Location": links_of(self.id).self, **replayed}
+        return {"Location": job_path(self.id), **replayed}
 
 
-async def begin(gateway: Gateway, request: Request, key: Key | None) -> Submission:
-    """See whether the request may make a job, before its body is read. Raises RateLimited, InvalidOption."""
+async def begin(gateway: Gateway, request: Request, key: ApiKey | None) -> Submission:
+    """Check, before the body is read, whether the request may create a job. Raises RateLimited and InvalidOption."""
     idempotency_key = idempotency.key_of(request)
-    owner = key.id if key else None
-    repeated = idempotency_key is not None and await gateway.idempotency.is_known(owner, idempotency_key)
+    repeated = idempotency_key is not None and await gateway.idempotency.is_known(owner_of(key), idempotency_key)
     if not repeated:
-        await gateway.limits.job(key)
+        await gateway.rate_limits.check_job(key)
     return Submission(key, idempotency_key, repeated)
 
 
-async def waiting_time(gateway: Gateway, request: Request, order: Submission, default_s: int = 0) -> int:
-    """Return for how long the answer may wait; raise NoWorker where it would be in vain."""
-    wait_s = wait_asked_for(request, default_s)
-    if wait_s and not order.repeated and not await gateway.store.workers():
-        raise NoWorker("No worker is ready, so there is nothing to wait for; without waiting the job is queued.")
+async def check_wait_s(gateway: Gateway, request: Request, submission: Submission, default_s: int = 0) -> int:
+    """Return how long the request may wait for the job to end.
+
+    Raises NoWorker if it would wait in vain, because no worker is ready.
+    """
+    wait_s = requested_wait_s(request, default_s)
+    if wait_s and not submission.repeated and not await gateway.store.workers():
+        raise NoWorker("No worker is ready to run the job. To queue it without waiting, send `Prefer: wait=0`.")
     return wait_s
 
 
-async def accept(
+async def submit(
     gateway: Gateway,
-    order: Submission,
+    submission: Submission,
     kind: JobKind,
     options: Options,
     metadata: dict[str, str],
@@ -88,120 +90,114 @@ async def accept(
     parent: str | None = None,
     upload: Upload | None = None,
 ) -> Accepted:
-    """Write the job's record, then wake a worker; where the request came before, find its job instead.
+    """Create the job and wake a worker, or find the job of an earlier request with the same `Idempotency-Key`.
 
-    With the record the job is accepted: where waking fails, a reaper does it. Raises InvalidOption,
-    IdempotencyConflict, RateLimited, StorageFull, QueueUnavailable.
+    The job is accepted as soon as its record is written: if the wake-up fails, a reaper repeats it. Raises
+    InvalidOption, IdempotencyConflict, RateLimited, StorageFull and QueueUnavailable.
     """
     _check_webhook(options.webhook_url, gateway.settings)
     record = Record(
         id=new_job_id(),
         kind=kind,
-        options=_until_deadline(options, gateway.settings.max_deadline_s),
+        options=_with_deadline(options, gateway.settings.max_deadline_s),
         source=source,
         parent=parent,
         metadata=metadata,
-        owner=order.owner,
-        idempotency=order.idempotency,
+        owner=owner_of(submission.key),
+        idempotency=submission.idempotency,
         created_at=datetime.now(UTC),
     )
-    if order.idempotency is not None:
-        job_id, there = await gateway.idempotency.reserve(record)
-        if there:
+    if submission.idempotency is not None:
+        job_id, exists = await gateway.idempotency.reserve(record, submission.idempotency)
+        if exists:
             return Accepted(job_id, replayed=True)
         record = record.model_copy(update={"id": job_id})
-    await gateway.limits.job(order.key, record.id)
+    await gateway.rate_limits.count_job(submission.key, record.id)
     if upload is not None:
         await upload.keep(record.id)
     if not await _create(gateway, record, upload):
         return Accepted(record.id, replayed=True)
     with suppress(RedisError, OSError):
         await gateway.wakeups.wake(kind, record.id)
-    gateway.metrics.accepted.labels(kind.value).inc()
-    gateway.metrics.upload_bytes.inc((source.bytes if source else None) or 0)
+    _count_accepted(gateway, record)
     return Accepted(record.id, replayed=False, record=record)
 
 
-def _check_webhook(address: str | None, settings: Settings) -> None:
-    if address is None:
-        return
-    if settings.webhook_secret is None:
-        raise InvalidOption("webhook_url: this service has no WEBHOOK_SECRET to sign webhooks with")
-    checked(address, settings.allowed_hosts)
-
-
-def _until_deadline(options: Options, cap_s: float) -> Options:
-    if options.deadline_s is not None and options.deadline_s > cap_s:
-        raise InvalidOption(f"deadline_s: at most {cap_s:g}")
-    return options.model_copy(update={"deadline_s": options.deadline_s or cap_s})
-
-
-async def _create(gateway: Gateway, record: Record, upload: Upload | None) -> bool:
-    """Write the record; return False where a request with the same `Idempotency-Key` has just done so.
-
-    Where Redis does not answer, nobody knows whether the record is there. Then it is removed, and the video with it;
-    where even that cannot be known, or where others may be about to use both, they stay: a video without a job goes
-    in time, a job without its video would fail.
-    """
-    try:
-        return await gateway.store.create(record, gateway.idempotency.entry(record))
-    except (RedisError, OSError) as error:
-        log.warning("a job was not taken on: %s", error)
-        if record.idempotency is None:
-            with suppress(RedisError, OSError):
-                async with asyncio.timeout(UNDO_TIMEOUT_S):
-                    if not refuses_now(error):
-                        await gateway.store.delete(record.id)
-                    if upload is not None:
-                        upload.discard()
-        raise QueueUnavailable("The queue takes nothing at present; the job was not taken on.") from error
-
-
-async def find(gateway: Gateway, key: Key | None, job_id: str) -> Job:
-    """Return the job as it stands; raise NotFound, also for another key's."""
-    await status_of(gateway, key, job_id)
-    job = await gateway.store.job(job_id)
-    if job is None:
-        raise _not_found()
-    return job
-
-
-async def status_of(gateway: Gateway, key: Key | None, job_id: str) -> JobStatus:
-    """Return the job's status without reading its events; raise NotFound, also for another key's.
-
-    A job made without a key is nobody's: once keys are asked for, no key shows it.
-    """
-    found = await gateway.store.owner_and_status(job_id) if _ID.fullmatch(job_id) else None
-    if found is None or found[0] != (key.id if key else None):
-        raise _not_found()
-    return found[1]
-
-
-async def answer(gateway: Gateway, order: Submission, accepted: Accepted, wait_s: int) -> Response:
-    """Return 202 with the job, or, where it ends within `wait_s`, 200 with the ended job or the error it met."""
+async def job_response(gateway: Gateway, submission: Submission, accepted: Accepted, wait_s: int) -> Response:
+    """Return 202 with the unfinished job or, if the job ends within `wait_s`, 200 with the job or its error."""
     headers = accepted.headers
     if wait_s:
         headers["Preference-Applied"] = f"wait={wait_s}"
         with suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
-                await _end(gateway, accepted.id)
-    try:
-        job = await find(gateway, order.key, accepted.id)
-    except (RedisError, OSError):
-        if accepted.record is None:
-            raise
-        job = fold(accepted.record, [])  # accepted it is: an error would have it sent again
+                await _wait_for_end(gateway, accepted.id)
+    job = await _current_state(gateway, submission, accepted)
     if job.error is not None:
-        return answer_of_failed(job.error, job.links.self, headers)
+        return failed_job_response(job.error, job_path(job.id), headers)
     status = 200 if job.status.ended else 202
-    return Response(job.model_dump_json(), status, headers=headers, media_type="application/json")
+    return Response(present_job(job).model_dump_json(), status, headers=headers, media_type="application/json")
 
 
-async def _end(gateway: Gateway, job_id: str) -> None:
+def _check_webhook(url: str | None, settings: Settings) -> None:
+    if url is None:
+        return
+    if settings.webhook_secret is None:
+        raise InvalidOption("webhook_url: this service does not send webhooks, because WEBHOOK_SECRET is not set")
+    checked(url, settings.allowed_hosts)
+
+
+def _with_deadline(options: Options, max_s: float) -> Options:
+    if options.deadline_s is not None and options.deadline_s > max_s:
+        raise InvalidOption(f"deadline_s: at most {max_s:g}")
+    return options.model_copy(update={"deadline_s": options.deadline_s or max_s})
+
+
+async def _create(gateway: Gateway, record: Record, upload: Upload | None) -> bool:
+    """Write the record. Returns False if a concurrent request with the same `Idempotency-Key` has written it.
+
+    Raises QueueUnavailable if Redis does not confirm the write.
+    """
+    try:
+        return await gateway.store.create(record, gateway.idempotency.entry(record))
+    except (RedisError, OSError) as error:
+        log.warning("a job was not accepted: %s", error)
+        if record.idempotency is None:
+            with suppress(RedisError, OSError):
+                async with asyncio.timeout(UNDO_TIMEOUT_S):
+                    await _undo_create(gateway, record, upload, error)
+        raise QueueUnavailable("The queue is unavailable at the moment; the job was not accepted.") from error
+
+
+async def _undo_create(gateway: Gateway, record: Record, upload: Upload | None, error: Exception) -> None:
+    """Delete the record, which may or may not have been written, and then the upload.
+
+    If the record cannot be deleted, the upload stays: without it the job would fail, while an upload without a job is
+    removed by the retention sweep. A record with an `Idempotency-Key` must not be deleted at all, because a repeated
+    request may be about to use both.
+    """
+    if not refuses_writes(error):
+        await gateway.store.delete(record.id)
+    if upload is not None:
+        upload.discard()
+
+
+def _count_accepted(gateway: Gateway, record: Record) -> None:
+    gateway.metrics.accepted.labels(record.kind.value).inc()
+    if record.source is not None and record.source.bytes is not None:
+        gateway.metrics.upload_bytes.inc(record.source.bytes)
+
+
+async def _wait_for_end(gateway: Gateway, job_id: str) -> None:
     async with aclosing(gateway.follower.follow(job_id, 0, gateway.settings.heartbeat_s)) as entries:
         async for _ in entries:
             pass
 
 
-def _not_found() -> NotFound:
-    return NotFound("There is no such job.")
+async def _current_state(gateway: Gateway, submission: Submission, accepted: Accepted) -> JobState:
+    """Return the job's state. If Redis fails now, return the initial state: an error would make the client resend."""
+    try:
+        return await load_job(gateway.store, submission.key, accepted.id)
+    except (RedisError, OSError):
+        if accepted.record is None:
+            raise
+        return fold(accepted.record, [])

@@ -1,7 +1,8 @@
-"""A multipart body straight to a file: hashed on the way, under a cap, against free disk, gone after any error.
+"""Receives a multipart upload: parses the form, limits its size, hashes the video and writes it to storage.
 
-The file gets its final name, that of the job, only once it is whole and on the disk. What a killed process leaves
-behind is `retention.py`'s. The client's name for it is kept as a word about it.
+The file gets its final name, the job's id, only once it is complete and durably stored. After an error it is removed;
+files that a killed process leaves behind are removed by `service/upkeep/retention.py`. The client's file name is kept
+as a label only and never used as a path.
 """
 
 import hashlib
@@ -19,7 +20,7 @@ from fastapi import Request
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from service.access.rate_limits import UploadedBytes
+from service.access.rate_limits import ByteBudget
 from service.contract.errors import InvalidOption, SharecapError, VideoTooLarge
 from service.contract.storage.local import PART, check_room, storing, sync_names, upload_path
 from service.settings import Settings
@@ -31,18 +32,18 @@ FILE_FIELD = "file"
 MAX_FIELDS = 64
 MAX_FIELD_BYTES = 65_536
 FORM_BYTES = 1 << 20
-"""What a body may hold besides the file."""
+"""Allowed size of everything in the body other than the file."""
 WRITE_BYTES = 1 << 20
 
 
 def prepare(data_dir: Path) -> None:
-    """Make the data directory."""
+    """Create the data directory."""
     upload_path(data_dir, "").resolve().mkdir(parents=True, exist_ok=True)
 
 
 @dataclass
 class Form:
-    """What the parser has told so far: the fields that are complete, and bytes of the file yet to be written."""
+    """Collects what the multipart parser has read: the complete fields, and bytes of the file not yet written."""
 
     fields: list[tuple[str, str]] = field(default_factory=list)
     filename: str | None = None
@@ -82,16 +83,16 @@ class Form:
         self._header = self._value = b""
 
     def _headers_finished(self) -> None:
-        _, told = parse_options_header(self._disposition)
-        self._name = told.get(b"name", b"").decode(errors="replace")
+        _, parameters = parse_options_header(self._disposition)
+        self._name = parameters.get(b"name", b"").decode(errors="replace")
         if self._name != FILE_FIELD:
             if len(self.fields) == MAX_FIELDS:
-                raise InvalidOption(f"body: at most {MAX_FIELDS} form fields are taken")
+                raise InvalidOption(f"body: at most {MAX_FIELDS} form fields are allowed")
             return
         if self.has_file:
             raise InvalidOption("file: given more than once")
         self.has_file = True
-        self.filename = plain_name(told.get(b"filename", b"").decode(errors="replace"))
+        self.filename = plain_name(parameters.get(b"filename", b"").decode(errors="replace"))
 
     def _data(self, data: bytes, start: int, end: int) -> None:
         if self._name == FILE_FIELD:
@@ -106,90 +107,88 @@ class Form:
             try:
                 self.fields.append((self._name, self._text.decode()))
             except UnicodeDecodeError:
-                raise InvalidOption(f"{self._name[:64]}: this is not UTF-8") from None
+                raise InvalidOption(f"{self._name[:64]}: not valid UTF-8") from None
 
     def _finish(self) -> None:
         self.complete = True
 
 
-def plain_name(told: str) -> str | None:
-    """Return a client's file name without directories and control characters, None where nothing is left."""
-    name = re.sub(r"[\x00-\x1f\x7f]", "", re.split(r"[/\\]", told)[-1]).strip()
+def plain_name(name: str) -> str | None:
+    """Return a client's file name without directories and control characters, or None if nothing remains."""
+    name = re.sub(r"[\x00-\x1f\x7f]", "", re.split(r"[/\\]", name)[-1]).strip()
     return name[:255] or None
 
 
 class Upload:
-    """A file that comes in, and the form that comes with it."""
+    """An upload in progress: the file and the form that it arrives in."""
 
-    def __init__(self, settings: Settings, paid: UploadedBytes) -> None:
+    def __init__(self, settings: Settings, budget: ByteBudget) -> None:
         self.path = upload_path(settings.data_dir, secrets.token_hex(16) + PART)
         self.form = Form()
         self.bytes = 0
         self.kept = False
         self._settings = settings
-        self._paid = paid
+        self._budget = budget
         self._sha256 = hashlib.sha256()
         self._received = 0
-        self._most = settings.max_upload_bytes + FORM_BYTES
+        self._max_body_bytes = settings.max_upload_bytes + FORM_BYTES
 
     @property
     def sha256(self) -> str:
         return self._sha256.hexdigest()
 
     async def receive(self, request: Request) -> None:
-        """Read the whole body. Raises RequestErrors for what is wrong with it, ClientDisconnect where it breaks off."""
+        """Read the whole body. Raises a RequestError if it is invalid, ClientDisconnect if the client disconnects."""
         try:
-            await self._refuse_by_length(request)
+            await self._check_length(request)
             parser = MultipartParser(_boundary(request), self.form.callbacks())
             with storing(), self.path.open("xb") as file:
                 async for chunk in request.stream():
                     self._count(len(chunk))
                     parser.write(chunk)
                     if len(self.form.pending) >= WRITE_BYTES:
-                        await self._paid.cover(self._received)
+                        await self._budget.reserve(self._received)
                         await to_thread.run_sync(self._write, file)
-                await self._paid.cover(self._received)
+                await self._budget.reserve(self._received)
                 await to_thread.run_sync(self._write, file)
                 if not self.form.complete:
-                    raise InvalidOption("body: the multipart body ends early")
+                    raise InvalidOption("body: the multipart body is incomplete")
                 await to_thread.run_sync(os.fsync, file.fileno())
         except FormParserError:
-            raise InvalidOption("body: this is not multipart/form-data") from None
+            raise InvalidOption("body: not valid multipart/form-data") from None
         finally:
-            await self._paid.settle(self._received)
+            await self._budget.refund(self._received)
         if not self.form.has_file:
-            raise InvalidOption("file: a video is needed in the form field `file`")
+            raise InvalidOption("file: the form field `file` with the video is missing")
 
     async def keep(self, job_id: str) -> None:
-        """Give the file the job's name, durably; from then on it is not this request's to remove."""
+        """Durably rename the file to the job's id. From then on the file belongs to the job, not to this request."""
         with storing():
             await to_thread.run_sync(self._rename, upload_path(self._settings.data_dir, job_id))
         self.kept = True
 
     def discard(self) -> None:
-        """Remove the file, under whichever name."""
+        """Remove the file, whether or not it was renamed."""
         self.path.unlink(missing_ok=True)
 
-    async def _refuse_by_length(self, request: Request) -> None:
+    async def _check_length(self, request: Request) -> None:
         length = request.headers.get("content-length", "")
-        told = int(length) if length.isascii() and length.isdigit() else 0
-        if told > self._most:
+        body_bytes = int(length) if length.isascii() and length.isdigit() else 0
+        if body_bytes > self._max_body_bytes:
             raise self._too_large()
-        self._check_room(told)
-        await self._paid.cover(told)
+        self._check_room(body_bytes)
+        await self._budget.reserve(body_bytes)
 
     def _check_room(self, more_bytes: int) -> None:
         check_room(self._settings.data_dir, self._settings.min_free_bytes, more_bytes)
 
     def _count(self, more_bytes: int) -> None:
         self._received += more_bytes
-        if self._received > self._most:
+        if self._received > self._max_body_bytes:
             raise self._too_large()
 
     def _too_large(self) -> SharecapError:
-        return VideoTooLarge(
-            f"The file is larger than {self._settings.max_upload_bytes} bytes, the most that is taken."
-        )
+        return VideoTooLarge(f"The file is larger than the limit of {self._settings.max_upload_bytes} bytes.")
 
     def _write(self, file: BinaryIO) -> None:
         data = bytes(self.form.pending)
@@ -208,16 +207,16 @@ class Upload:
 
 
 def _boundary(request: Request) -> bytes:
-    _, told = parse_options_header(request.headers["content-type"])
-    if not told.get(b"boundary"):
-        raise InvalidOption("body: the content type names no multipart boundary")
-    return told[b"boundary"]
+    _, parameters = parse_options_header(request.headers["content-type"])
+    if not parameters.get(b"boundary"):
+        raise InvalidOption("body: the content type has no multipart boundary")
+    return parameters[b"boundary"]
 
 
 @asynccontextmanager
-async def upload(request: Request, settings: Settings, paid: UploadedBytes) -> AsyncIterator[Upload]:
-    """Receive the request's file; unless it is kept inside, nothing of it stays."""
-    incoming = Upload(settings, paid)
+async def upload(request: Request, settings: Settings, budget: ByteBudget) -> AsyncIterator[Upload]:
+    """Receive the request's file. The file is removed on exit unless `Upload.keep` was called."""
+    incoming = Upload(settings, budget)
     try:
         await incoming.receive(request)
         yield incoming

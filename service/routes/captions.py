@@ -1,4 +1,4 @@
-"""Jobs: making one from a video, listing, showing, cancelling and deleting them, and their keyframes."""
+"""Jobs: create one from a video, list, show, cancel and delete jobs, and show their keyframes."""
 
 import re
 from typing import Annotated
@@ -8,7 +8,8 @@ from fastapi.responses import FileResponse
 from pydantic import BaseModel
 
 from service.access.authentication import CallerKey
-from service.access.rate_limits import UploadedBytes
+from service.access.job_access import check_job_access, load_job, owner_of
+from service.access.rate_limits import ByteBudget
 from service.contract.errors import (
     IdempotencyConflict,
     InvalidOption,
@@ -22,24 +23,26 @@ from service.contract.errors import (
     VideoTooLarge,
     VideoTooLong,
 )
-from service.contract.jobs import Job, JobKind, JobStatus, JobSummary, Source, VideoOptions
+from service.contract.jobs import JobKind, JobStatus, Source, VideoOptions
 from service.contract.outbound.ssrf import checked
 from service.contract.sandbox.probe import VideoInfo, probe
 from service.contract.storage import local as files
 from service.dependencies import Gateway, GatewayDep
 from service.intake import options, uploads
-from service.intake.submission import Accepted, Submission, accept, answer, begin, find, status_of, waiting_time
+from service.intake.submission import Accepted, Submission, begin, check_wait_s, job_response, submit
+from service.presentation import Job, JobSummary, present_job, present_summary
 from service.problems import responses
 from service.routes import request_bodies as bodies
 
 router = APIRouter(tags=["captions"])
-_KEYFRAME = re.compile(r"([0-9]{1,7})\.jpg")
-SCANNED = 2000
-"""How many jobs one listing looks at: with a rare filter a page may be short, and its cursor leads on."""
+_KEYFRAME_NAME = re.compile(r"([0-9]{1,7})\.jpg")
+_CURSOR = re.compile(r"([0-9]{1,17})-(.*)", re.DOTALL)
+MAX_SCANNED = 2000
+"""Maximum number of jobs that one listing reads. With a rare filter, a page can be short and still have a cursor."""
 
 
 class JobPage(BaseModel):
-    """One page of a list, newest first; `cursor` gives the next one and is null at the end."""
+    """One page of a list, newest first. `cursor` selects the next page; it is null on the last page."""
 
     jobs: list[JobSummary]
     cursor: str | None = None
@@ -50,7 +53,7 @@ class JobPage(BaseModel):
     response_model=Job,
     status_code=202,
     responses={
-        200: {"model": Job, "description": "The job ended within the time that `Prefer: wait` gave"},
+        200: {"model": Job, "description": "The job ended within the time given by `Prefer: wait`"},
         **responses(
             NotAVideo,
             UnsupportedMedia,
@@ -66,63 +69,72 @@ class JobPage(BaseModel):
     openapi_extra=bodies.VIDEO,
 )
 async def caption_video(request: Request, gateway: GatewayDep, key: CallerKey) -> Response:
-    """Caption a video: multipart with `file`, or JSON with `url`, each with the options."""
-    order = await begin(gateway, request, key)
-    wait_s = await waiting_time(gateway, request, order)
-    await gateway.store.redis.ping()  # without a queue not a byte of a long upload is worth reading
-    content_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if content_type == "multipart/form-data":
-        accepted = await _from_upload(request, gateway, order)
-    elif content_type == "application/json":
-        accepted = await _from_url(request, gateway, order)
-    else:
-        raise UnsupportedMedia("The body is to be multipart/form-data with a `file`, or application/json with a `url`.")
-    return await answer(gateway, order, accepted, wait_s)
+    """Caption a video. Send multipart/form-data with `file` or JSON with `url`, together with the options."""
+    submission = await begin(gateway, request, key)
+    wait_s = await check_wait_s(gateway, request, submission)
+    await gateway.store.redis.ping()  # do not read a long upload if the job could not be queued
+    match options.media_type(request):
+        case "multipart/form-data":
+            accepted = await _from_upload(request, gateway, submission)
+        case "application/json":
+            accepted = await _from_url(request, gateway, submission)
+        case _:
+            raise UnsupportedMedia("Send multipart/form-data with a `file`, or application/json with a `url`.")
+    return await job_response(gateway, submission, accepted, wait_s)
 
 
-async def _from_upload(request: Request, gateway: Gateway, order: Submission) -> Accepted:
-    paid = UploadedBytes(gateway.limits, order.key)
-    async with uploads.upload(request, gateway.settings, paid) as upload:
-        chosen, metadata = options.from_form(JobKind.VIDEO, upload.form.fields)
-        assert isinstance(chosen, VideoOptions)
-        chosen = _capped(chosen, gateway.settings.max_keyframes)
-        async with gateway.probing:
+async def _from_upload(request: Request, gateway: Gateway, submission: Submission) -> Accepted:
+    budget = ByteBudget(gateway.rate_limits, submission.key)
+    async with uploads.upload(request, gateway.settings, budget) as upload:
+        video_options, metadata = options.from_form(VideoOptions, upload.form.fields)
+        video_options = _with_max_keyframes(video_options, gateway.settings.max_keyframes)
+        async with gateway.probe_slots:
             info = await probe(upload.path, gateway.settings.video_limits)
-        _check_part(chosen, info)
-        width, height = info.shown_size
-        source = Source(
-            filename=upload.form.filename,
-            bytes=upload.bytes,
-            sha256=upload.sha256,
-            duration_s=info.duration_s,
-            width=width,
-            height=height,
-            fps=info.fps,
+        _check_start(video_options, info)
+        return await submit(
+            gateway,
+            submission,
+            JobKind.VIDEO,
+            video_options,
+            metadata,
+            source=_source(upload, info),
+            upload=upload,
         )
-        return await accept(gateway, order, JobKind.VIDEO, chosen, metadata, source=source, upload=upload)
 
 
-async def _from_url(request: Request, gateway: Gateway, order: Submission) -> Accepted:
+async def _from_url(request: Request, gateway: Gateway, submission: Submission) -> Accepted:
     values = await options.json_body(request)
-    told = values.pop("url", None)
-    chosen, metadata = options.from_json(JobKind.VIDEO, values)
-    assert isinstance(chosen, VideoOptions)
-    chosen = _capped(chosen, gateway.settings.max_keyframes)
-    if not isinstance(told, str):
-        raise InvalidOption("url: an address is needed, or a form with a `file`")
-    url = checked(told, gateway.settings.allowed_hosts)
+    text = values.pop("url", None)
+    video_options, metadata = options.from_json(VideoOptions, values)
+    video_options = _with_max_keyframes(video_options, gateway.settings.max_keyframes)
+    if not isinstance(text, str):
+        raise InvalidOption("url: send the URL of a video, or multipart/form-data with a `file`")
+    url = checked(text, gateway.settings.allowed_hosts)
     source = Source(url=str(url), filename=uploads.plain_name(url.name))
-    return await accept(gateway, order, JobKind.VIDEO, chosen, metadata, source=source)
+    return await submit(gateway, submission, JobKind.VIDEO, video_options, metadata, source=source)
 
 
-def _capped(chosen: VideoOptions, cap: int) -> VideoOptions:
-    if chosen.max_keyframes is not None and chosen.max_keyframes > cap:
-        raise InvalidOption(f"max_keyframes: at most {cap}")
-    return chosen.model_copy(update={"max_keyframes": chosen.max_keyframes or cap})
+def _source(upload: uploads.Upload, info: VideoInfo) -> Source:
+    width, height = info.shown_size
+    return Source(
+        filename=upload.form.filename,
+        bytes=upload.bytes,
+        sha256=upload.sha256,
+        duration_s=info.duration_s,
+        width=width,
+        height=height,
+        fps=info.fps,
+    )
 
 
-def _check_part(chosen: VideoOptions, info: VideoInfo) -> None:
-    if info.duration_s is not None and (chosen.start_s or 0) >= info.duration_s:
+def _with_max_keyframes(video_options: VideoOptions, limit: int) -> VideoOptions:
+    if video_options.max_keyframes is not None and video_options.max_keyframes > limit:
+        raise InvalidOption(f"max_keyframes: at most {limit}")
+    return video_options.model_copy(update={"max_keyframes": video_options.max_keyframes or limit})
+
+
+def _check_start(video_options: VideoOptions, info: VideoInfo) -> None:
+    if info.duration_s is not None and (video_options.start_s or 0) >= info.duration_s:
         raise InvalidOption(f"start_s: the video lasts {info.duration_s:.3f} s")
 
 
@@ -136,36 +148,46 @@ async def list_jobs(
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     cursor: str | None = None,
 ) -> JobPage:
-    """List the jobs of the key that asks, newest first, without their results."""
-    place = _place(cursor) if cursor else None
-    owner = key.id if key else None
-    found: list[JobSummary] = []
-    for _ in range(max(1, SCANNED // limit)):
-        places = await gateway.store.page(place, limit, owner)
-        by_id = {job.id: job for job in await gateway.store.summaries([job_id for _, job_id in places])}
-        for place in places:
-            job = by_id.get(place[1])
+    """List the caller's jobs, newest first, without their results."""
+    before = _parse_cursor(cursor) if cursor else None
+    jobs: list[JobSummary] = []
+    for _ in range(max(1, MAX_SCANNED // limit)):
+        positions = await gateway.store.page(before, limit, owner_of(key))
+        summaries = await _summaries(gateway, [job_id for _, job_id in positions])
+        for position in positions:
+            before = position
+            job = summaries.get(position[1])
             if job and status in (None, job.status) and kind in (None, job.kind):
-                found.append(job)
-            if len(found) == limit:
-                return JobPage(jobs=found, cursor=f"{place[0]}-{place[1]}")
-        if len(places) < limit:
-            return JobPage(jobs=found)
-    assert place is not None
-    return JobPage(jobs=found, cursor=f"{place[0]}-{place[1]}")
+                jobs.append(job)
+            if len(jobs) == limit:
+                return JobPage(jobs=jobs, cursor=_cursor(position))
+        if len(positions) < limit:
+            return JobPage(jobs=jobs)
+    return JobPage(jobs=jobs, cursor=_cursor(before) if before else None)
 
 
-def _place(cursor: str) -> tuple[int, str]:
-    created_ms, dash, job_id = cursor.partition("-")
-    if not (dash and created_ms.isascii() and created_ms.isdigit() and len(created_ms) < 18):
-        raise InvalidOption("cursor: take it from the page before")
-    return int(created_ms), job_id
+async def _summaries(gateway: Gateway, job_ids: list[str]) -> dict[str, JobSummary]:
+    """Return the summaries of those jobs that still exist, by job id."""
+    records = await gateway.store.records(job_ids)
+    return {record.id: present_summary(record, status) for record, status in records}
+
+
+def _cursor(position: tuple[int, str]) -> str:
+    created_ms, job_id = position
+    return f"{created_ms}-{job_id}"
+
+
+def _parse_cursor(cursor: str) -> tuple[int, str]:
+    match = _CURSOR.fullmatch(cursor)
+    if match is None:
+        raise InvalidOption("cursor: must be the `cursor` of the previous page")
+    return int(match[1]), match[2]
 
 
 @router.get("/captions/{job_id}", responses=responses(NotFound))
 async def show_job(job_id: str, gateway: GatewayDep, key: CallerKey) -> Job:
     """Show the job with all its results so far."""
-    return await find(gateway, key, job_id)
+    return present_job(await load_job(gateway.store, key, job_id))
 
 
 @router.get(
@@ -174,10 +196,10 @@ async def show_job(job_id: str, gateway: GatewayDep, key: CallerKey) -> Job:
     responses={200: {"content": {"image/jpeg": {}}}, **responses(NotFound)},
 )
 async def show_keyframe(job_id: str, name: str, gateway: GatewayDep, key: CallerKey) -> FileResponse:
-    """Show a keyframe: `name` is its number and `.jpg`."""
-    await status_of(gateway, key, job_id)
-    number = _KEYFRAME.fullmatch(name)
-    path = files.keyframe_path(gateway.settings.data_dir, job_id, int(number[1])) if number else None
+    """Show a keyframe. `name` is its index followed by `.jpg`."""
+    await check_job_access(gateway.store, key, job_id)
+    match = _KEYFRAME_NAME.fullmatch(name)
+    path = files.keyframe_path(gateway.settings.data_dir, job_id, int(match[1])) if match else None
     if path is None or not path.is_file():
         raise NotFound("There is no such keyframe.")
     headers = {"Cache-Control": "private, max-age=86400, immutable", "X-Content-Type-Options": "nosniff"}
@@ -186,18 +208,18 @@ async def show_keyframe(job_id: str, name: str, gateway: GatewayDep, key: Caller
 
 @router.post("/captions/{job_id}/cancel", responses=responses(NotFound))
 async def cancel_job(job_id: str, gateway: GatewayDep, key: CallerKey) -> Job:
-    """Cancel the job; one that has ended stays as it is. A worker that is at it stops within seconds."""
-    await status_of(gateway, key, job_id)
+    """Cancel the job. A job that has ended does not change; a running job stops within seconds."""
+    await check_job_access(gateway.store, key, job_id)
     status = await gateway.store.cancel(job_id)
     if status is not None and status.ended:
         await gateway.retention.remove_upload(job_id)
-    return await find(gateway, key, job_id)
+    return present_job(await load_job(gateway.store, key, job_id))
 
 
 @router.delete("/captions/{job_id}", status_code=204, responses=responses(NotFound))
 async def delete_job(job_id: str, gateway: GatewayDep, key: CallerKey) -> Response:
-    """Cancel the job if needed, then remove its record, events and files."""
-    await status_of(gateway, key, job_id)
+    """Cancel the job if it has not ended, then delete its record, events and files."""
+    await check_job_access(gateway.store, key, job_id)
     await gateway.store.cancel(job_id)
     await gateway.retention.remove(job_id)
     gateway.follower.forget(job_id)

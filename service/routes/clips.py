@@ -1,49 +1,54 @@
-"""Clips: a caption for a part of a video, from its differential captions alone."""
+"""Clips: a caption for a part of a video, generated from the video's differential captions alone."""
 
 from fastapi import APIRouter, Request, Response
 
 from service.access.authentication import CallerKey
+from service.access.job_access import load_job
 from service.contract.errors import IdempotencyConflict, InvalidOption, NotFound, NoWorker, UnsupportedMedia
-from service.contract.jobs import ClipOptions, Job, JobKind
+from service.contract.jobs import ClipOptions, JobKind, JobState
 from service.dependencies import GatewayDep
 from service.intake import options
-from service.intake.submission import accept, answer, begin, find, waiting_time
+from service.intake.submission import begin, check_wait_s, job_response, submit
+from service.presentation import Job
 from service.problems import responses
 from service.routes import request_bodies as bodies
 
 router = APIRouter(tags=["clips"])
-WAIT_S = 60
-ROUNDED_S = 0.1
-"""What a client may have rounded the video's duration up by."""
+DEFAULT_WAIT_S = 60
+ROUNDING_S = 0.1
+"""`end_s` may exceed the duration by this much, because clients round the duration up."""
 
 
 @router.post(
     "/captions/{job_id}/clips",
     response_model=Job,
     responses={
-        202: {"model": Job, "description": "The job has not ended in the time that was waited"},
+        202: {"model": Job, "description": "The job did not end within the time given by `Prefer: wait`"},
         **responses(NotFound, UnsupportedMedia, NoWorker, IdempotencyConflict),
     },
     openapi_extra=bodies.CLIP,
 )
 async def caption_clip(job_id: str, request: Request, gateway: GatewayDep, key: CallerKey) -> Response:
-    """Caption a clip from the differential captions that the job has so far; no frame is read again."""
-    parent = await find(gateway, key, job_id)
-    order = await begin(gateway, request, key)
-    chosen, metadata = options.from_json(JobKind.CLIP, await options.json_body(request))
-    assert isinstance(chosen, ClipOptions)
-    _check_part(parent, chosen)
-    wait_s = await waiting_time(gateway, request, order, WAIT_S)
-    accepted = await accept(gateway, order, JobKind.CLIP, chosen, metadata, parent=job_id)
-    return await answer(gateway, order, accepted, wait_s)
+    """Caption a clip from the differential captions that the job has so far. No frames are decoded again."""
+    parent = await load_job(gateway.store, key, job_id)
+    submission = await begin(gateway, request, key)
+    clip_options, metadata = options.from_json(ClipOptions, await options.json_body(request))
+    _check_bounds(parent, clip_options)
+    wait_s = await check_wait_s(gateway, request, submission, DEFAULT_WAIT_S)
+    accepted = await submit(gateway, submission, JobKind.CLIP, clip_options, metadata, parent=job_id)
+    return await job_response(gateway, submission, accepted, wait_s)
 
 
-def _check_part(parent: Job, chosen: ClipOptions) -> None:
+def _check_bounds(parent: JobState, clip: ClipOptions) -> None:
     if parent.kind is not JobKind.VIDEO:
-        raise InvalidOption("The job is not one of a video, so it has no clips.")
+        raise InvalidOption("Clips can only be made of a video job.")
     duration_s = parent.source.duration_s if parent.source else None
-    for name, outside in (("start_s", 0.0), ("end_s", ROUNDED_S)):
-        if duration_s is not None and getattr(chosen, name) >= duration_s + outside:
-            raise InvalidOption(f"{name}: the video lasts {duration_s:.3f} s")
-    if not any(differential.time_s <= chosen.end_s for differential in parent.differentials):
-        raise InvalidOption("end_s: the job has no differential caption up to there yet")
+    if duration_s is not None:
+        for name, value, limit_s in (
+            ("start_s", clip.start_s, duration_s),
+            ("end_s", clip.end_s, duration_s + ROUNDING_S),
+        ):
+            if value >= limit_s:
+                raise InvalidOption(f"{name}: the video lasts {duration_s:.3f} s")
+    if not any(differential.time_s <= clip.end_s for differential in parent.differentials):
+        raise InvalidOption("end_s: the job has no differential caption before this time yet")

@@ -1,22 +1,22 @@
-"""The events of a job by SSE."""
+"""The events of a job as an SSE stream."""
 
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
 from service.access.authentication import CallerKey
+from service.access.job_access import check_job_access
 from service.contract.errors import MalformedEventId, NotFound
 from service.dependencies import GatewayDep, ResponseStack
-from service.intake.submission import status_of
 from service.problems import responses
 from service.streaming import sse
 
 router = APIRouter(tags=["events"])
-_TOLD: dict[int | str, dict[str, Any]] = {
+_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"content": {sse.MEDIA_TYPE: {"schema": {"type": "string"}}}, "description": "The events"},
-    204: {"description": "The client has the last event already"},
+    204: {"description": "The client already has the last event"},
 }
-_PLACES = [
+_PARAMETERS = [
     {"name": "Last-Event-ID", "in": "header", "required": False, "schema": {"type": "integer", "minimum": 0}},
     {"name": "after", "in": "query", "required": False, "schema": {"type": "integer", "minimum": 0}},
 ]
@@ -25,16 +25,16 @@ _PLACES = [
 @router.get(
     "/captions/{job_id}/events",
     response_class=Response,
-    responses={**_TOLD, **responses(MalformedEventId, NotFound)},
-    openapi_extra={"parameters": _PLACES},
+    responses={**_RESPONSES, **responses(MalformedEventId, NotFound)},
+    openapi_extra={"parameters": _PARAMETERS},
 )
 async def follow_job(
-    job_id: str, request: Request, gateway: GatewayDep, key: CallerKey, closing: ResponseStack
+    job_id: str, request: Request, gateway: GatewayDep, key: CallerKey, response_stack: ResponseStack
 ) -> Response:
-    """Stream the job's events, from the first or from after the one that the client names, to the last."""
-    after = sse.place_asked_for(request)
-    status = await status_of(gateway, key, job_id)
+    """Stream the job's events to the last one, starting with the first or after the event that the client names."""
+    after = sse.last_event_id(request)
+    status = await check_job_access(gateway.store, key, job_id)
     if after is not None and status.ended and not await gateway.store.entries(job_id, after, 1):
         return Response(status_code=204)
-    await closing.enter_async_context(gateway.limits.stream(key))
+    await response_stack.enter_async_context(gateway.rate_limits.count_stream(key))
     return sse.EventResponse(gateway.follower, job_id, after or 0, gateway.settings.heartbeat_s)

@@ -1,4 +1,4 @@
-"""Whether the process lives, whether the service can do its work, and its numbers."""
+"""Liveness, readiness and metrics."""
 
 import asyncio
 
@@ -14,7 +14,7 @@ from service.problems import responses
 
 router = APIRouter(tags=["health"])
 OPEN: dict[str, list[str]] = {"security": []}
-"""In the OpenAPI document: no key is needed."""
+"""OpenAPI marker of routes that need no API key."""
 TIMEOUT_S = 2.0
 
 
@@ -30,21 +30,21 @@ class Readiness(BaseModel):
 
 @router.get("/healthz", openapi_extra=OPEN)
 async def alive() -> dict[str, str]:
-    """Answer: the process lives."""
+    """Liveness: the process is running."""
     return {"status": "ok"}
 
 
 @router.get("/readyz", response_model=Readiness, responses={503: {"model": Readiness}}, openapi_extra=OPEN)
 async def ready(gateway: GatewayDep) -> Response:
-    """Tell whether Redis is reached, the disk has room and a worker with its model loaded lives."""
+    """Readiness: Redis is reachable, the disk has free space, and at least one worker has its model loaded."""
     checks = {"redis": await _redis(gateway), "disk": _disk(gateway), "workers": await _workers(gateway)}
-    told = Readiness(ready=all(check.ok for check in checks.values()), checks=checks)
-    return Response(told.model_dump_json(), 200 if told.ready else 503, media_type="application/json")
+    readiness = Readiness(ready=all(check.ok for check in checks.values()), checks=checks)
+    return Response(readiness.model_dump_json(), 200 if readiness.ready else 503, media_type="application/json")
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}, **responses()})
 async def metrics(gateway: GatewayDep) -> Response:
-    """Tell Prometheus."""
+    """Metrics in the Prometheus text format."""
     text = await gateway.metrics.text(gateway.store, gateway.follower)
     return Response(text, media_type=CONTENT_TYPE_LATEST)
 
@@ -54,16 +54,16 @@ async def _redis(gateway: Gateway) -> Check:
         async with asyncio.timeout(TIMEOUT_S):
             await gateway.store.redis.ping()
     except (RedisError, OSError):
-        return Check(ok=False, detail="not reached")
-    return Check(ok=True, detail="reached")
+        return Check(ok=False, detail="unreachable")
+    return Check(ok=True, detail="reachable")
 
 
 def _disk(gateway: Gateway) -> Check:
     try:
         check_room(gateway.settings.data_dir, gateway.settings.min_free_bytes)
     except (StorageFull, OSError):
-        return Check(ok=False, detail="no room for uploads")
-    return Check(ok=True, detail="room for uploads")
+        return Check(ok=False, detail="not enough free space for uploads")
+    return Check(ok=True, detail="enough free space for uploads")
 
 
 async def _workers(gateway: Gateway) -> Check:

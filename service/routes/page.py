@@ -1,6 +1,6 @@
-"""The web page: static files, open to anyone, for the page itself asks for the key.
+"""The web page: static files that need no API key, because the page itself asks for the key.
 
-Nothing but the files of `service/web` may run or be shown there: no inline script or style, no other host.
+Its Content-Security-Policy allows only the files of `service/web`: no inline scripts or styles, and no other hosts.
 """
 
 from fastapi import APIRouter, Request, Response
@@ -33,13 +33,13 @@ HEADERS = {
 
 @router.api_route("/", methods=["GET", "HEAD"])
 async def page(request: Request) -> Response:
-    """Show the page."""
+    """Return the page."""
     return await _file("index.html", request)
 
 
 @router.api_route("/web/{name}", methods=["GET", "HEAD"])
-async def part(name: str, request: Request) -> Response:
-    """Give one of the page's files."""
+async def asset(name: str, request: Request) -> Response:
+    """Return one of the page's files."""
     return await _file(name, request)
 
 

@@ -1,19 +1,20 @@
-"""Recaption: a short prompt written out into a dense caption, waited for or streamed."""
+"""Recaption: expands a short prompt into a dense caption. The client waits for the result or streams it."""
 
 from fastapi import APIRouter, Request, Response
 
 from service.access.authentication import CallerKey
 from service.contract.errors import IdempotencyConflict, InvalidOption, NoWorker, UnsupportedMedia
-from service.contract.jobs import Job, JobKind
+from service.contract.jobs import JobKind, RecaptionOptions
 from service.dependencies import GatewayDep, ResponseStack
 from service.intake import options
-from service.intake.submission import accept, answer, begin, waiting_time
+from service.intake.submission import begin, check_wait_s, job_response, submit
+from service.presentation import Job
 from service.problems import responses
 from service.routes import request_bodies as bodies
 from service.streaming import sse
 
 router = APIRouter(tags=["recaption"])
-WAIT_S = 60
+DEFAULT_WAIT_S = 60
 
 
 @router.post(
@@ -21,24 +22,24 @@ WAIT_S = 60
     response_model=Job,
     responses={
         200: {"model": Job, "content": {sse.MEDIA_TYPE: {}}, "description": "The ended job, or its events"},
-        202: {"model": Job, "description": "The job has not ended in the time that was waited"},
+        202: {"model": Job, "description": "The job did not end within the time given by `Prefer: wait`"},
         **responses(UnsupportedMedia, NoWorker, IdempotencyConflict),
     },
     openapi_extra=bodies.RECAPTION,
 )
-async def recaption(request: Request, gateway: GatewayDep, key: CallerKey, closing: ResponseStack) -> Response:
-    """Write a prompt out into a dense caption. Waits 60 s unless told otherwise."""
-    order = await begin(gateway, request, key)
+async def recaption(request: Request, gateway: GatewayDep, key: CallerKey, response_stack: ResponseStack) -> Response:
+    """Expand a prompt into a dense caption. Waits up to 60 s unless `Prefer: wait` says otherwise."""
+    submission = await begin(gateway, request, key)
     values = await options.json_body(request)
-    streamed = values.pop("stream", False)
-    if not isinstance(streamed, bool):
-        raise InvalidOption("stream: true or false")
-    streamed = streamed or sse.MEDIA_TYPE in request.headers.get("accept", "")
-    chosen, metadata = options.from_json(JobKind.RECAPTION, values)
-    wait_s = 0 if streamed else await waiting_time(gateway, request, order, WAIT_S)
-    if streamed:
-        await closing.enter_async_context(gateway.limits.stream(key))
-    accepted = await accept(gateway, order, JobKind.RECAPTION, chosen, metadata)
-    if not streamed:
-        return await answer(gateway, order, accepted, wait_s)
-    return sse.EventResponse(gateway.follower, accepted.id, 0, gateway.settings.heartbeat_s, headers=accepted.headers)
+    stream = values.pop("stream", False)
+    if not isinstance(stream, bool):
+        raise InvalidOption("stream: must be true or false")
+    recaption_options, metadata = options.from_json(RecaptionOptions, values)
+    if stream or sse.MEDIA_TYPE in request.headers.get("accept", ""):
+        await response_stack.enter_async_context(gateway.rate_limits.count_stream(key))
+        accepted = await submit(gateway, submission, JobKind.RECAPTION, recaption_options, metadata)
+        heartbeat_s = gateway.settings.heartbeat_s
+        return sse.EventResponse(gateway.follower, accepted.id, 0, heartbeat_s, headers=accepted.headers)
+    wait_s = await check_wait_s(gateway, request, submission, DEFAULT_WAIT_S)
+    accepted = await submit(gateway, submission, JobKind.RECAPTION, recaption_options, metadata)
+    return await job_response(gateway, submission, accepted, wait_s)

@@ -1,15 +1,15 @@
-"""What the OpenAPI document says of bodies that the routes read themselves, made from the option models."""
+"""OpenAPI descriptions of the bodies that routes parse themselves, generated from the option models."""
 
 from typing import Any
 
 from service.contract.jobs import ClipOptions, Decoding, RecaptionOptions, VideoOptions
-from service.intake.idempotency import MOST_CHARS
+from service.intake.idempotency import MAX_CHARS
 
 _METADATA = {
     "type": "object",
     "additionalProperties": {"type": "string", "maxLength": 512},
     "maxProperties": 16,
-    "description": "Up to 16 string pairs, echoed back",
+    "description": "Up to 16 pairs of strings, returned with the job",
 }
 _PREFER = {
     "name": "Prefer",
@@ -23,12 +23,13 @@ _IDEMPOTENCY = {
     "name": "Idempotency-Key",
     "in": "header",
     "required": False,
-    "schema": {"type": "string", "minLength": 1, "maxLength": MOST_CHARS, "pattern": "^[ -~]+$"},
+    "schema": {"type": "string", "minLength": 1, "maxLength": MAX_CHARS, "pattern": "^[ -~]+$"},
     "example": "8e03978e-40d5-43dd-bc93-6894a57f9324",
     "description": (
-        "Send the same request again with the same key, also while the first is under way, and it finds the job that "
-        "the first made: the answer has `Idempotency-Replayed: true`. With another request the key is an "
-        "`idempotency_conflict`. A key is the API key's own, and lives for 24 hours and at least as long as its job"
+        "Makes it safe to repeat a request. A request with the same key, sent after the first one or while it is still "
+        "running, returns the job of the first request, with the header `Idempotency-Replayed: true`. A different "
+        "request with the same key fails with `idempotency_conflict`. Keys are separate for each API key; a key is "
+        "stored for 24 hours and at least as long as its job"
     ),
 }
 
@@ -55,6 +56,6 @@ RECAPTION = _body(
     json=_schema(
         RecaptionOptions,
         [],
-        stream={"type": "boolean", "default": False, "description": "Answer with the job's events"},
+        stream={"type": "boolean", "default": False, "description": "Respond with the job's event stream"},
     )
 )

@@ -12,7 +12,9 @@ from fastapi import FastAPI
 from service.app import Server
 from service.contract.events import Caption, Completed, Delta, Differential, Event, Keyframes, Started, Video
 from service.contract.jobs import Keyframe, Timings, Usage
-from service.contract.store.store import Lease, Store, WorkerCard
+from service.contract.store.leases import Lease
+from service.contract.store.store import Store
+from service.contract.store.worker_cards import WorkerCard
 from service.settings import Settings
 
 
@@ -82,15 +84,14 @@ class ScriptedWorker:
 
 def video_events(job_id: str) -> list[Event]:
     """All events of a video with two keyframes after `queued`."""
-    image = f"/captions/{job_id}/keyframes/{{}}.jpg"
     return [
         Started(attempt=1),
         Video(duration_s=3.0, width=160, height=120, fps=10.0, interval_s=2.0),
-        Keyframes(keyframes=[Keyframe(index=0, time_s=0.0, image=image.format(0))], complete=False),
+        Keyframes(keyframes=[Keyframe(index=0, time_s=0.0)], complete=False),
         Delta(of="differential", keyframe=0, text="A light "),
         Delta(of="differential", keyframe=0, text="square."),
         Differential(keyframe=0, time_s=0.0, text="A light square."),
-        Keyframes(keyframes=[Keyframe(index=1, time_s=2.0, image=image.format(1))], complete=True),
+        Keyframes(keyframes=[Keyframe(index=1, time_s=2.0)], complete=True),
         Differential(keyframe=1, time_s=2.0, text="Das Quadrat fährt nach rechts — 正方形 🟨."),
         Caption(text="A light square moves to the right."),
         Completed(usage=Usage(prompt_tokens=100, image_tokens=80, completion_tokens=20), timings_s=Timings(decode=0.1)),

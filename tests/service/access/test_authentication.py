@@ -10,9 +10,9 @@ from pathlib import Path
 import httpx
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
+from service.access.api_keys import ApiKey, KeyLimits, ApiKeyStore
 
 from service.access import authentication as auth
-from service.access.keys import Key, KeyLimits, Keys
 from service.contract.storage.local import keyframe_path
 from service.contract.store.store import Store
 from service.settings import Settings
@@ -23,12 +23,12 @@ UNLIMITED = KeyLimits(requests_per_minute=None, upload_bytes_per_day=None, jobs=
 
 
 @pytest.fixture
-async def keys(store: Store) -> Keys:
-    return Keys(store.redis)
+async def keys(store: Store) -> ApiKeyStore:
+    return ApiKeyStore(store.redis)
 
 
 @pytest.fixture
-async def text(keys: Keys) -> str:
+async def text(keys: ApiKeyStore) -> str:
     """A key, made before the gateway starts."""
     return (await keys.add("first", UNLIMITED))[1]
 
@@ -101,9 +101,9 @@ async def test_without_keys_whoever_reaches_it_may(gateway: Served) -> None:
 
 
 async def test_a_key_closes_a_running_service_and_revoking_it_opens_nothing(
-    gateway: Served, serve: Serve, keys: Keys, monkeypatch: pytest.MonkeyPatch
+    gateway: Served, serve: Serve, keys: ApiKeyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(auth, "KNOWN_FOR_S", 0.1)
+    monkeypatch.setattr(auth, "CACHE_S", 0.1)
     made = (await gateway.client.post("/recaption", json={"prompt": "A fox"}, headers={"Prefer": "wait=0"})).json()
     key, text = await keys.add("only", UNLIMITED)
 
@@ -126,7 +126,7 @@ async def test_a_key_closes_a_running_service_and_revoking_it_opens_nothing(
             assert code(await again.client.get("/captions", headers=headers)) == (401, "unauthorized")
 
 
-async def test_only_a_hash_is_kept(keys: Keys, text: str, gateway: Served, store: Store) -> None:
+async def test_only_a_hash_is_kept(keys: ApiKeyStore, text: str, gateway: Served, store: Store) -> None:
     assert (await gateway.client.get("/captions", headers=bearer(text))).status_code == 200
     secret = text.rpartition("_")[2]
     assert len(bytes.fromhex(secret)) == 32
@@ -135,7 +135,7 @@ async def test_only_a_hash_is_kept(keys: Keys, text: str, gateway: Served, store
         kind = await store.redis.type(name)
         assert kind != "string" or secret not in await store.redis.get(name)
     (key,) = await keys.all()
-    assert key.opens_with(text) and not key.opens_with(text.upper())
+    assert key.accepts(text) and not key.accepts(text.upper())
 
 
 async def test_a_key_is_asked_for_before_the_body(text: str, gateway: Served, store: Store) -> None:
@@ -167,14 +167,14 @@ async def test_without_redis_nobody_gets_in(gateway: Served, text: str, monkeypa
     async def gone(*_: object) -> None:
         raise RedisConnectionError("gone")
 
-    monkeypatch.setattr(Keys, "ever_made", gone)
+    monkeypatch.setattr(ApiKeyStore, "any_created", gone)
     for headers in ({}, bearer(text)):
         assert code(await gateway.client.get("/captions", headers=headers)) == (503, "queue_unavailable")
     assert (await gateway.client.get("/healthz")).status_code == 200
 
 
 @pytest.fixture
-async def two(keys: Keys, gateway: Served) -> AsyncIterator[tuple[httpx.AsyncClient, httpx.AsyncClient, Key]]:
+async def two(keys: ApiKeyStore, gateway: Served) -> AsyncIterator[tuple[httpx.AsyncClient, httpx.AsyncClient, ApiKey]]:
     """Clients of two keys, and the first one's entry."""
     (mine, my_text), (_, other_text) = await keys.add("mine", UNLIMITED), await keys.add("other", UNLIMITED)
     async with (
@@ -185,7 +185,7 @@ async def two(keys: Keys, gateway: Served) -> AsyncIterator[tuple[httpx.AsyncCli
 
 
 async def test_another_keys_job_is_not_there(
-    two: tuple[httpx.AsyncClient, httpx.AsyncClient, Key],
+    two: tuple[httpx.AsyncClient, httpx.AsyncClient, ApiKey],
     gateway: Served,
     store: Store,
     worker: ScriptedWorker,
@@ -227,7 +227,7 @@ async def test_another_keys_job_is_not_there(
     assert await store.redis.keys("sharecap:jobs*") == []
 
 
-async def test_each_key_lists_its_own(two: tuple[httpx.AsyncClient, httpx.AsyncClient, Key]) -> None:
+async def test_each_key_lists_its_own(two: tuple[httpx.AsyncClient, httpx.AsyncClient, ApiKey]) -> None:
     made: dict[int, list[str]] = {0: [], 1: []}
     for turn in (0, 1, 0, 0, 1):
         answer = await two[turn].post("/recaption", json={"prompt": "A fox"}, headers={"Prefer": "wait=0"})
@@ -238,7 +238,7 @@ async def test_each_key_lists_its_own(two: tuple[httpx.AsyncClient, httpx.AsyncC
         assert [job["id"] for job in page["jobs"] + rest["jobs"]] == ids
 
 
-async def test_an_exposed_service_never_stands_open(keys: Keys, text: str, serve: Serve, store: Store) -> None:
+async def test_an_exposed_service_never_stands_open(keys: ApiKeyStore, text: str, serve: Serve, store: Store) -> None:
     """Not even where Redis has lost its keys."""
     async with serve(host="0.0.0.0") as gateway:
         assert (await gateway.client.get("/captions", headers=bearer(text))).status_code == 200
@@ -246,7 +246,7 @@ async def test_an_exposed_service_never_stands_open(keys: Keys, text: str, serve
         assert code(await gateway.client.get("/captions")) == (401, "unauthorized")
 
 
-async def test_an_exposed_service_starts_only_with_a_key(redis_url: str, keys: Keys, tmp_path: Path) -> None:
+async def test_an_exposed_service_starts_only_with_a_key(redis_url: str, keys: ApiKeyStore, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("0.0.0.0", 0))
         port = str(free.getsockname()[1])

@@ -1,4 +1,4 @@
-"""Limits of a key: refused with 429 and when to come again, counted for all gateways together."""
+"""RateLimits of a key: refused with 429 and when to come again, counted for all gateways together."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -7,10 +7,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+from service.access.api_keys import ApiKey, KeyLimits, ApiKeyStore
 
 from service.access import rate_limits as limits
-from service.access.keys import Key, KeyLimits, Keys
-from service.access.rate_limits import Limits
+from service.access.rate_limits import RateLimits
 from service.contract.errors import RateLimited
 from service.contract.store.store import Store
 from tests.service.scripted import ScriptedWorker, Serve, Served, eventually, recaption_events
@@ -24,8 +24,8 @@ NONE: dict[str, int | None] = {
 NO_WAIT = {"Prefer": "wait=0"}
 
 
-async def key_with(store: Store, **some: int) -> tuple[Key, str]:
-    return await Keys(store.redis).add("limited", KeyLimits(**{**NONE, **some}))
+async def key_with(store: Store, **some: int) -> tuple[ApiKey, str]:
+    return await ApiKeyStore(store.redis).add("limited", KeyLimits(**{**NONE, **some}))
 
 
 @asynccontextmanager
@@ -63,16 +63,16 @@ async def test_requests(serve: Serve, store: Store, monkeypatch: pytest.MonkeyPa
 
 async def test_requests_come_back(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "MINUTE_MS", 1000)
-    (key, _), limited = await key_with(store, requests_per_minute=4), Limits(store.redis)
+    (key, _), limited = await key_with(store, requests_per_minute=4), RateLimits(store.redis)
     for _ in range(4):
-        await limited.request(key)
+        await limited.count_request(key)
     with pytest.raises(RateLimited) as error:
-        await limited.request(key)
+        await limited.count_request(key)
     assert error.value.retry_after_s == 1
     await asyncio.sleep(0.3)
-    await limited.request(key)
+    await limited.count_request(key)
     with pytest.raises(RateLimited):
-        await limited.request(key)
+        await limited.count_request(key)
 
 
 async def test_unfinished_jobs(gateway: Served, store: Store, worker: ScriptedWorker, clip: Path) -> None:
@@ -87,7 +87,7 @@ async def test_unfinished_jobs(gateway: Served, store: Store, worker: ScriptedWo
         assert (await recaption(client)).status_code == 202, "one has ended"
         refused(await recaption(client))
         await client.post(f"/captions/{made[1]}/cancel")
-        key = {"Idempotency-Key": "k"}
+        key = {"Idempotency-ApiKey": "k"}
         first = await recaption(client, **key)
         assert first.status_code == 202, "one was cancelled"
         again = await recaption(client, **key)
@@ -119,7 +119,7 @@ async def first_line_without_a_body(gateway: Served, text: str) -> bytes:
     return line
 
 
-async def spent(store: Store, key: Key) -> float:
+async def spent(store: Store, key: ApiKey) -> float:
     """Return how many of the key's bytes are spent now."""
     back_ms = await store.redis.get(f"sharecap:spent:{key.id}:bytes")
     seconds, micros = await store.redis.time()
@@ -215,16 +215,16 @@ async def test_streams_of_a_killed_gateway_are_forgotten_and_those_of_a_living_o
     monkeypatch.setattr(limits, "STREAM_TTL_MS", 400)
     monkeypatch.setattr(limits, "RENEW_EVERY_S", 0.1)
     key, _ = await key_with(store, streams=2)
-    killed, living = Limits(store.redis), Limits(store.redis)
-    renewing = asyncio.create_task(living.keep_streams())
+    killed, living = RateLimits(store.redis), RateLimits(store.redis)
+    renewing = asyncio.create_task(living.renew_streams())
     async with AsyncExitStack() as stack:
         for gateway in (killed, living):
-            await stack.enter_async_context(gateway.stream(key))
+            await stack.enter_async_context(gateway.count_stream(key))
         with pytest.raises(RateLimited):
-            await stack.enter_async_context(living.stream(key))
+            await stack.enter_async_context(living.count_stream(key))
         await asyncio.sleep(0.6)
-        await stack.enter_async_context(living.stream(key))
+        await stack.enter_async_context(living.count_stream(key))
         with pytest.raises(RateLimited):
-            await stack.enter_async_context(living.stream(key))
+            await stack.enter_async_context(living.count_stream(key))
     renewing.cancel()
     assert await store.redis.zcard(f"sharecap:streams:{key.id}") == 0

@@ -11,9 +11,10 @@ from typing import Any
 
 import httpx
 import pytest
+from service.access.api_keys import KeyLimits, ApiKeyStore
 
-from service.access.keys import KeyLimits, Keys
-from service.contract.store.store import JOBS, Store
+from service.contract.store.keys import JOBS
+from service.contract.store.store import Store
 from service.local.up import free_port
 from tests.service.scripted import ScriptedWorker, Serve, Served, recaption_events, video_events
 from tests.service.test_process import environment
@@ -94,7 +95,7 @@ async def test_a_key_in_quotes_is_the_same(gateway: Served) -> None:
 
 
 async def test_each_api_key_has_its_own(gateway: Served, store: Store) -> None:
-    keys = Keys(store.redis)
+    keys = ApiKeyStore(store.redis)
     made = set()
     for name in ("a", "b"):
         _, text = await keys.add(name, KeyLimits())

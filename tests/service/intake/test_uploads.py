@@ -17,7 +17,9 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from service.contract.jobs import JobKind, Record
-from service.contract.store.store import JOBS, Store
+from service.contract.store.keys import JOBS
+from service.contract.store.store import Store
+from service.contract.store.wakeups import TASK
 from service.intake.uploads import plain_name
 from tests.service.scripted import ScriptedWorker, Serve, Served, eventually, video_events
 
@@ -67,7 +69,7 @@ async def test_the_wake_up_carries_only_the_id(gateway: Served, store: Store, cl
     assert rq_id.startswith(f"{job_id}-")
     with Redis.from_url(gateway.settings.redis_url) as raw:
         fields = raw.hgetall(f"rq:job:{rq_id}")
-    assert json.loads(zlib.decompress(fields[b"data"])) == ["workers.tasks.run_job", None, [job_id], {}]
+    assert json.loads(zlib.decompress(fields[b"data"])) == [TASK, None, [job_id], {}]
     assert (fields[b"timeout"], fields[b"result_ttl"]) == (b"-1", b"0")
 
 
@@ -78,9 +80,9 @@ async def test_two_posts_are_two_jobs(gateway: Served, clip: Path) -> None:
 
 
 UNFIT = [
-    ({"intervall_s": "1"}, "intervall_s: no such option; is interval_s meant?"),
-    ({"webhook": "x"}, "webhook: no such option"),
-    ({"url": "http://example.com/a.mp4"}, "url: no such option"),
+    ({"intervall_s": "1"}, "intervall_s: unknown option; did you mean interval_s?"),
+    ({"webhook": "x"}, "webhook: unknown option"),
+    ({"url": "http://example.com/a.mp4"}, "url: unknown option"),
     ({"interval_s": "0.01"}, "interval_s: Input should be greater than or equal to 0.1"),
     ({"interval_s": "inf"}, "interval_s"),
     ({"interval_s": "soon"}, "interval_s"),
@@ -94,7 +96,7 @@ UNFIT = [
     ({"max_keyframes": "2001"}, "max_keyframes: at most 2000"),
     ({"metadata": "[1]"}, "metadata"),
     ({"metadata": '{"a": 1}'}, "metadata.a"),
-    ({"metadata": '{"a": "b"'}, "metadata: this is not JSON"),
+    ({"metadata": '{"a": "b"'}, "metadata: not valid JSON"),
     ({"metadata": '{"a": "1", "a": "2"}'}, "a: given more than once"),
     ({"metadata": json.dumps({str(n): "" for n in range(17)})}, "metadata"),
     ({"metadata": json.dumps({"a": "b" * 513})}, "metadata.a"),

@@ -7,7 +7,9 @@ import pytest
 
 from service.contract.events import Started
 from service.contract.storage.local import keyframe_path
-from service.contract.store.store import CancelRequested, Fenced, Store, job_key
+from service.contract.store.keys import job_key
+from service.contract.store.leases import CancelRequested, Fenced
+from service.contract.store.store import Store
 from tests.service.scripted import ScriptedWorker, Served, video_events
 
 UNKNOWN = "cap_" + "0" * 32

@@ -14,7 +14,7 @@ from tests.conftest import MakeClip
 from tests.fake_captioner import FakeCaptioner
 from tests.service.scripted import ScriptedWorker, Served
 from tests.workers.conftest import Bench
-from workers.prompts import trained_texts as prompts
+from workers.prompts.trained import TRAINED_PROMPTS as prompts
 
 NO_WAIT = {"Prefer": "wait=0"}
 

@@ -98,7 +98,7 @@ async def test_unfit_bodies(gateway: Served, store: Store) -> None:
         ({"prompt": 3}, "prompt: "),
         ({"prompt": "x", "seed": "3"}, "seed: "),
         ({"prompt": "x", "max_tokens": True}, "max_tokens: "),
-        ({"prompt": "x", "mode": "fast"}, "mode: no such option"),
+        ({"prompt": "x", "mode": "fast"}, "mode: unknown option"),
         ({"prompt": "x", "stream": "yes"}, "stream: "),
         ({"prompt": "x", "metadata": None}, "metadata: "),
         ([], "body: "),

@@ -1,0 +1,45 @@
+"""Who may read, cancel and delete a job: only the API key that created it.
+
+A job created without a key belongs to nobody. It is accessible while the service is open, and to no key afterwards.
+"""
+
+import re
+
+from service.access.api_keys import ApiKey
+from service.contract.errors import NotFound
+from service.contract.jobs import JOB_ID_PATTERN, JobState, JobStatus
+from service.contract.store.store import Store
+
+_JOB_ID = re.compile(JOB_ID_PATTERN)
+
+
+def owner_of(key: ApiKey | None) -> str | None:
+    """Return the owner that is recorded in jobs created with this key."""
+    return key.id if key else None
+
+
+async def check_job_access(store: Store, key: ApiKey | None, job_id: str) -> JobStatus:
+    """Return the job's status if the caller may access the job.
+
+    Raises NotFound if the job does not exist or belongs to another key; the answer is the same in both cases.
+    """
+    row = await store.owner_and_status(job_id) if _JOB_ID.fullmatch(job_id) else None
+    if row is None:
+        raise _not_found()
+    owner, status = row
+    if owner != owner_of(key):
+        raise _not_found()
+    return status
+
+
+async def load_job(store: Store, key: ApiKey | None, job_id: str) -> JobState:
+    """Return the job's current state if the caller may access the job. Raises NotFound like `check_job_access`."""
+    await check_job_access(store, key, job_id)
+    job = await store.job(job_id)
+    if job is None:
+        raise _not_found()
+    return job
+
+
+def _not_found() -> NotFound:
+    return NotFound("There is no such job.")
