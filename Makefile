@@ -1,4 +1,4 @@
-# Everything here sets up what it needs: a virtual environment in .venv, made once and again when requirements change.
+# Every target sets up what it needs: the virtual environment in .venv is made again when requirements change.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -7,17 +7,17 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.sharecap
-# The first Python that is new enough; `make PYTHON=…` chooses another.
+# The first Python that is new enough; `make PYTHON=…` selects another one.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-# Without bytecode on the disk, each start of the engine compiles vLLM anew: seconds, many times over in the tests.
+# Without bytecode files, every start of the engine compiles vLLM's modules again, which takes seconds in many tests.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo serve test soak check clean
+.PHONY: help setup demo serve test test-other-pythons soak check clean
 
-help: ## what there is
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 14
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 25
 
 setup: $(STAMP) ## make the virtual environment .venv
 
@@ -33,8 +33,11 @@ demo: $(STAMP) ## start everything, caption a sample clip, recaption a prompt, s
 serve: $(STAMP) ## run everything on this machine until Ctrl-C
 	@$(BIN)/sharecap up
 
-test: $(STAMP) ## all tests that need neither a GPU nor the internet
+test: $(STAMP) test-other-pythons ## run all tests that need neither a GPU nor the internet
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+test-other-pythons: ## run the tests of client and gateway on Python 3.11, 3.12 and 3.13, if installed
+	@requirements/test-other-pythons.sh
 
 soak: export SOAK = 1
 soak: export SOAK_JOBS ?= 200
@@ -44,14 +47,14 @@ soak: export SOAK_LEASE_S ?= 10
 soak: export SOAK_RECOVERY_S ?= 15
 soak: export SOAK_GOOD ?= 20
 soak: export SOAK_EVERY_STEP ?= 1
-soak: $(STAMP) ## the fault tests at their full size: some minutes of killing processes at random
+soak: $(STAMP) ## run the fault tests at full size: kill processes at random for some minutes
 	@$(BIN)/python -m pytest tests/soak tests/hostile tests/service/streaming/test_streams.py -s --timeout 3600
 
-check: $(STAMP) ## style, types, and what the gateway may import
+check: $(STAMP) ## check style, types and the import rules
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@$(BIN)/python -m pytest tests/service/test_process.py -k imports_nothing_heavy
+	@$(BIN)/python -m pytest tests/test_layout.py tests/service/test_process.py -k "layout or imports"
 
-clean: ## remove the virtual environment and all caches
-	@rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+clean: ## remove the virtual environments and all caches
+	@rm -rf $(VENV) $(VENV)-* build *.egg-info client/build client/*.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,8 +1,8 @@
 #!/bin/sh
 # Install the packages of cpu.txt and this repository into a virtual environment:  install.sh .venv
 #
-# torch comes first, by itself: the CPU build is looked for where pip is set up to look, and else on PyTorch's own
-# index. The ordinary build would do on no GPU as well, but is several gigabytes larger.
+# torch is installed first: its CPU build comes from the package index that pip is configured for or, if that does not
+# have it, from PyTorch's own index. The default build also runs without a GPU, but is several gigabytes larger.
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -14,9 +14,12 @@ $pip "$torch" 2>/dev/null || $pip --index-url https://download.pytorch.org/whl/c
 
 echo "sharecap: installing the packages of requirements/cpu.txt"
 $pip --requirement "$here/cpu.txt"
-# the name that the vllm command looks for; built from a copy, which keeps this directory clean
+# Package metadata named "vllm", which the vllm command needs. It is built from a copy to keep this directory clean.
 name=$(mktemp -d)
 trap 'rm -rf "$name"' EXIT
 cp "$here/vllm-name/pyproject.toml" "$name"
 $pip --no-build-isolation "$name"
-$pip --no-build-isolation --editable "$here/.." --editable "$here/../client"
+# The server packages come first: in earlier versions they contained the `sharecap` script. Upgrading such an installation
+# removes the script, and installing the client creates it again.
+$pip --no-build-isolation --editable "$here/.."
+$pip --no-build-isolation --editable "$here/../client"

@@ -69,6 +69,7 @@ class Differential(EventBase):
     keyframe: int
     time_s: float
     text: str
+    finish_reason: str | None = None
 
 
 class Caption(EventBase):
@@ -76,6 +77,7 @@ class Caption(EventBase):
 
     type: Literal["caption"] = "caption"
     text: str
+    finish_reason: str | None = None
     keyframes_seen: int | None = None
 
 

@@ -42,11 +42,15 @@ class Keyframe(BaseModel):
 
 
 class DifferentialCaption(BaseModel):
-    """What changed between the previous keyframe and this one; the first one of a shot describes its first frame."""
+    """What changed since the previous keyframe; the first of a shot describes its first frame.
+
+    `finish_reason` is "stop", or "length" if the text was cut off at the token limit.
+    """
 
     keyframe: int
     time_s: float
     text: str
+    finish_reason: str | None = None
 
 
 class ErrorInfo(BaseModel):
@@ -96,6 +100,7 @@ class Job(BaseModel):
     differentials: list[DifferentialCaption] = []
     keyframes_seen: int | None = None
     caption: str | None = None
+    finish_reason: str | None = None
     error: ErrorInfo | None = None
     usage: Usage | None = None
     timings_s: Timings | None = None

@@ -1,6 +1,7 @@
-"""The command itself: what it prints, how it ends. What fails does so in one line, without a traceback."""
+"""The `sharecap` command: output and exit status. Expected errors are one line without a traceback."""
 
 import fcntl
+import importlib.util
 import subprocess
 import sys
 import tomllib
@@ -12,49 +13,54 @@ import pytest
 from sharecap_client.cli import app as cli
 from sharecap_client.cli import run as cli_run
 
-from service.local.up import CannotStart, UpSettings, free_port, running
+from service.local.up import CannotStart, UpSettings, free_port, local_service
 
 ROOT = Path(__file__).parents[2]
+needs_engine = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 
 
 @dataclass
-class Ended:
+class Result:
+    """Exit status and output of a command."""
+
     status: int
     out: str
     err: str
 
 
-Sharecap = Callable[..., Ended]
+Sharecap = Callable[..., Result]
 
 
 @pytest.fixture
 def sharecap(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Sharecap:
-    """Runs the command in this process, with nothing set from outside."""
+    """A function that runs the command in this process, without environment variables from outside."""
     for name in ("MODEL", "HOST", "PORT", "DATA_DIR", "REDIS_URL", "SHARECAP_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(ROOT)
 
-    def run(*arguments: str) -> Ended:
+    def run(*arguments: str) -> Result:
         monkeypatch.setattr(sys, "argv", ["sharecap", *arguments])
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(SystemExit) as exited:
             cli.main()
-        code = ended.value.code
+        code = exited.value.code
         assert isinstance(code, int | None)
-        told = capsys.readouterr()
-        return Ended(code or 0, told.out, told.err)
+        captured = capsys.readouterr()
+        return Result(code or 0, captured.out, captured.err)
 
     return run
 
 
 def test_version() -> None:
-    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    projects = [tomllib.loads((ROOT / name / "pyproject.toml").read_text())["project"] for name in (".", "client")]
+    (declared,) = {project["version"] for project in projects}
+    assert f"sharecap-client=={declared}" in projects[0]["dependencies"]
     command = [sys.executable, "-m", "sharecap_client.cli", "--version"]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == f"sharecap {declared}\n"
 
 
-def test_help_names_every_command(sharecap: Sharecap) -> None:
+def test_help_lists_all_commands(sharecap: Sharecap) -> None:
     text = sharecap("--help").out
-    for command in ("up", "serve", "worker", "caption", "recaption", "generate", "demo"):
+    for command in ("up", "serve", "worker", "caption", "recaption", "generate", "demo", "health", "keys"):
         assert command in text
 
 
@@ -71,49 +77,50 @@ def test_help_names_every_command(sharecap: Sharecap) -> None:
         (("demo", "--model", "/no/such/model"), "no model in /no/such/model"),
     ],
 )
-def test_what_cannot_work_is_one_line_and_status_1(sharecap: Sharecap, arguments: tuple[str, ...], words: str) -> None:
-    ended = sharecap(*arguments)
-    assert ended.status == 1
-    assert ended.err.startswith(f"error: {words}")
-    assert ended.err.count("\n") == 1
+def test_an_expected_error_is_one_line_and_status_1(sharecap: Sharecap, arguments: tuple[str, ...], words: str) -> None:
+    result = sharecap(*arguments)
+    assert result.status == 1
+    assert result.err.startswith(f"error: {words}")
+    assert result.err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
     "arguments", [("caption",), ("caption", "x", "--mode", "slow"), ("up", "--port", "0"), ("nonsense",)]
 )
-def test_wrong_use_is_status_2(sharecap: Sharecap, arguments: tuple[str, ...]) -> None:
-    ended = sharecap(*arguments)
-    assert ended.status == 2
-    assert "Traceback" not in ended.err
+def test_a_usage_error_is_status_2(sharecap: Sharecap, arguments: tuple[str, ...]) -> None:
+    result = sharecap(*arguments)
+    assert result.status == 2
+    assert "Traceback" not in result.err
 
 
-def test_an_unreachable_server_is_said_at_once(
+def test_an_unreachable_redis_is_reported_at_once(
     sharecap: Sharecap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:9/0")
-    ended = sharecap("up", "--data-dir", str(tmp_path), "--port", str(free_port()))
-    assert ended.status == 1
-    assert ended.err.startswith("error: the server of REDIS_URL does not answer")
+    result = sharecap("up", "--data-dir", str(tmp_path), "--port", str(free_port()))
+    assert result.status == 1
+    assert result.err.startswith("error: the server of REDIS_URL does not answer")
 
 
-async def test_a_data_directory_belongs_to_one(tmp_path: Path) -> None:
+async def test_a_data_directory_in_use_is_refused(tmp_path: Path) -> None:
     with (tmp_path / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(CannotStart, match="another sharecap runs on"):
-            async with running(UpSettings(tmp_path, free_port())):
+        with pytest.raises(CannotStart, match="another sharecap uses"):
+            async with local_service(UpSettings(tmp_path, free_port())):
                 pass
 
 
-def test_generate_hands_its_arguments_on(sharecap: Sharecap, monkeypatch: pytest.MonkeyPatch) -> None:
-    become: list[tuple[str, list[str]]] = []
+@needs_engine
+def test_generate_passes_its_arguments_on(sharecap: Sharecap, monkeypatch: pytest.MonkeyPatch) -> None:
+    executed: list[tuple[str, list[str]]] = []
 
     def execve(program: str, arguments: list[str], env: dict[str, str]) -> None:
-        become.append((program, arguments))
+        executed.append((program, arguments))
         raise SystemExit(0)
 
     monkeypatch.setattr(cli_run.os, "execve", execve)
     sharecap("generate", "--model", "DIR", "--help", "--json", "--unknown=1", "x")
-    wanted = [
+    expected = [
         sys.executable,
         "-P",
         "-m",
@@ -125,22 +132,32 @@ def test_generate_hands_its_arguments_on(sharecap: Sharecap, monkeypatch: pytest
         "--unknown=1",
         "x",
     ]
-    assert become == [(sys.executable, wanted)]
+    assert executed == [(sys.executable, expected)]
 
 
-def test_a_part_is_told_its_settings_by_its_environment(sharecap: Sharecap, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[tuple[list[str], dict[str, str]]] = []
+@needs_engine
+def test_serve_and_worker_pass_settings_in_the_environment(sharecap: Sharecap, monkeypatch: pytest.MonkeyPatch) -> None:
+    executed: list[tuple[list[str], dict[str, str]]] = []
 
     def execve(program: str, arguments: list[str], env: dict[str, str]) -> None:
-        told.append((arguments[1:], env))
+        executed.append((arguments[1:], env))
         raise SystemExit(0)
 
     monkeypatch.setattr(cli_run.os, "execve", execve)
     sharecap("serve", "--port", "8123", "--redis-url", "redis://r/0", "--data-dir", "d")
     sharecap("worker", "--model", "m/n")
-    (gateway, gateway_env), (worker, worker_env) = told
+    (gateway, gateway_env), (worker, worker_env) = executed
     assert gateway == ["-P", "-m", "service"]
     assert worker == ["-P", "-m", "workers.main"]
     assert [gateway_env[name] for name in ("PORT", "REDIS_URL", "DATA_DIR")] == ["8123", "redis://r/0", str(ROOT / "d")]
     assert worker_env["MODEL"] == "m/n"
     assert "REDIS_URL" not in worker_env
+
+
+def test_a_missing_package_is_one_line(sharecap: Sharecap, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli_run.importlib.util, "find_spec", lambda name: None)
+    for command in ("worker", "generate", "vllm-args", "dedupe"):
+        result = sharecap(command)
+        assert result.status == 1
+        assert result.err.startswith("error: not installed: ") and "requirements/" in result.err
+        assert result.err.count("\n") == 1
