@@ -1,6 +1,6 @@
-"""The whole service as its users meet it: `sharecap up` with the demo model, over HTTP, with real videos.
+"""The whole service as users run it: `sharecap up` with the demo model, over HTTP, with real videos.
 
-One service for the file: the engine is the real one, and starting it is what takes the time.
+All tests of this module share one service, because starting the real engine takes most of the time.
 """
 
 import json
@@ -41,7 +41,7 @@ class Service:
         return str(answer.json()["id"])
 
     def events(self, job_id: str, after: int | None = None) -> list[tuple[int, str, dict[str, Any]]]:
-        """Follow the job to its last event."""
+        """Follow the job to its final event; return the id, type and data of each event."""
         headers = {} if after is None else {"Last-Event-ID": str(after)}
         with connect_sse(self.http, "GET", f"/captions/{job_id}/events", headers=headers) as source:
             return [(int(e.id), e.event, json.loads(e.data)) for e in source.iter_sse() if e.data]
@@ -64,7 +64,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         children = process.children(recursive=True)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
-        assert not psutil.wait_procs(children, timeout=5)[1], "a process was left behind"
+        assert not psutil.wait_procs(children, timeout=5)[1], "a process is still running"
     finally:
         if process.is_running():
             process.kill()
@@ -79,27 +79,27 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def check_structure(events: list[tuple[int, str, dict[str, Any]]], job: dict[str, Any]) -> None:
-    """What holds for every completed sliding job, whatever the words."""
-    assert [place for place, _, _ in events] == list(range(1, len(events) + 1))
-    kinds = [kind for _, kind, _ in events]
-    assert kinds[:2] == ["queued", "started"]
-    assert kinds[-2:] == ["caption", "completed"]
-    found = [keyframe for _, kind, data in events if kind == "keyframes" for keyframe in data["keyframes"]]
-    assert [keyframe["index"] for keyframe in found] == list(range(len(found)))
-    times = [keyframe["time_s"] for keyframe in found]
+    """Check what holds for every completed sliding job, regardless of its text."""
+    assert [seq for seq, _, _ in events] == list(range(1, len(events) + 1))
+    types = [type_ for _, type_, _ in events]
+    assert types[:2] == ["queued", "started"]
+    assert types[-2:] == ["caption", "completed"]
+    keyframes = [keyframe for _, type_, data in events if type_ == "keyframes" for keyframe in data["keyframes"]]
+    assert [keyframe["index"] for keyframe in keyframes] == list(range(len(keyframes)))
+    times = [keyframe["time_s"] for keyframe in keyframes]
     assert times[0] < 0.1
     assert times == sorted(set(times))
     assert times[-1] <= job["source"]["duration_s"]
-    told = [data for _, kind, data in events if kind == "differential"]
-    assert [(d["keyframe"], d["time_s"]) for d in told] == list(enumerate(times))
-    assert job["keyframes"] == found
-    assert job["differentials"] == told
+    differentials = [data for _, type_, data in events if type_ == "differential"]
+    assert [(d["keyframe"], d["time_s"]) for d in differentials] == list(enumerate(times))
+    assert job["keyframes"] == keyframes
+    assert job["differentials"] == differentials
     assert job["caption"] == events[-2][2]["text"]
     assert job["status"] == "completed"
     assert job["usage"]["prompt_tokens"] > job["usage"]["image_tokens"] > 0
-    for keyframe, data in enumerate(told):
-        deltas = [d["text"] for _, kind, d in events if kind == "delta" and d.get("keyframe") == keyframe]
-        assert "".join(deltas) == data["text"]
+    for keyframe, differential in enumerate(differentials):
+        deltas = [d["text"] for _, type_, d in events if type_ == "delta" and d.get("keyframe") == keyframe]
+        assert "".join(deltas) == differential["text"]
 
 
 def sentences(text: str) -> list[str]:
@@ -107,28 +107,28 @@ def sentences(text: str) -> list[str]:
 
 
 def changes_in(texts: list[str]) -> list[str | None]:
-    """What the texts say that changed, but for those that say that nothing did."""
+    """Return the change that each text describes; texts that describe no change are left out."""
     return [change for change in map(language.read_change, texts) if change != "none"]
 
 
-def test_the_sample_clip_is_told_truly(service: Service, sample: Path) -> None:
+def test_sample_clip_is_captioned_correctly(service: Service, sample: Path) -> None:
     job_id = service.submit(sample, metadata='{"set": "demo"}')
     events = service.events(job_id)
     job = service.job(job_id)
     check_structure(events, job)
     assert job["metadata"] == {"set": "demo"}
     scene = scenes.sample_clip()
-    told = [d["text"] for d in job["differentials"]]
-    assert language.read_thing(told[0]) == (scene.states[0].shape, scene.states[0].colour)
-    assert changes_in(told[1:]) == list(scene.changes)
+    texts = [d["text"] for d in job["differentials"]]
+    assert language.read_thing(texts[0]) == (scene.states[0].shape, scene.states[0].colour)
+    assert changes_in(texts[1:]) == list(scene.changes)
     assert changes_in(sentences(job["caption"])[1:]) == list(scene.changes)
     image = service.http.get(job["keyframes"][0]["image"])
     assert image.headers["content-type"] == "image/jpeg"
     assert image.content[:2] == b"\xff\xd8"
-    assert not list((service.data_dir / "uploads").iterdir()), "the upload is not needed any more"
+    assert not list((service.data_dir / "uploads").iterdir()), "the upload is deleted once it is not needed"
 
 
-def test_a_stream_goes_on_where_it_was_cut(service: Service, sample: Path) -> None:
+def test_stream_resumes_after_the_last_received_event(service: Service, sample: Path) -> None:
     job_id = service.submit(sample)
     with connect_sse(service.http, "GET", f"/captions/{job_id}/events") as source:
         stream = (e for e in source.iter_sse() if e.data)
@@ -141,8 +141,8 @@ def test_a_stream_goes_on_where_it_was_cut(service: Service, sample: Path) -> No
 
 
 @pytest.mark.parametrize("keyframes", ["semantic", "interval"])
-def test_real_videos_go_through(service: Service, videos: list[Path], keyframes: str) -> None:
-    """The demo model's words about them mean nothing; times, events and structure must be right."""
+def test_real_videos_are_captioned(service: Service, videos: list[Path], keyframes: str) -> None:
+    """The demo model's text about real videos is meaningless; times, events and structure must be correct."""
     ids = [service.submit(video, keyframes=keyframes) for video in videos]
     with ThreadPoolExecutor(len(ids)) as pool:
         streams = list(pool.map(service.events, ids))
@@ -150,11 +150,11 @@ def test_real_videos_go_through(service: Service, videos: list[Path], keyframes:
         job = service.job(job_id)
         check_structure(events, job)
         if keyframes == "interval":
-            between = [k["time_s"] for k in job["keyframes"][:-1]]
-            assert between == pytest.approx([2.0 * k for k in range(len(between))], abs=0.05)
+            times = [k["time_s"] for k in job["keyframes"][:-1]]
+            assert times == pytest.approx([2.0 * k for k in range(len(times))], abs=0.05)
 
 
-def test_fast_mode_is_one_caption(service: Service, sample: Path) -> None:
+def test_fast_mode_returns_one_caption(service: Service, sample: Path) -> None:
     job_id = service.submit(sample, mode="fast", keyframes="interval")
     events = service.events(job_id)
     job = service.job(job_id)
@@ -173,15 +173,15 @@ def test_recaption_waits_and_streams(service: Service) -> None:
     assert changes_in(sentences(caption)[1:]) == ["right", "colour"]
     with connect_sse(service.http, "POST", "/recaption", json={"prompt": prompt, "stream": True}) as source:
         events = [(e.event, json.loads(e.data)) for e in source.iter_sse() if e.data]
-    assert "".join(data["text"] for kind, data in events if kind == "delta") == caption
+    assert "".join(data["text"] for type_, data in events if type_ == "delta") == caption
     assert events[-1][0] == "completed"
 
 
 def test_decoding_options_reach_the_model(service: Service) -> None:
     def recaption(**options: object) -> dict[str, Any]:
-        # what the model was not trained on, so that it is not sure of its words
-        order = {"prompt": "an old dog sings in the rain of may", "max_tokens": 32} | options
-        answer = service.http.post("/recaption", json=order)
+        # text unlike the training data, so that the model is uncertain about each token
+        body = {"prompt": "an old dog sings in the rain of may", "max_tokens": 32} | options
+        answer = service.http.post("/recaption", json=body)
         assert answer.status_code == 200, answer.text
         job: dict[str, Any] = answer.json()
         return job
@@ -191,8 +191,8 @@ def test_decoding_options_reach_the_model(service: Service) -> None:
     assert greedy["timings_s"]["queued"] >= 0 and greedy["timings_s"]["captioning"] > 0
     assert greedy["usage"]["prompt_tokens"] > 10 and greedy["usage"]["image_tokens"] == 0
     sampled = [recaption(temperature=2.0, seed=seed)["caption"] for seed in (1, 1, 2, 3, 4)]
-    assert sampled[0] == sampled[1], "the same seed gives the same text"
-    assert len({greedy["caption"], *sampled}) > 2, "and another one another text"
+    assert sampled[0] == sampled[1], "the same seed must give the same text"
+    assert len({greedy["caption"], *sampled}) > 2, "other seeds must give other texts"
     assert recaption(num_beams=3)["caption"]
     short = recaption(max_tokens=3)
     assert short["usage"]["completion_tokens"] == 3
@@ -201,8 +201,8 @@ def test_decoding_options_reach_the_model(service: Service) -> None:
     assert (late.status_code, late.json()["code"]) == (504, "deadline_exceeded")
 
 
-def test_shots_are_captioned_on_their_own(service: Service, sample: Path) -> None:
-    """Each change of the sample clip is a cut to the demo model's encoder."""
+def test_parallel_shots_are_captioned_separately(service: Service, sample: Path) -> None:
+    """The demo model's encoder sees each change of the sample clip as a cut."""
     job_id = service.submit(sample, parallel="true")
     events = service.events(job_id)
     job = service.job(job_id)
@@ -211,10 +211,10 @@ def test_shots_are_captioned_on_their_own(service: Service, sample: Path) -> Non
     assert shots == sorted(shots) and shots[-1] >= 2
     assert [d["keyframe"] for d in job["differentials"]] == list(range(len(shots)))
     second = shots.index(1)
-    assert language.read_thing(job["differentials"][second]["text"]) == ("star", "red"), "described afresh"
+    assert language.read_thing(job["differentials"][second]["text"]) == ("star", "red"), "described anew"
 
 
-def test_a_clip_is_captioned_from_what_is_stored(service: Service, sample: Path) -> None:
+def test_clip_is_captioned_from_stored_differentials(service: Service, sample: Path) -> None:
     job_id = service.submit(sample)
     service.events(job_id)
     answer = service.http.post(f"/captions/{job_id}/clips", json={"start_s": 3.0, "end_s": 8.0})
@@ -232,7 +232,7 @@ def test_a_clip_is_captioned_from_what_is_stored(service: Service, sample: Path)
         (None, {"interval_s": "0"}, 422, "invalid_option"),
     ],
 )
-def test_bad_input_is_a_documented_error_and_leaves_nothing(
+def test_invalid_input_returns_a_documented_error_and_leaves_no_upload(
     service: Service, sample: Path, *, content: bytes | None, options: dict[str, str], status: int, code: str
 ) -> None:
     body = sample.read_bytes() if content is None else content
@@ -244,33 +244,34 @@ def test_bad_input_is_a_documented_error_and_leaves_nothing(
     assert not list((service.data_dir / "uploads").iterdir())
 
 
-def test_an_unknown_id_is_404(service: Service) -> None:
+def test_unknown_job_id_returns_404(service: Service) -> None:
     for path in ("/captions/cap_none", "/captions/cap_none/events"):
         answer = service.http.get(path)
         assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
 
 
-def test_the_command_captions_a_file(service: Service, sample: Path) -> None:
-    url = str(service.http.base_url)
-    command = [sys.executable, "-m", "sharecap_client.cli", "caption", str(sample), "--url", url]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=JOB_TIMEOUT_S, check=False)
-    assert shown.returncode == 0, shown.stderr
-    assert "red star" in shown.stdout
-    refused = subprocess.run(
-        [*command[:-3], str(ROOT / "LICENSE"), "--url", url], capture_output=True, text=True, timeout=60, check=False
-    )
+def test_caption_command_captions_a_file(service: Service, sample: Path) -> None:
+    def caption(path: Path) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "sharecap_client.cli", "caption", str(path)]
+        command += ["--url", str(service.http.base_url)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=JOB_TIMEOUT_S, check=False)
+
+    captioned = caption(sample)
+    assert captioned.returncode == 0, captioned.stderr
+    assert "red star" in captioned.stdout
+    refused = caption(ROOT / "LICENSE")
     assert refused.returncode == 1
     assert "not_a_video" in refused.stderr
 
 
 def worker_of(service: Service) -> psutil.Process:
-    """The worker's process, which RQ gives a title of its own."""
+    """Return the worker process, recognised by the process title that RQ sets."""
     (worker,) = (p for p in service.process.children() if p.cmdline() and p.cmdline()[0].startswith("rq:worker"))
     return worker
 
 
-def test_a_killed_worker_comes_back_and_the_job_goes_on(service: Service, sample: Path) -> None:
-    """The supervisor starts it again, and the next attempt goes on at the first missing keyframe."""
+def test_killed_worker_is_restarted_and_the_job_completes(service: Service, sample: Path) -> None:
+    """The supervisor restarts the worker, which then takes the queued job."""
     before = worker_of(service)
     before.kill()
     job_id = service.submit(sample)

@@ -1,4 +1,4 @@
-"""The gateway and the scripted worker of the service's tests."""
+"""The gateway and scripted worker fixtures of the service tests."""
 
 from tests.service.conftest import serve, worker
 

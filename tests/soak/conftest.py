@@ -1,8 +1,8 @@
-"""Real processes, real videos, and how much of it is told by the environment.
+"""Soak tests with real processes and real videos; environment variables set their size.
 
-`SOAK_JOBS`, `SOAK_WORKERS`, `SOAK_KILLS` (0: until all jobs have ended), `SOAK_LEASE_S`, `SOAK_RECOVERY_S` (the 99th
-percentile that is allowed), `SOAK_GOOD` (good videos beside the deadly ones), `SOAK_SEED`. By default it is little and
-quick, for every run of the tests, on a machine that may be busy; `make soak` asks for the whole.
+`SOAK_JOBS`, `SOAK_WORKERS`, `SOAK_KILLS` (0: until all jobs have ended), `SOAK_LEASE_S`, `SOAK_RECOVERY_S` (the
+allowed 99th percentile), `SOAK_GOOD` (good videos next to the deadly ones), `SOAK_SEED`. The defaults are small enough
+for every test run on a busy machine; `make soak` runs the full size.
 """
 
 import os
@@ -17,11 +17,11 @@ from tests.soak.cluster import Cluster
 
 SECONDS = 5
 KEYFRAMES = 6
-"""What `interval_s=1` finds in so many seconds: one a second, and the last frame."""
+"""The keyframes of such a video with `interval_s=1`: one per second, and the last frame."""
 
 
 @dataclass(frozen=True)
-class Extent:
+class SoakSize:
     jobs: int = int(os.environ.get("SOAK_JOBS", "6"))
     workers: int = int(os.environ.get("SOAK_WORKERS", "2"))
     lease_s: float = float(os.environ.get("SOAK_LEASE_S", "2"))
@@ -32,19 +32,19 @@ class Extent:
 
 
 @pytest.fixture(scope="session")
-def extent() -> Extent:
-    return Extent()
+def size() -> SoakSize:
+    return SoakSize()
 
 
 @pytest.fixture
 def video(tmp_path: Path, make_clip: MakeClip) -> Path:
-    """A real video with `KEYFRAMES` keyframes at one a second."""
+    """A real video with `KEYFRAMES` keyframes at one per second."""
     return make_clip(tmp_path / "video.mp4", seconds=SECONDS)
 
 
 @pytest.fixture
 async def start(tmp_path: Path) -> AsyncIterator[Callable[..., Cluster]]:
-    """`await start(workers=2, lease_s=…)`: a running service; its end is seen to."""
+    """`await start(workers=2, lease_s=…)` starts a service, which is stopped after the test."""
     clusters: list[Cluster] = []
 
     async def starting(workers: int, *, gateway: bool = False, **values: object) -> Cluster:

@@ -1,4 +1,4 @@
-"""The real decode child, but for files that end it: those whose last bytes are `worker.DEADLY_BOX`."""
+"""The real decode child, except that it crashes on files whose last bytes are `worker.DEADLY_BOX`."""
 
 import json
 import os

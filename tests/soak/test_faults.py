@@ -1,4 +1,4 @@
-"""One kind of fault at a time: frozen workers, deadly videos, a Valkey that dies, everything restarted under load."""
+"""One kind of fault per test: frozen workers, deadly videos, a killed Valkey, rolling restarts under load."""
 
 import asyncio
 import os
@@ -9,109 +9,108 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from service.contract.store.store import LEASES, REWAKE_AFTER_S
+from service.contract.store.keys import LEASES
+from service.contract.store.leases import REWAKE_AFTER_S
 from tests.soak.cluster import Cluster
-from tests.soak.conftest import KEYFRAMES, Extent
-from tests.soak.history import check, read
+from tests.soak.conftest import KEYFRAMES, SoakSize
+from tests.soak.history import check, read_histories
 from tests.soak.worker import DEADLY_BOX, DEADLY_SEED
 
 OPTIONS: dict[str, Any] = {"keyframes": "interval", "interval_s": "1"}
-BACK_WITHIN_S = 10.0
+RESUME_WITHIN_S = 10.0
 
 
-async def begun(cluster: Cluster, job_id: str, differentials: int = 1) -> None:
-    """Wait until the job has so many differentials."""
+async def until_captioning(cluster: Cluster, job_id: str, differentials: int = 1) -> None:
+    """Wait until the job has at least this many differentials."""
     async with asyncio.timeout(60):
         while len((await cluster.store.job(job_id)).differentials) < differentials:  # type: ignore[union-attr]
             await asyncio.sleep(0.02)
 
 
-async def test_a_worker_frozen_past_its_lease_writes_nothing(start: Callable[..., Any], video: Path) -> None:
+async def test_worker_frozen_past_its_lease_writes_nothing(start: Callable[..., Any], video: Path) -> None:
     cluster = await start(1, word_s=0.2)
     job_id = await cluster.add(video, **OPTIONS)
-    await begun(cluster, job_id)
+    await until_captioning(cluster, job_id)
     [frozen] = cluster.workers
     os.kill(frozen.pid, signal.SIGSTOP)
     await asyncio.sleep(cluster.lease_s + 0.5)
     await cluster.start_workers(1)
     await cluster.until_ended([job_id], 60)
-    stories = await read(cluster.store, {job_id: KEYFRAMES})
+    histories = await read_histories(cluster.store, {job_id: KEYFRAMES})
     os.kill(frozen.pid, signal.SIGCONT)
     await asyncio.sleep(cluster.lease_s)
-    assert (await read(cluster.store, {job_id: KEYFRAMES}))[0].events == stories[0].events
-    check(stories)
-    assert stories[0].last == "completed" and stories[0].attempts == 2
-    assert await cluster.end_worker(frozen) == 0, "it lives on, and stops when it is told to"
+    assert (await read_histories(cluster.store, {job_id: KEYFRAMES}))[0].events == histories[0].events
+    check(histories)
+    assert histories[0].outcome == "completed" and histories[0].attempts == 2
+    assert await cluster.stop_worker(frozen) == 0, "the frozen worker continues and stops on SIGTERM"
 
 
 async def test_deadly_videos_fail_after_three_attempts_and_good_ones_finish(
-    start: Callable[..., Any], video: Path, tmp_path: Path, extent: Extent
+    start: Callable[..., Any], video: Path, tmp_path: Path, size: SoakSize
 ) -> None:
     cluster = await start(2, word_s=0.02)
     deadly_file = tmp_path / "deadly.mp4"
     deadly_file.write_bytes(video.read_bytes() + DEADLY_BOX)
     kills_worker = await cluster.add(video, **OPTIONS, seed=DEADLY_SEED)
     kills_decoder = await cluster.add(deadly_file, **OPTIONS)
-    good = {await cluster.add(video, **OPTIONS): KEYFRAMES for _ in range(extent.good)}
+    good = {await cluster.add(video, **OPTIONS): KEYFRAMES for _ in range(size.good)}
     jobs = {**good, kills_worker: KEYFRAMES, kills_decoder: 0}
     await cluster.until_ended(list(jobs), 120)
-    stories = await read(cluster.store, jobs)
-    check(stories)
-    told = {story.job_id: (story.last, story.attempts) for story in stories}
-    assert told.pop(kills_worker) == ("attempts_exhausted", 3)
-    assert told.pop(kills_decoder) in {
+    histories = await read_histories(cluster.store, jobs)
+    check(histories)
+    outcomes = {history.job_id: (history.outcome, history.attempts) for history in histories}
+    assert outcomes.pop(kills_worker) == ("attempts_exhausted", 3)
+    assert outcomes.pop(kills_decoder) in {
         ("decode_failed", 3),
-        ("attempts_exhausted", 3),  # the other one's deaths cost it attempts, too,
-        ("attempts_exhausted", 2),  # and may come before it has said that one begins
+        ("attempts_exhausted", 3),  # a worker killed by the other job costs this one an attempt, too,
+        ("attempts_exhausted", 2),  # possibly before its `started` event is written
     }
-    assert Counter(last for last, _ in told.values()) == {"completed": extent.good}
+    assert Counter(outcome for outcome, _ in outcomes.values()) == {"completed": size.good}
 
 
-async def test_valkey_killed_loses_nothing_that_was_acknowledged(start: Callable[..., Any], video: Path) -> None:
+async def test_killed_valkey_loses_no_acknowledged_write(start: Callable[..., Any], video: Path) -> None:
     cluster = await start(2, word_s=0.1, lease_s=10)
     accepted = {await cluster.add(video, **OPTIONS): KEYFRAMES for _ in range(3)}
     for job_id in accepted:
-        await begun(cluster, job_id)
+        await until_captioning(cluster, job_id)
     workers = [process.pid for process in cluster.workers]
     for down_s in (0.0, 2.0):
-        before = {story.job_id: story.events for story in await read(cluster.store, accepted)}
+        before = {history.job_id: history.events for history in await read_histories(cluster.store, accepted)}
         cluster.kill_valkey()
         await asyncio.sleep(down_s)
         cluster.start_valkey()
-        back = time.time()
+        restarted_at = time.time()
         accepted[await cluster.add(video, **OPTIONS)] = KEYFRAMES
-        for story in await read(cluster.store, accepted):
-            known = before.get(story.job_id, [])
-            assert story.events[: len(known)] == known, "what was acknowledged is gone"
-        await until_all_go_on(cluster, accepted, back)
+        for history in await read_histories(cluster.store, accepted):
+            known = before.get(history.job_id, [])
+            assert history.events[: len(known)] == known, "an acknowledged event is lost"
+        await until_all_resume(cluster, accepted, restarted_at)
     await cluster.until_ended(list(accepted), 60)
-    assert [process.pid for process in cluster.workers] == workers, "no worker has ended for it"
-    stories = await read(cluster.store, accepted)
-    check(stories)
-    assert {story.last for story in stories} == {"completed"}
-    assert sum(story.attempts for story in stories) == len(accepted), "no attempt was lost"
+    assert [process.pid for process in cluster.workers] == workers, "no worker stopped because of it"
+    histories = await read_histories(cluster.store, accepted)
+    check(histories)
+    assert {history.outcome for history in histories} == {"completed"}
+    assert sum(history.attempts for history in histories) == len(accepted), "no attempt was lost"
 
 
-async def until_all_go_on(cluster: Cluster, jobs: dict[str, int], since: float) -> None:
-    """Wait until every job has ended, or has an event younger than `since`; fail after `BACK_WITHIN_S`."""
-    async with asyncio.timeout(BACK_WITHIN_S - (time.time() - since)):
+async def until_all_resume(cluster: Cluster, jobs: dict[str, int], since: float) -> None:
+    """Wait until every job has ended or has an event newer than `since`; fail after `RESUME_WITHIN_S`."""
+    async with asyncio.timeout(RESUME_WITHIN_S - (time.time() - since)):
         while not all(
-            s.events[-1].last or s.events[-1].at.timestamp() > since for s in await read(cluster.store, jobs)
+            s.events[-1].last or s.events[-1].at.timestamp() > since for s in await read_histories(cluster.store, jobs)
         ):
             await asyncio.sleep(0.1)
-    print(f"\nValkey killed: all {len(jobs)} jobs went on {time.time() - since:.1f} s after its start")
+    print(f"\nValkey killed: all {len(jobs)} jobs resumed {time.time() - since:.1f} s after its restart")
 
 
-async def test_sigterm_gives_jobs_back_and_streams_end_with_a_retry_hint(
-    start: Callable[..., Any], video: Path
-) -> None:
+async def test_sigterm_releases_jobs_and_ends_streams(start: Callable[..., Any], video: Path) -> None:
     cluster = await start(1, gateway=True, drain_s=0.5)
     job_id = await cluster.post(video, **OPTIONS)
-    await begun(cluster, job_id)
+    await until_captioning(cluster, job_id)
     before = time.time()
-    assert await cluster.end_worker(cluster.workers[0]) == 0
+    assert await cluster.stop_worker(cluster.workers[0]) == 0
     assert time.time() - before < 10
-    assert await cluster.redis.zcard(LEASES) == 0, "it is given back, not left behind"
+    assert await cluster.redis.zcard(LEASES) == 0, "the job is released, not left to the reaper"
 
     async with cluster.http.stream("GET", f"/captions/{job_id}/events") as stream:
         lines = stream.aiter_lines()
@@ -122,12 +121,12 @@ async def test_sigterm_gives_jobs_back_and_streams_end_with_a_retry_hint(
 
     await cluster.start_workers(1)
     await cluster.until_ended([job_id], 60)
-    stories = await read(cluster.store, {job_id: KEYFRAMES})
-    check(stories)
-    assert stories[0].last == "completed" and stories[0].attempts == 2
+    histories = await read_histories(cluster.store, {job_id: KEYFRAMES})
+    check(histories)
+    assert histories[0].outcome == "completed" and histories[0].attempts == 2
 
 
-async def test_a_rolling_restart_of_everything_loses_no_job(start: Callable[..., Any], video: Path) -> None:
+async def test_rolling_restart_loses_no_job(start: Callable[..., Any], video: Path) -> None:
     cluster = await start(2, gateway=True, word_s=0.1, drain_s=0.3)
     accepted: dict[str, int] = {}
 
@@ -140,7 +139,7 @@ async def test_a_rolling_restart_of_everything_loses_no_job(start: Callable[...,
     await asyncio.sleep(1)
     for process in list(cluster.workers):
         await cluster.start_workers(1)
-        assert await cluster.end_worker(process) == 0
+        assert await cluster.stop_worker(process) == 0
     cluster.gateway.terminate()
     assert await asyncio.to_thread(cluster.gateway.wait, 20) == 0
     await cluster.start_gateway()
@@ -149,14 +148,14 @@ async def test_a_rolling_restart_of_everything_loses_no_job(start: Callable[...,
     cluster.start_valkey()
     await loading
     await cluster.until_ended(list(accepted), 60)
-    stories = await read(cluster.store, accepted)
-    check(stories)
-    assert Counter(story.last for story in stories) == {"completed": 5}
+    histories = await read_histories(cluster.store, accepted)
+    check(histories)
+    assert Counter(history.outcome for history in histories) == {"completed": 5}
 
 
-async def test_a_gateway_killed_before_it_wakes_a_worker(start: Callable[..., Any], video: Path) -> None:
-    """The record is there, the wake-up is not: a reaper finds it."""
+async def test_reaper_wakes_a_worker_for_a_job_without_wakeup(start: Callable[..., Any], video: Path) -> None:
+    """The gateway was killed after it created the record and before it sent the wake-up."""
     cluster = await start(1)
     job_id = await cluster.add(video, wake=False, **OPTIONS)
     await cluster.until_ended([job_id], REWAKE_AFTER_S + 30)
-    check(await read(cluster.store, {job_id: KEYFRAMES}))
+    check(await read_histories(cluster.store, {job_id: KEYFRAMES}))

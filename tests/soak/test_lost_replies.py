@@ -54,8 +54,8 @@ STEPS = {
 class Scenario:
     """Two jobs from creation to end, with every transition: claim, release, reaping, completion and cancellation.
 
-    Workers use `redis`, which connects through the proxy and may lose a reply, and do not retry by themselves.
-    `retrying` connects through the proxy, too, and retries. `direct` bypasses the proxy for inspection and faults.
+    The workers' connection `redis` goes through the proxy and does not retry; `retrying` goes through the proxy and
+    retries. `direct` bypasses the proxy; it is used to inspect jobs and to inject faults.
     """
 
     def __init__(self, proxy: Proxy, valkey: ValkeyServer, directory: Path) -> None:

@@ -1,9 +1,9 @@
-"""A real worker process with a scripted model: everything but the two models is the product's own.
+"""A real worker process in which only the two models are replaced by scripted ones.
 
-It is forked from a server that has imported everything already: so many of them are started here that it counts.
+It is forked from a server that has already imported everything, because these tests start many workers.
 
-Two kinds of video end badly here. One that is asked for with the seed `DEADLY_SEED` ends the worker as soon as the
-model is asked about it, as a crash in a GPU's kernel would; one whose file ends with `DEADLY_BOX` ends its decoder.
+Two kinds of video are deadly. A job with the seed `DEADLY_SEED` kills the worker when the model is called, as a crash
+in a GPU kernel would. A file that ends with `DEADLY_BOX` kills its decoder.
 """
 
 import logging
@@ -12,7 +12,7 @@ import sys
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
-from service.contract.store import store
+from service.contract.store import leases
 from tests.fake_captioner import FakeCaptioner, FakeEncoder
 from workers import process, tasks
 from workers.models.engine import Done, Piece, Turn
@@ -21,11 +21,11 @@ from workers.video import frames
 
 DEADLY_SEED = 666
 DEADLY_BOX = b"\x00\x00\x00\x10freedeadly!!"
-"""An MP4 box that every reader skips."""
+"""An MP4 box that every demuxer skips."""
 
 
 class ScriptedCaptioner(FakeCaptioner):
-    """Says a few words, `SOAK_WORD_S` each."""
+    """Generates a few words and takes `SOAK_WORD_S` for each."""
 
     async def generate(self, turn: Turn, request_id: str) -> AsyncGenerator[Piece | Done, None]:
         if turn.decoding.seed == DEADLY_SEED:
@@ -42,14 +42,14 @@ def load(settings: Settings) -> process.Models:
 
 
 def main(env: dict[str, str], log: Path) -> None:
-    """Be a worker with these settings, until the end of the process."""
+    """Run a worker with the settings `env` until it stops; output goes to `log`."""
     os.setsid()
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.environ.update(env)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    store.LEASE_S = float(env["SOAK_LEASE_S"])
-    tasks.RENEW_EVERY_S = 0.3 * store.LEASE_S
+    leases.LEASE_S = float(env["SOAK_LEASE_S"])
+    tasks.RENEW_EVERY_S = 0.3 * leases.LEASE_S
     frames.CHILD = Path(__file__).with_name("decode_child.py")
     sys.exit(process.work(Settings(), load))
