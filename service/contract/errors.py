@@ -1,7 +1,7 @@
-"""Every error a client can meet, once: a stable code, an HTTP status, whether trying again can help.
+"""All errors that a client can receive. Each has a stable code, an HTTP status, and states whether retrying can help.
 
     SharecapError
-    ├── RequestError            answered at once, as application/problem+json
+    ├── RequestError            the response is application/problem+json
     │   ├── Unauthorized          401
     │   ├── NotFound              404
     │   ├── MethodNotAllowed      405
@@ -18,21 +18,22 @@
     │   ├── StorageFull           507  retryable
     │   ├── QueueUnavailable      503  retryable
     │   └── NoWorker              503  retryable
-    └── JobError                told by the job's `failed` event
+    └── JobError                reported by the job's `failed` event
         ├── DecodeFailed          422
-        │   └── DecoderDied         422  tried again first
+        │   └── DecoderDied         422  another attempt is made first
         ├── AttemptsExhausted     500  retryable
         ├── EngineFailed          500  retryable
         └── DeadlineExceeded      504  retryable
 
-A request error met by a worker (a URL that is no video, say) is told by `failed` too.
+If a worker meets a request error, for example because a URL does not lead to a video, the job's `failed` event
+reports it too.
 """
 
 from typing import ClassVar
 
 
 class SharecapError(Exception):
-    """`detail` is written for the client: what was wrong and what would be right."""
+    """Base of all errors. `detail` is written for the client: what is wrong, and what would be valid."""
 
     code: ClassVar[str] = "internal"
     status: ClassVar[int] = 500
@@ -45,15 +46,15 @@ class SharecapError(Exception):
 
 
 class RequestError(SharecapError):
-    """The request cannot be served as it stands."""
+    """The request is invalid or cannot be served at the moment."""
 
 
 class JobError(SharecapError):
-    """The job was accepted and could not be finished."""
+    """The job was accepted but could not be finished."""
 
 
 class Unauthorized(RequestError):
-    code, status, title = "unauthorized", 401, "A valid API key is needed"
+    code, status, title = "unauthorized", 401, "A valid API key is required"
 
 
 class NotFound(RequestError):
@@ -61,11 +62,11 @@ class NotFound(RequestError):
 
 
 class MethodNotAllowed(RequestError):
-    code, status, title = "method_not_allowed", 405, "This resource does not do that"
+    code, status, title = "method_not_allowed", 405, "The resource does not support this method"
 
 
 class MalformedEventId(RequestError):
-    code, status, title = "malformed_event_id", 400, "Not an event id"
+    code, status, title = "malformed_event_id", 400, "The event id is malformed"
 
 
 class InvalidOption(RequestError):
@@ -73,11 +74,11 @@ class InvalidOption(RequestError):
 
 
 class UnsupportedMedia(RequestError):
-    code, status, title = "unsupported_media", 415, "This kind of body, container or codec is not taken"
+    code, status, title = "unsupported_media", 415, "The content type, container or codec is not supported"
 
 
 class NotAVideo(RequestError):
-    code, status, title = "not_a_video", 422, "The file holds no video"
+    code, status, title = "not_a_video", 422, "The file is not a readable video"
 
 
 class VideoTooLarge(RequestError):
@@ -85,23 +86,23 @@ class VideoTooLarge(RequestError):
 
 
 class VideoTooLong(RequestError):
-    code, status, title = "video_too_long", 422, "The video lasts too long"
+    code, status, title = "video_too_long", 422, "The video is too long"
 
 
 class UrlForbidden(RequestError):
-    code, status, title = "url_forbidden", 422, "This address may not be fetched"
+    code, status, title = "url_forbidden", 422, "The URL must not be fetched"
 
 
 class UrlUnreachable(RequestError):
-    code, status, title, retryable = "url_unreachable", 502, "The address gave no video", True
+    code, status, title, retryable = "url_unreachable", 502, "The URL could not be fetched", True
 
 
 class IdempotencyConflict(RequestError):
-    code, status, title = "idempotency_conflict", 422, "The idempotency key was used for another request"
+    code, status, title = "idempotency_conflict", 422, "The idempotency key cannot be used for this request"
 
 
 class RateLimited(RequestError):
-    """`retry_after_s`: in how many seconds it is worth trying again."""
+    """`retry_after_s` is the time after which the client should retry."""
 
     code, status, title, retryable = "rate_limited", 429, "Too many requests", True
 
@@ -111,11 +112,11 @@ class RateLimited(RequestError):
 
 
 class StorageFull(RequestError):
-    code, status, title, retryable = "storage_full", 507, "No room to store the video", True
+    code, status, title, retryable = "storage_full", 507, "Not enough free space to store the video", True
 
 
 class QueueUnavailable(RequestError):
-    code, status, title, retryable = "queue_unavailable", 503, "The queue takes nothing at present", True
+    code, status, title, retryable = "queue_unavailable", 503, "The queue is unavailable", True
 
 
 class NoWorker(RequestError):
@@ -127,11 +128,11 @@ class DecodeFailed(JobError):
 
 
 class DecoderDied(DecodeFailed):
-    """A signal ended the decoder: the video's fault, or the machine's."""
+    """A signal ended the decoder, because of the video or because of the machine."""
 
 
 class AttemptsExhausted(JobError):
-    code, status, title, retryable = "attempts_exhausted", 500, "Every attempt ended early", True
+    code, status, title, retryable = "attempts_exhausted", 500, "All attempts ended early", True
 
 
 class EngineFailed(JobError):
@@ -139,4 +140,4 @@ class EngineFailed(JobError):
 
 
 class DeadlineExceeded(JobError):
-    code, status, title, retryable = "deadline_exceeded", 504, "The job did not end in time", True
+    code, status, title, retryable = "deadline_exceeded", 504, "The job did not end before its deadline", True
