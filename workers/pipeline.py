@@ -21,7 +21,7 @@ from service.contract.jobs import ClipOptions, RecaptionOptions, VideoOptions
 from workers.attempt import Attempt
 from workers.roles import fast, recaption, sliding, summary
 from workers.video.fetch import fetch
-from workers.video.keyframes import selecting
+from workers.video.keyframes import select_keyframes
 
 
 async def run(attempt: Attempt) -> None:
@@ -59,7 +59,7 @@ async def _caption(attempt: Attempt) -> Caption:
 
 async def _caption_video(attempt: Attempt, options: VideoOptions) -> Caption:
     await fetch(attempt)
-    async with selecting(attempt, options) as keyframes:
+    async with select_keyframes(attempt, options) as keyframes:
         if options.mode == "fast":
             return await fast.caption(attempt, options, await keyframes.all())
         differentials = await sliding.describe(attempt, options, keyframes)

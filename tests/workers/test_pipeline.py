@@ -1,4 +1,4 @@
-"""What a job says from its start to its end, with a scripted model and everything else real."""
+"""The events and results of whole jobs, with a scripted model and everything else real."""
 
 import asyncio
 from itertools import pairwise
@@ -20,17 +20,17 @@ from workers.roles.summary import within
 from workers.roles.turn_runner import DELTA_EVERY_S
 from workers.settings import DEMO_CHECKPOINT
 from workers.video.collage import PAIR_GAP_PX
-from workers.video.keyframes import batched
+from workers.video.selection import batched
 from workers.xcomposer2.tokenizer import load_tokenizer, turn_ids
 
 
 @pytest.fixture
 def clip(tmp_path: Path) -> Path:
-    """Eight seconds at ten frames a second, each with its number."""
+    """Eight seconds of numbered frames at ten frames per second."""
     return write(tmp_path / "clip.mp4", [numbered(k) for k in range(80)], fps=10)
 
 
-async def test_sliding_tells_everything_in_order(bench: Bench, clip: Path) -> None:
+async def test_sliding_mode_publishes_all_events_in_order(bench: Bench, clip: Path) -> None:
     captioner = FakeCaptioner()
     job_id = await bench.video(clip, keyframes="interval")
     job = await bench.run(bench.runner(captioner), job_id)
@@ -41,15 +41,17 @@ async def test_sliding_tells_everything_in_order(bench: Bench, clip: Path) -> No
     [video] = [event for event in events if isinstance(event, Video)]
     assert (video.width, video.height, video.fps, video.interval_s) == (160, 120, 10, 2.0)
     assert video.duration_s == pytest.approx(8)
-    found = [event for event in events if isinstance(event, Keyframes)]
-    assert [event.complete for event in found] == [False] * (len(found) - 1) + [True]
+    batches = [event for event in events if isinstance(event, Keyframes)]
+    assert [batch.complete for batch in batches] == [False] * (len(batches) - 1) + [True]
     assert [k.time_s for k in job.keyframes] == [0, 2, 4, 6, 7.9]
     assert [k.index for k in job.keyframes] == [0, 1, 2, 3, 4]
     assert [(d.keyframe, d.time_s) for d in job.differentials] == [(k.index, k.time_s) for k in job.keyframes]
-    for told in (*job.differentials, None):
-        deltas = [e for e in events if isinstance(e, Delta) and e.keyframe == (told.keyframe if told else None)]
-        assert "".join(delta.text for delta in deltas) == (told.text if told else job.caption)
-        assert {delta.of for delta in deltas} == {"differential" if told else "caption"}
+    deltas = [event for event in events if isinstance(event, Delta)]
+    for differential in job.differentials:
+        own = [delta for delta in deltas if delta.of == "differential" and delta.keyframe == differential.keyframe]
+        assert "".join(delta.text for delta in own) == differential.text
+    assert "".join(delta.text for delta in deltas if delta.of == "caption") == job.caption
+    assert all((delta.of == "caption") == (delta.keyframe is None) for delta in deltas)
     assert job.status is JobStatus.COMPLETED
     assert job.usage is not None and job.timings_s is not None
     assert (job.usage.prompt_tokens, job.usage.image_tokens, job.usage.completion_tokens) == (600, 250, 12)
@@ -57,18 +59,18 @@ async def test_sliding_tells_everything_in_order(bench: Bench, clip: Path) -> No
     assert not upload_path(bench.data_dir, job_id).exists()
 
 
-async def test_sliding_asks_what_the_model_was_trained_on(bench: Bench, clip: Path) -> None:
+async def test_sliding_mode_uses_the_trained_prompts(bench: Bench, clip: Path) -> None:
     captioner = FakeCaptioner(["A square.", "It moved.", "It left."])
     job_id = await bench.video(clip, keyframes="interval", interval_s=5, hd_num=3, max_tokens=99, temperature=0.5)
     await bench.run(bench.runner(captioner), job_id)
 
-    first, second, third, whole = captioner.turns
+    first, second, third, summary = captioner.turns
     assert first.prompt == prompts.FIRST_FRAME
     assert second.prompt == prompts.differential(0, 0.0, 5.0, "A square.")
     assert third.prompt == prompts.differential(1, 5.0, 7.9, "It moved.")
-    assert whole.prompt == prompts.summary([(0.0, "A square."), (5.0, "It moved."), (7.9, "It left.")])
+    assert summary.prompt == prompts.summary([(0.0, "A square."), (5.0, "It moved."), (7.9, "It left.")])
     assert [(t.hd_num, t.max_tokens, t.decoding.temperature) for t in captioner.turns[:3]] == [(3, 99, 0.5)] * 3
-    assert whole.image is None
+    assert summary.image is None
     assert first.image is not None and third.image is not None
     assert number_of(first.image) == 0
     assert third.image.size == (160, 2 * 120 + PAIR_GAP_PX)
@@ -87,7 +89,7 @@ async def test_the_model_sees_what_the_keyframe_files_hold(bench: Bench, clip: P
         assert (np.asarray(file) == np.asarray(image)).all()
 
 
-async def test_fast_makes_one_call_of_all_keyframes(bench: Bench, clip: Path) -> None:
+async def test_fast_mode_makes_one_call_with_all_keyframes(bench: Bench, clip: Path) -> None:
     captioner = FakeCaptioner(["All of it."])
     job_id = await bench.video(clip, mode="fast", keyframes="interval")
     job = await bench.run(bench.runner(captioner), job_id)
@@ -99,7 +101,7 @@ async def test_fast_makes_one_call_of_all_keyframes(bench: Bench, clip: Path) ->
     assert (job.caption, job.keyframes_seen, job.differentials) == ("All of it.", 5, [])
 
 
-async def test_fast_shows_at_most_sixteen(bench: Bench, clip: Path) -> None:
+async def test_fast_mode_shows_at_most_sixteen_keyframes(bench: Bench, clip: Path) -> None:
     captioner = FakeCaptioner()
     job = await bench.run(
         bench.runner(captioner), await bench.video(clip, mode="fast", keyframes="interval", interval_s=0.1)
@@ -114,11 +116,11 @@ async def test_fast_shows_at_most_sixteen(bench: Bench, clip: Path) -> None:
 
 def flat(level: int) -> np.ndarray:
     frame = np.full((120, 160, 3), (60, level, 90), np.uint8)
-    frame[:60, :80] = 200  # not a single colour
+    frame[:60, :80] = 200  # a frame of one colour has no direction in feature space
     return frame
 
 
-async def test_semantic_keyframes_are_those_that_differ_from_the_last(bench: Bench, tmp_path: Path) -> None:
+async def test_semantic_keyframes_differ_from_the_previous_keyframe(bench: Bench, tmp_path: Path) -> None:
     levels = [20] * 25 + [240] * 20 + [238] * 10 + [20] * 25  # changes at 2.5 s and 5.5 s
     path = write(tmp_path / "levels.mp4", [flat(level) for level in levels], fps=10)
     encoder = FakeEncoder()
@@ -132,7 +134,7 @@ async def test_semantic_keyframes_are_those_that_differ_from_the_last(bench: Ben
     assert [k.time_s for k in last.keyframes] == [0, 7.9]
 
 
-async def test_captions_start_before_the_video_is_read(bench: Bench, tmp_path: Path) -> None:
+async def test_captioning_starts_before_keyframe_selection_ends(bench: Bench, tmp_path: Path) -> None:
     path = write(tmp_path / "long.mp4", [numbered(k) for k in range(400)], fps=10)
     job_id = await bench.video(path, keyframes="interval", interval_s=0.1)
     await asyncio.to_thread(bench.runner(FakeCaptioner()).run_job, job_id)
@@ -140,18 +142,18 @@ async def test_captions_start_before_the_video_is_read(bench: Bench, tmp_path: P
     assert 0 < len(job.differentials) < 400
 
 
-async def test_batches_hold_back_until_the_end_is_known() -> None:
+async def test_batches_mark_the_last_frame() -> None:
     async def numbers():  # type: ignore[no-untyped-def]
         for k in range(20):
             yield k
 
-    got = [batch async for batch in batched(numbers(), 8)]  # type: ignore[arg-type]
-    assert [n for batch, _ in got for n in batch] == list(range(20))
-    assert [last for _, last in got] == [False] * (len(got) - 1) + [True]
-    assert all(1 <= len(batch) <= 8 for batch, _ in got)
+    batches = [batch async for batch in batched(numbers(), 8)]  # type: ignore[arg-type]
+    assert [n for batch, _ in batches for n in batch] == list(range(20))
+    assert [last for _, last in batches] == [False] * (len(batches) - 1) + [True]
+    assert all(1 <= len(batch) <= 8 for batch, _ in batches)
 
 
-async def test_deltas_come_at_most_ten_a_second(bench: Bench) -> None:
+async def test_deltas_are_published_at_most_ten_times_per_second(bench: Bench) -> None:
     captioner = FakeCaptioner(["word " * 200], delay_s=0.004)
     job_id = await bench.recaption("a cat")
     job = await bench.run(bench.runner(captioner), job_id)
@@ -169,25 +171,25 @@ async def test_recaption(bench: Bench) -> None:
     assert job.caption == "A very long cat."
     assert captioner.turns[0].prompt == prompts.recaption("a cat")
     assert captioner.turns[0].max_tokens == 7
-    kinds = [e.type for e in await bench.events(job_id)]
-    assert [kind for kind in kinds if kind != "delta"] == ["queued", "started", "caption", "completed"]
+    types = [e.type for e in await bench.events(job_id)]
+    assert [event_type for event_type in types if event_type != "delta"] == ["queued", "started", "caption", "completed"]
 
 
-async def test_a_clip_is_told_from_what_is_stored(bench: Bench, clip: Path) -> None:
+async def test_a_clip_is_captioned_from_stored_differentials(bench: Bench, clip: Path) -> None:
     captioner = FakeCaptioner()
     runner = bench.runner(captioner)
     parent = await bench.video(clip, keyframes="interval")
-    told = (await bench.run(runner, parent)).differentials
-    assert not upload_path(bench.data_dir, parent).exists(), "there is no video to read any more"
+    differentials = (await bench.run(runner, parent)).differentials
+    assert not upload_path(bench.data_dir, parent).exists(), "the video has been deleted"
     job = await bench.run(runner, await bench.clip(parent, 3.0, 6.5))
-    expected = [(d.time_s, d.text) for d in told[1:4]]  # 2.0 s is in force at 3.0 s
+    expected = [(d.time_s, d.text) for d in differentials[1:4]]  # 2.0 s is in force at 3.0 s
     assert captioner.turns[-1].prompt == prompts.summary(expected)
     assert job.caption == f"answer {len(captioner.turns)}"
-    assert within(told, 0.0, 2.0) == told[:2]
-    assert within(told, 100.0, 200.0) == told[-1:]
+    assert within(differentials, 0.0, 2.0) == differentials[:2]
+    assert within(differentials, 100.0, 200.0) == differentials[-1:]
 
 
-async def test_a_clip_of_a_running_job_and_of_none(bench: Bench, clip: Path) -> None:
+async def test_a_clip_of_a_running_job_and_of_a_missing_job(bench: Bench, clip: Path) -> None:
     runner = bench.runner(FakeCaptioner(delay_s=0.05))
     parent = await bench.video(clip, keyframes="interval", interval_s=0.5)
     await asyncio.to_thread(runner.run_job, parent)
@@ -202,7 +204,7 @@ async def test_a_clip_of_a_running_job_and_of_none(bench: Bench, clip: Path) -> 
 
 
 class CountingTokens(FakeCaptioner):
-    """Counts as the demo model's tokenizer does, and refuses what does not fit, as an engine would."""
+    """Counts tokens with the demo model's tokenizer, and rejects prompts that do not fit, as an engine does."""
 
     def __init__(self, context_tokens: int) -> None:
         super().__init__(context_tokens=context_tokens)
@@ -224,7 +226,7 @@ SENTENCES = (
 
 
 async def test_many_differentials_are_summarised_in_groups(bench: Bench, clip: Path) -> None:
-    """1,000 differentials, of nothing to more than the context, through 2,048 tokens."""
+    """1,000 differentials, from empty to longer than the context of 2,048 tokens."""
     lengths = [160 if k % 100 == 25 else k % 12 for k in range(1000)]
     captioner = CountingTokens(context_tokens=2048)
     assert captioner.count_tokens(SENTENCES[1] * 160) > 2048
@@ -242,10 +244,10 @@ async def test_many_differentials_are_summarised_in_groups(bench: Bench, clip: P
     last = captioner.turns[-1].prompt
     assert last.startswith("Summarize the following per frame descriptions:\nVideo frame 1 at 0.00 Second(s)")
     deltas = [e for e in await bench.events(job.id) if isinstance(e, Delta)]
-    assert "".join(d.text for d in deltas) == job.caption, "only the last summary is the caption"
+    assert "".join(d.text for d in deltas) == job.caption, "only the final summary is streamed"
 
 
-async def test_nothing_is_too_long_for_the_context(bench: Bench, clip: Path) -> None:
+async def test_no_input_exceeds_the_context(bench: Bench, clip: Path) -> None:
     captioner = FakeCaptioner(["A sentence of five words. " * 2000] * 50, context_tokens=2048)
     runner = bench.runner(captioner)
     job = await bench.run(runner, await bench.video(clip, keyframes="interval", max_tokens=8192))
@@ -260,7 +262,7 @@ async def test_nothing_is_too_long_for_the_context(bench: Bench, clip: Path) -> 
     assert longer.error is not None and longer.error.code == "invalid_option"
 
 
-async def test_max_keyframes_is_said(bench: Bench, clip: Path) -> None:
+async def test_max_keyframes_widens_the_interval(bench: Bench, clip: Path) -> None:
     job = await bench.run(
         bench.runner(FakeCaptioner()), await bench.video(clip, keyframes="interval", interval_s=0.5, max_keyframes=3)
     )
@@ -269,7 +271,7 @@ async def test_max_keyframes_is_said(bench: Bench, clip: Path) -> None:
 
 
 @pytest.mark.parametrize("selection", ["semantic", "interval"])
-async def test_the_real_clips_go_through(bench: Bench, videos: list[Path], selection: str) -> None:
+async def test_real_videos_complete(bench: Bench, videos: list[Path], selection: str) -> None:
     runner = bench.runner(FakeCaptioner())
     for path in videos:
         job_id = await bench.video(path, keyframes=selection)

@@ -18,7 +18,8 @@ from workers.attempt import Attempt
 from workers.models.engine import Turn
 from workers.roles.context_budget import cut_at_sentence, with_images
 from workers.roles.turn_runner import DeltaTarget, max_answer_tokens
-from workers.video.keyframes import KeyframeLog, read_keyframe
+from workers.video.keyframe_log import KeyframeLog
+from workers.video.keyframes import read_keyframe
 
 DEFAULT_HD_NUM = 9
 DEFAULT_MAX_TOKENS = 512
@@ -53,11 +54,11 @@ class _Chains:
             window = _Window(self.attempt)
             for index in count(first):
                 keyframe = await self.keyframes.get(index)
-                if keyframe is None or keyframe.shot != self.keyframes.found[first].shot:
+                if keyframe is None or keyframe.shot != self.keyframes.keyframes[first].shot:
                     return
                 if index in self.captions:
                     continue
-                previous = self.keyframes.found[index - 1] if index > first else None
+                previous = self.keyframes.keyframes[index - 1] if index > first else None
                 await self._describe(keyframe, previous, await window.move(previous, keyframe))
 
     async def _describe(self, keyframe: Keyframe, previous: Keyframe | None, images: list[Image.Image]) -> None:

@@ -1,1 +1,1 @@
-"""A video file on its way to keyframes: fetch, decode, frames, keyframes."""
+"""Video stages: fetch the file, decode sampled frames, select keyframes."""

@@ -1,7 +1,7 @@
-"""Keyframes -> the one image a captioning turn looks at.
+"""Combines keyframes into the one image of a captioning turn.
 
-Geometry of the ShareCaptioner-Video reference scripts: a pair is stacked vertically with a white gap; for the fast mode
-all frames stand below each other, numbered in a margin.
+The geometry is that of the ShareCaptioner-Video reference scripts. A pair is stacked vertically with a white gap. For
+the fast mode, all frames are stacked and numbered in a margin.
 """
 
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ BLACK = (0, 0, 0)
 BORDER_PX = 10
 FRAME_GAP_PX = 20
 LINE_PX = 2
-LEAST_MARGIN_PX = 100
+MIN_MARGIN_PX = 100
 
 
 def stack_pair(previous: Image.Image, current: Image.Image) -> Image.Image:
-    """Return both RGB frames in one image, `previous` on top, `PAIR_GAP_PX` of white between them.
+    """Return both RGB frames in one image: `previous` on top, then `PAIR_GAP_PX` of white, then `current`.
 
-    Frames of one video have one size; where they do not, `current` is scaled to the width of `previous`.
+    If the widths differ, `current` is scaled to the width of `previous`.
     """
     if current.width != previous.width:
         height = max(1, round(current.height * previous.width / current.width))
@@ -33,14 +33,14 @@ def stack_pair(previous: Image.Image, current: Image.Image) -> Image.Image:
 
 
 def stack_all(frames: Sequence[Image.Image]) -> Image.Image:
-    """Return all RGB frames below each other on white, each with `<IMAGE k>` (k from 0) in a margin on its left.
+    """Return all RGB frames stacked on white, each with the label `<IMAGE k>` (k from 0) in a margin on its left.
 
-    The margin is a quarter of the widest frame and at least 100 px, its font a fifth of it. 20 px lie between frames,
-    with a black line of 2 px in the middle; 10 px above the first, and as in the reference 30 px below the last and
-    20 px on the right.
+    The margin is a quarter of the widest frame, at least 100 px; the font size is a fifth of the margin. Frames are
+    20 px apart, with a black line of 2 px in the middle. As in the reference, there are 10 px above the first frame,
+    30 px below the last and 20 px on the right.
     """
     widest = max(frame.width for frame in frames)
-    margin = max(widest // 4, LEAST_MARGIN_PX)
+    margin = max(widest // 4, MIN_MARGIN_PX)
     height = sum(frame.height + FRAME_GAP_PX for frame in frames) + 2 * BORDER_PX
     stacked = Image.new("RGB", (margin + widest + 2 * BORDER_PX, height), WHITE)
     draw = ImageDraw.Draw(stacked)

@@ -1,14 +1,13 @@
-"""The child that decodes an untrusted video: `python -I decode.py SPEC`, started by `frames.py` for each video.
+"""The child process that decodes one untrusted video. `frames.py` starts it as `python -I decode_child.py SPEC`.
 
-It gives up what it does not need (`confine.py`), reads the times of all frames (packets alone, nothing decoded),
-chooses those to sample, then seeks to and decodes only them. On its output comes one JSON line, what it found, and
-then each sample: `FRAME_HEADER` (time in seconds, width, height) and the raw RGB bytes. It imports nothing of this
-package, for it runs without a search path and with an empty environment.
+The child drops its privileges (`confine.py`), reads the times of all frames from the packets without decoding them,
+chooses the frames to sample, and seeks to and decodes only those. It writes one JSON line with what it knows about the
+video, then for each sample `FRAME_HEADER` (time in seconds, width, height) and the raw RGB bytes. It runs without a
+module search path and with an empty environment, so it imports nothing from this repository.
 
-decord2 decodes where its seeking is exact: MP4, QuickTime and Matroska whose groups of pictures are closed. For the
-rest (open groups, MPEG-TS, AVI) decord2 3.4 gives frames that lie up to a whole group beside the one asked for, so
-there PyAV seeks, and each frame is known by its own timestamp. PyAV decodes all that is not short, too: its memory
-does not grow.
+decord2 is used where its seeking is exact: MP4, QuickTime and Matroska with closed groups of pictures. For other files
+(open groups, MPEG-TS, AVI) decord2 3.4 returns frames up to a whole group away from the requested one, so PyAV is used,
+which identifies each frame by its timestamp. PyAV also decodes long videos, because its memory does not grow.
 """
 
 import json
@@ -32,25 +31,26 @@ from PIL import Image
 
 Rgb = npt.NDArray[np.uint8]  # [height, width, 3]
 FRAME_HEADER = struct.Struct("<dII")
-FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts"
-CONFINE = Path(__file__).resolve().parents[2] / "service/contract/sandbox/confine.py"
+SANDBOX = Path(__file__).resolve().parents[2] / "service/contract/sandbox"
+FORMATS = runpy.run_path(str(SANDBOX / "formats.py"))
 FILES = 32
 GIB = 1 << 30
 TIME_ERROR_S = 1e-3
-"""Containers round times to this: a frame that starts this much after a sampling time counts as shown by then."""
+"""Containers round times. A frame that starts this long after a sampling time still counts as on screen then."""
 SINGLE_COLOUR_SPREAD = 8
-"""Levels out of 255 between which a frame of one single colour may vary once it has been encoded."""
+"""Levels (of 255) by which the pixels of a single-colour frame may differ after encoding."""
 SEEK_BACK_S = (0, 1, 4, 16, 64)
+"""Distances before the target that are tried in turn until a decodable frame is found."""
 MAX_DECODE_ERRORS = 100
 MAX_DECORD_BYTES = GIB // 2
-"""decord2 decodes ahead without bound where its thread gets little time: all frames of a file must fit into this."""
+"""decord2 may decode arbitrarily far ahead if its thread is starved, so all frames of a file must fit into this."""
 DECORD_PIXEL_BYTES = 4.5
-"""What it keeps of each pixel: as it was decoded, and as RGB."""
+"""Memory of decord2 per pixel: the decoded form and RGB."""
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What to sample. `from_s`: leave out the samples before it (an earlier attempt has seen them)."""
+    """What to sample. Samples before `from_s` are skipped, because an earlier attempt has processed them."""
 
     path: str
     demuxer: str
@@ -65,24 +65,31 @@ class Spec:
 
 @dataclass
 class Index:
-    """The frames of a video in the order in which they are shown, known from its packets."""
+    """The frames of a video in presentation order, as listed by its packets."""
 
     pts: "array[int]" = field(default_factory=lambda: array("q"))  # in units of the stream's time base
-    keys: "array[int]" = field(default_factory=lambda: array("q"))  # of those, where decoding can start
+    keyframe_pts: "array[int]" = field(default_factory=lambda: array("q"))  # frames at which decoding can start
     seconds: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
-    closed: bool = True
-    """No frame is shown before a keyframe that it is stored behind, and none is stored to be left out."""
+    closed_groups: bool = True
+    """Every frame stored after a keyframe is also shown after it, and no packet is marked as discarded."""
+
+
+class CodecRefused(Exception):
+    """The video's codec is not in the list of accepted codecs."""
 
 
 class Video:
-    """An open file, decoded by PyAV."""
+    """An open video file, decoded by PyAV."""
 
     def __init__(self, path: str, demuxer: str) -> None:
-        options = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
+        options = FORMATS["av_options"]()
         self.container = av.open(path, "r", format=demuxer, container_options=options, options=options)
         self.stream = next(
             s for s in self.container.streams.video if not s.disposition & av.stream.Disposition.attached_pic
         )
+        codec = self.stream.codec_context.codec.canonical_name
+        if codec not in FORMATS["CODECS"]:
+            raise CodecRefused(f"codec {codec} is not accepted")
         self.stream.thread_count = 1
         assert self.stream.time_base is not None
         self.time_base = self.stream.time_base
@@ -91,34 +98,32 @@ class Video:
         self._newest: av.VideoFrame | None = None
 
     def _read_index(self, demuxer: str) -> Index:
-        index, key = Index(), None
+        index, latest_keyframe = Index(), None
         for packet in self.container.demux(self.stream):
             pts = packet.dts if packet.pts is None else packet.pts
             if not packet.size or pts is None:
                 continue
             if packet.is_discard:
-                index.closed = False
+                index.closed_groups = False
                 continue
             if packet.is_keyframe:
-                key = pts
-                index.keys.append(pts)
-            elif key is None or pts < key:
-                index.closed = False
+                latest_keyframe = pts
+                index.keyframe_pts.append(pts)
+            elif latest_keyframe is None or pts < latest_keyframe:
+                index.closed_groups = False
             index.pts.append(pts)
-        index.pts = _in_order(index.pts)
-        index.keys = _in_order(index.keys)
+        index.pts = _sorted_unique(index.pts)
+        index.keyframe_pts = _sorted_unique(index.keyframe_pts)
         origin = 0.0
-        if demuxer == "mpegts" and self.container.start_time:  # its clock starts anywhere; other formats' at zero
+        if demuxer == "mpegts" and self.container.start_time:  # the clock of MPEG-TS starts at any value
             origin = self.container.start_time / av.time_base
         index.seconds = np.asarray(index.pts, np.float64) * float(self.time_base) - origin
         return index
 
     def frame(self, number: int) -> Rgb | None:
-        """Return frame `number` as it is shown, or the next that can be decoded; None where there is none."""
+        """Return frame `number`, upright, or the next frame that can be decoded. None: no frame can be decoded."""
         target = self.index.pts[number]
-        at = self._newest.pts if self._newest else None
-        keys = bisect_right(self.index.keys, target)  # keyframes up to there
-        if at is None or at > target or (keys and at < self.index.keys[keys - 1]):
+        if self._must_seek(target):
             self._seek(target)
         while self._newest is None or self._newest.pts is None or self._newest.pts < target:
             following = self._next()
@@ -127,11 +132,19 @@ class Video:
             self._newest = following
         if self._newest is None:
             return None
-        turns = round(self._newest.rotation / 90) % 4
-        return np.ascontiguousarray(np.rot90(self._newest.to_ndarray(format="rgb24"), turns))
+        quarter_turns = round(self._newest.rotation / 90) % 4
+        return np.ascontiguousarray(np.rot90(self._newest.to_ndarray(format="rgb24"), quarter_turns))
+
+    def _must_seek(self, target: int) -> bool:
+        """Return whether `target` lies before the newest frame, or a keyframe lies between the two."""
+        position = self._newest.pts if self._newest else None
+        if position is None or position > target:
+            return True
+        keyframes = bisect_right(self.index.keyframe_pts, target)  # number of keyframes up to `target`
+        return keyframes > 0 and position < self.index.keyframe_pts[keyframes - 1]
 
     def _seek(self, target: int) -> None:
-        """Go to a frame that can be decoded and is shown no later than `target`."""
+        """Go to a decodable frame that is shown no later than `target`."""
         for back_s in SEEK_BACK_S:
             self.container.seek(target - int(back_s / self.time_base), stream=self.stream)
             self._frames = self.container.decode(self.stream)
@@ -148,23 +161,23 @@ class Video:
         return None
 
 
-def _in_order(pts: "array[int]") -> "array[int]":
-    """Return them sorted, each once. (`np.unique` would take a table eight times as large for it.)"""
+def _sorted_unique(pts: "array[int]") -> "array[int]":
+    """Return the sorted values without duplicates. `np.unique` would need eight times the memory."""
     times = np.sort(np.array(pts, np.int64))
-    new = np.ones(len(times), bool)
-    new[1:] = times[1:] != times[:-1]
-    return array("q", times[new].tobytes())
+    is_first = np.ones(len(times), bool)
+    is_first[1:] = times[1:] != times[:-1]
+    return array("q", times[is_first].tobytes())
 
 
 class DecordFailed(Exception):
-    """decord2 cannot read this file, or this frame of it."""
+    """decord2 cannot read this file or frame."""
 
 
 class Decord:
-    """The same frames by decord2."""
+    """An open video file, decoded by decord2."""
 
     def __init__(self, path: str) -> None:
-        os.environ.setdefault("PATH", "")  # decord appends to it when it is imported
+        os.environ.setdefault("PATH", "")  # importing decord appends to PATH
         import decord  # noqa: PLC0415
 
         self._error: type[Exception] = decord.DECORDError
@@ -175,19 +188,21 @@ class Decord:
         self.count = len(self._reader)
 
     def frame(self, number: int) -> Rgb:
-        """Return frame `number` as it is shown."""
+        """Return frame `number`, upright. Raises DecordFailed."""
         try:
             frame: Rgb = self._reader[number].asnumpy()
         except self._error as error:
             raise DecordFailed from error
-        if frame.shape[2] != 3:  # it takes the padding of narrow frames' lines, up to 72 pixels wide, for channels
+        if frame.shape[2] != 3:  # up to 72 pixels wide, decord2 reads line padding as channels
             raise DecordFailed
         return frame
 
 
 def open_decord(spec: Spec, video: Video) -> Decord | None:
-    """Return decord2's reader where it is exact for this file."""
-    exact = spec.demuxer in ("mov", "matroska") and video.index.closed and len(video.container.streams.video) == 1
+    """Return decord2's reader, or None if it is not exact for this file or would need too much memory."""
+    exact = (
+        spec.demuxer in ("mov", "matroska") and video.index.closed_groups and len(video.container.streams.video) == 1
+    )
     pixels = len(video.index.pts) * video.stream.width * video.stream.height
     if not exact or pixels * DECORD_PIXEL_BYTES > MAX_DECORD_BYTES:
         return None
@@ -198,15 +213,16 @@ def open_decord(spec: Spec, video: Video) -> Decord | None:
     return reader if reader.count == len(video.index.pts) else None
 
 
-def plan(seconds: npt.NDArray[np.float64], spec: Spec) -> tuple[list[int], float]:
-    """Choose the frames to sample among those shown at `seconds`; return their numbers and the interval in use.
+def plan_samples(seconds: npt.NDArray[np.float64], spec: Spec) -> tuple[list[int], float]:
+    """Return the numbers of the frames to sample and the sampling interval used; `seconds` are the times of all frames.
 
-    Every `interval_s` from the first frame of the part on the frame that is on screen, and the part's last frame. The
-    interval is widened where more than `max_samples` would come. No frame: the part begins after the video's end.
+    Samples are the frame on screen at every `interval_s` from the first frame of the part, and the part's last frame.
+    The interval is increased if there would be more than `max_samples`. The list is empty if the part starts after the
+    end of the video.
     """
     start_s, end_s = spec.start_s or 0.0, np.inf if spec.end_s is None else spec.end_s
     inside = np.flatnonzero((seconds >= start_s - TIME_ERROR_S) & (seconds <= end_s + TIME_ERROR_S))
-    if not inside.size:  # between two frames: the one on screen
+    if not inside.size:  # the part lies between two frames: use the one on screen
         on_screen = int(np.searchsorted(seconds, start_s, side="right")) - 1
         return ([on_screen] if 0 <= on_screen < len(seconds) - 1 else []), spec.interval_s
     first, last = int(inside[0]), int(inside[-1])
@@ -218,13 +234,13 @@ def plan(seconds: npt.NDArray[np.float64], spec: Spec) -> tuple[list[int], float
         interval_s = float(span_s / (spec.max_samples - 1))
     steps = max(0, int(np.ceil((span_s - TIME_ERROR_S) / interval_s)))
     times = seconds[first] + interval_s * np.arange(steps)
-    shown = np.searchsorted(seconds, times + TIME_ERROR_S, side="right") - 1
-    numbers = np.unique(np.concatenate([np.clip(shown, first, last), [last]]))
+    on_screen_at = np.searchsorted(seconds, times + TIME_ERROR_S, side="right") - 1
+    numbers = np.unique(np.concatenate([np.clip(on_screen_at, first, last), [last]]))
     return [int(number) for number in numbers], interval_s
 
 
-def fit(frame: Rgb, max_side_px: int) -> Image.Image:
-    """Return the frame, scaled down by area where a side is longer than `max_side_px`."""
+def downscale(frame: Rgb, max_side_px: int) -> Image.Image:
+    """Return the frame as an image, reduced so that no side is longer than `max_side_px`."""
     image = Image.fromarray(frame)
     factor = max_side_px / max(image.size)
     if factor >= 1:
@@ -234,21 +250,21 @@ def fit(frame: Rgb, max_side_px: int) -> Image.Image:
 
 
 class Samples:
-    """The chosen frames, decoded one after the other."""
+    """The frames to sample, decoded one at a time."""
 
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
         self.video = Video(spec.path, spec.demuxer)
         self.decord = open_decord(spec, self.video)
         self.seconds = self.video.index.seconds
-        self.numbers, self.interval_s = plan(self.seconds, spec) if len(self.seconds) else ([], spec.interval_s)
+        self.numbers, self.interval_s = plan_samples(self.seconds, spec) if len(self.seconds) else ([], spec.interval_s)
         if spec.from_s is not None:
             self.numbers = [n for n in self.numbers if self.seconds[n] >= spec.from_s - 1e-5]
         elif self.numbers[:1] == [0]:
-            self.numbers = self._past_blank_start()
+            self.numbers = self._skip_blank_start()
 
-    def found(self) -> dict[str, Any]:
-        """Return what the parent is told before the frames."""
+    def description(self) -> dict[str, Any]:
+        """Return what the parent reads before the frames."""
         seconds = self.seconds
         step_s = float(seconds[-1] - seconds[0]) / (len(seconds) - 1) if len(seconds) > 1 else 0.0
         return {
@@ -262,7 +278,7 @@ class Samples:
         for number in self.numbers:
             frame = self._frame(number)
             if frame is not None:
-                yield round(float(self.seconds[number]), 6), fit(frame, self.spec.max_side_px)
+                yield round(float(self.seconds[number]), 6), downscale(frame, self.spec.max_side_px)
 
     def _frame(self, number: int) -> Rgb | None:
         if self.decord is not None:
@@ -272,8 +288,8 @@ class Samples:
                 self.decord = None
         return self.video.frame(number)
 
-    def _past_blank_start(self) -> list[int]:
-        """Move the first sample past frames of one single colour, at most to the second sample."""
+    def _skip_blank_start(self) -> list[int]:
+        """Return the numbers with the first one moved past single-colour frames, at most to the second sample."""
         if len(self.numbers) < 2:
             return self.numbers
         latest_s = self.seconds[0] + self.spec.interval_s + TIME_ERROR_S
@@ -287,9 +303,9 @@ class Samples:
 
 
 def main(spec: Spec, out: BinaryIO) -> None:
-    """Write what was found and all samples of `spec` to `out`."""
+    """Write the description of the video and all samples of `spec` to `out`."""
     samples = Samples(spec)
-    out.write(json.dumps(samples.found()).encode() + b"\n")
+    out.write(json.dumps(samples.description()).encode() + b"\n")
     out.flush()
     for time_s, image in samples:
         out.write(FRAME_HEADER.pack(time_s, *image.size))
@@ -298,11 +314,11 @@ def main(spec: Spec, out: BinaryIO) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the worker, which gives its jobs back
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the worker, which returns its jobs
     av.logging.set_level(None)
     SPEC = Spec(**json.loads(sys.argv[1]))
-    os.environ.setdefault("PATH", "")  # decord appends to it when it is imported
-    import decord  # noqa: F401  while files can still be opened
+    os.environ.setdefault("PATH", "")  # importing decord appends to PATH
+    import decord  # noqa: F401 (imported while files can still be opened)
 
-    runpy.run_path(str(CONFINE))["confine"](SPEC.path, SPEC.cpu_s, FILES)
+    runpy.run_path(str(SANDBOX / "confine.py"))["confine"](SPEC.path, SPEC.cpu_s, FILES)
     main(SPEC, sys.stdout.buffer)

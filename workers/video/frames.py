@@ -1,7 +1,7 @@
-"""A video file -> its sampled frames, each with its time: first stage of the pipeline.
+"""Samples the frames of a video file, with their times. First stage of the pipeline.
 
-All decoding happens in a child process (`decode.py`), which may come to harm: it fails its own video and no other.
-At most one frame is in memory here at a time; the child waits while nobody reads.
+A child process (`decode_child.py`) does all decoding. If it crashes, only its own video fails. At most one frame is in
+memory here at a time; the child waits until it is read.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from PIL import Image
 
 from service.contract.errors import DecodeFailed, DecoderDied, InvalidOption
 from service.contract.sandbox.probe import VideoInfo
-from service.contract.sandbox.subprocesses import end
+from service.contract.sandbox.subprocesses import kill_and_wait
 from workers.video.decode_child import FRAME_HEADER, Spec
 
 T = TypeVar("T")
@@ -30,7 +30,7 @@ PIPE_BUFFER_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Part:
-    """Which frames of a video are wanted; times in seconds. `from_s`: none of the samples before it."""
+    """The frames to sample; times in seconds. Samples before `from_s` are skipped."""
 
     interval_s: float
     max_samples: int
@@ -41,7 +41,7 @@ class Part:
 
 @dataclass(frozen=True)
 class DecodeLimits:
-    """What a child may take: processor time, time in all, and time for the next frame to come."""
+    """Limits of a decode child: CPU time, total time, and time until the next frame."""
 
     cpu_s: int = 3600
     wall_s: float = 4 * 3600.0
@@ -50,14 +50,14 @@ class DecodeLimits:
 
 @dataclass(frozen=True)
 class Frame:
-    """One sampled frame, upright RGB, no side longer than `MAX_SIDE_PX`."""
+    """One sampled frame: upright, RGB, no side longer than `MAX_SIDE_PX`."""
 
     time_s: float
     image: Image.Image
 
 
 class Frames:
-    """The samples of one video, to be iterated once. `interval_s` is the sampling interval in use."""
+    """The samples of one video; can be iterated once. `interval_s` is the sampling interval used."""
 
     def __init__(self, child: Process, limits: DecodeLimits) -> None:
         self._child = child
@@ -67,27 +67,27 @@ class Frames:
         self.duration_s = 0.0
         self.fps = 0.0
         self.read_s = 0.0
-        """Seconds spent waiting for the child."""
+        """Time spent waiting for the child."""
 
     async def open(self) -> None:
-        """Read what the child found. Raises DecodeFailed, and InvalidOption where the part holds no frame."""
+        """Read the child's description of the video. Raises DecodeFailed; InvalidOption if the part has no frame."""
         try:
-            found = json.loads(await self._read(self._stdout.readline()))
-            self.interval_s, self.duration_s, self.fps = found["interval_s"], found["duration_s"], found["fps"]
+            video = json.loads(await self._read(self._stdout.readline()))
+            self.interval_s, self.duration_s, self.fps = video["interval_s"], video["duration_s"], video["fps"]
         except ValueError:
             raise await self._failure() from None
-        if not found["samples"] and self.duration_s:
+        if not video["samples"] and self.duration_s:
             raise InvalidOption(f"start_s lies after the end of the video, which lasts {self.duration_s:.2f} s.")
 
     async def __aiter__(self) -> AsyncGenerator[Frame, None]:
-        """Yield the samples in order. Raises DecodeFailed where the child ends badly or gives none."""
+        """Yield the samples in order. Raises DecodeFailed if the child fails or yields no sample."""
         count = 0
         while header := await self._read(self._stdout.read(1)):
             try:
                 header += await self._read(self._stdout.readexactly(FRAME_HEADER.size - 1))
                 time_s, width, height = FRAME_HEADER.unpack(header)
                 if not (0 < width <= MAX_SIDE_PX and 0 < height <= MAX_SIDE_PX):
-                    raise DecodeFailed("The video's decoder gave a frame of an impossible size.")
+                    raise DecodeFailed("The video's decoder returned a frame of an impossible size.")
                 pixels = await self._read(self._stdout.readexactly(width * height * 3))
             except asyncio.IncompleteReadError:
                 raise await self._failure() from None
@@ -117,14 +117,15 @@ class Frames:
             async with asyncio.timeout(1):
                 await self._child.wait()
         status = self._child.returncode
-        how = {None: "did not answer", 0: "found no frame in it"}.get(status, "ended early")
+        reason = {None: "did not answer", 0: "found no frame in it"}.get(status, "ended early")
         killed = status is not None and status < 0 and status != -signal.SIGXCPU
-        return (DecoderDied if killed else DecodeFailed)(f"The video could not be decoded: its decoder {how}.")
+        error_class = DecoderDied if killed else DecodeFailed
+        return error_class(f"The video could not be decoded: its decoder {reason}.")
 
 
 @asynccontextmanager
 async def open_frames(path: Path, info: VideoInfo, part: Part, limits: DecodeLimits) -> AsyncIterator[Frames]:
-    """Start a child that decodes the wanted `part` of a probed file; it is gone when the context ends."""
+    """Start a child that decodes `part` of a probed file. The child is killed when the context ends."""
     spec = Spec(
         path=str(path.resolve()),
         demuxer=info.container,
@@ -137,7 +138,7 @@ async def open_frames(path: Path, info: VideoInfo, part: Part, limits: DecodeLim
         stdin=DEVNULL,
         stdout=PIPE,
         stderr=DEVNULL,
-        env={"OPENBLAS_NUM_THREADS": "1"},  # NumPy starts one for each core, of 40 MB of address space
+        env={"OPENBLAS_NUM_THREADS": "1"},  # NumPy would start a thread per core, each with 40 MB of address space
         start_new_session=True,
         limit=PIPE_BUFFER_BYTES,
     )
@@ -146,4 +147,4 @@ async def open_frames(path: Path, info: VideoInfo, part: Part, limits: DecodeLim
         await frames.open()
         yield frames
     finally:
-        await end(child)
+        await kill_and_wait(child)

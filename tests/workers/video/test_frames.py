@@ -10,9 +10,9 @@ import pytest
 
 from service.contract.errors import DecodeFailed, InvalidOption
 from service.contract.sandbox.probe import probe
-from tests.workers.clips import number_of, numbered, turn, write
+from tests.workers.clips import number_of, numbered, rotate, write
 from workers.video import decode_child as decode
-from workers.video.decode_child import Spec, plan
+from workers.video.decode_child import Spec, plan_samples
 from workers.video.frames import CHILD, DecodeLimits, Frame, Part, open_frames
 
 
@@ -86,7 +86,7 @@ async def test_a_frame_that_stays_is_sampled_once(tmp_path: Path) -> None:
 
 async def test_rotation_is_honoured(tmp_path: Path) -> None:
     upright = write(tmp_path / "a.mp4", [numbered(k) for k in range(30)])
-    frames, _ = await sample(turn(upright, tmp_path / "b.mp4"))
+    frames, _ = await sample(rotate(upright, tmp_path / "b.mp4"))
     expected = np.rot90(numbered(29), -1).astype(int)
     assert frames[-1].image.size == (120, 160)
     assert np.abs(np.asarray(frames[-1].image).astype(int) - expected).mean() < 12
@@ -94,7 +94,7 @@ async def test_rotation_is_honoured(tmp_path: Path) -> None:
 
 async def test_rotation_is_honoured_where_decord_is_not_used(tmp_path: Path) -> None:
     upright = write(tmp_path / "a.mp4", [numbered(k) for k in range(60)], **OPEN)
-    frames, _ = await sample(turn(upright, tmp_path / "b.mp4"))
+    frames, _ = await sample(rotate(upright, tmp_path / "b.mp4"))
     assert np.abs(np.asarray(frames[-1].image).astype(int) - np.rot90(numbered(59), -1)).mean() < 12
 
 
@@ -163,7 +163,7 @@ def test_no_plan_has_more_samples_than_asked_for() -> None:
     for _ in range(500):
         seconds = np.unique(np.cumsum(random.uniform(0.001, 3, random.integers(1, 300))))
         most, interval_s = int(random.integers(1, 40)), float(random.uniform(0.1, 60))
-        numbers, used = plan(seconds, Spec("", "mov", interval_s, most, 1024, 1))
+        numbers, used = plan_samples(seconds, Spec("", "mov", interval_s, most, 1024, 1))
         assert 1 <= len(numbers) <= most
         assert used >= interval_s
         assert numbers == sorted(set(numbers))

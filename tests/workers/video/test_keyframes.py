@@ -11,15 +11,15 @@ import av
 import pytest
 from PIL import Image
 
-from service.contract.jobs import Job
+from service.contract.jobs import JobState
 from service.contract.storage.local import keyframe_path
 from tests.fake_captioner import FakeCaptioner, FakeEncoder
-from tests.workers.clips import number_of, numbered, turn, write
+from tests.workers.clips import number_of, numbered, rotate, write
 from tests.workers.conftest import Bench
 from tests.workers.roles.test_sliding import shot
 from workers.models.engine import Features
 from workers.video.frames import Frame
-from workers.video.keyframes import semantic
+from workers.video.selection import select_by_similarity
 
 
 def trimmed(source: Path, target: Path, skipped_s: float) -> Path:
@@ -50,7 +50,7 @@ def delayed(source: Path, target: Path, delay_s: float) -> Path:
     return target
 
 
-async def keyframes(bench: Bench, path: Path, **options: object) -> tuple[Job, list[Image.Image]]:
+async def keyframes(bench: Bench, path: Path, **options: object) -> tuple[JobState, list[Image.Image]]:
     """Return the finished job and its keyframes, from their files."""
     job = await bench.run(bench.runner(FakeCaptioner()), await bench.video(path, **options))
     assert job.error is None, job.error
@@ -61,7 +61,7 @@ async def keyframes(bench: Bench, path: Path, **options: object) -> tuple[Job, l
     return job, images
 
 
-def check(job: Job, images: list[Image.Image], times_s: list[float], numbers: list[int]) -> None:
+def check(job: JobState, images: list[Image.Image], times_s: list[float], numbers: list[int]) -> None:
     assert [k.time_s for k in job.keyframes] == pytest.approx(times_s, abs=2e-3)
     assert [number_of(image) for image in images] == numbers
     assert [d.time_s for d in job.differentials] == [k.time_s for k in job.keyframes]
@@ -95,7 +95,7 @@ async def test_a_variable_frame_rate(bench: Bench, tmp_path: Path) -> None:
 
 async def test_a_rotated_video_is_upright(bench: Bench, tmp_path: Path) -> None:
     upright = write(tmp_path / "upright.mp4", [numbered(k) for k in range(40)])
-    job, images = await keyframes(bench, turn(upright, tmp_path / "clip.mp4"), **EVERY_SECOND)
+    job, images = await keyframes(bench, rotate(upright, tmp_path / "clip.mp4"), **EVERY_SECOND)
     assert job.source is not None
     assert (job.source.width, job.source.height) == images[0].size == (120, 160)
     check(job, [image.transpose(Image.Transpose.ROTATE_90) for image in images], [0, 1, 1.56], [0, 25, 39])
@@ -143,11 +143,11 @@ async def test_the_first_frames_are_chosen_while_the_rest_is_not_there_yet() -> 
             yield Frame(float(k), Image.fromarray(shot(k, 0)))
         await asyncio.Event().wait()
 
-    chosen = semantic(endless(), FakeEncoder(), 0.9)
+    batches = select_by_similarity(endless(), FakeEncoder(), 0.9)
     async with asyncio.timeout(5):
-        first, last = await anext(chosen)
-    assert [choice.frame.time_s for choice in first] == [0, 1] and not last
-    await chosen.aclose()
+        batch = await anext(batches)
+    assert [selected.frame.time_s for selected in batch.frames] == [0, 1] and not batch.is_last
+    await batches.aclose()
 
 
 def repeated(source: Path, target: Path, times: int) -> Path:
