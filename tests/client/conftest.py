@@ -1,4 +1,4 @@
-"""The gateway's fixtures: the command is tried against a real one."""
+"""The fixtures of the gateway: the client is tested with a real one."""
 
 from tests.service.conftest import gateway, serve, worker
 

@@ -1,4 +1,4 @@
-"""Jobs of a running service in a terminal: what is sent, what is shown, and what the exit status says."""
+"""Jobs in a terminal, with a real gateway and a scripted worker: requests, output and exit status."""
 
 import asyncio
 import io
@@ -17,6 +17,7 @@ from sharecap_client.cli.terminal import caption_video, printable, recaption_pro
 from service.contract.errors import EngineFailed
 from service.contract.events import Delta, Differential, Event, Failed, Started
 from service.contract.jobs import ErrorInfo
+from service.presentation import present_event_data
 from tests.service.scripted import ScriptedWorker, Served, recaption_events, video_events
 
 
@@ -38,7 +39,9 @@ async def working(
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_a_file_is_sent_and_its_captions_are_printed(gateway: Served, worker: ScriptedWorker, clip: Path) -> None:
+async def test_a_file_is_uploaded_and_its_captions_are_printed(
+    gateway: Served, worker: ScriptedWorker, clip: Path
+) -> None:
     async with working(worker, video_events):
         with console() as (out, file):
             status = await caption_video(AsyncClient(gateway.url), str(clip), {"interval_s": 1.5}, out)
@@ -53,7 +56,7 @@ async def test_a_file_is_sent_and_its_captions_are_printed(gateway: Served, work
     assert job["source"]["bytes"] == clip.stat().st_size
 
 
-async def test_as_json_prints_the_job_and_nothing_else(
+async def test_as_json_prints_only_the_job(
     gateway: Served, worker: ScriptedWorker, clip: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async with working(worker, video_events):
@@ -66,17 +69,17 @@ async def test_as_json_prints_the_job_and_nothing_else(
     assert job["differentials"][0]["text"] == "A light square."
 
 
-async def test_text_is_shown_while_it_is_written(gateway: Served, worker: ScriptedWorker) -> None:
+async def test_text_is_shown_while_it_is_generated(gateway: Served, worker: ScriptedWorker) -> None:
     async with working(worker, recaption_events, pause_s=0.3):
         with console(terminal=True) as (out, file):
             status = await recaption_prompt(AsyncClient(gateway.url), "a fox", out)
     assert status == 0
-    shown = file.getvalue()
-    assert shown.index("A red ") < shown.index("A red fox.")
-    assert "caption" in shown
+    output = file.getvalue()
+    assert output.index("A red ") < output.index("A red fox.")
+    assert "caption" in output
 
 
-async def test_a_failed_job_says_why_and_ends_with_1(gateway: Served, worker: ScriptedWorker) -> None:
+async def test_a_failed_job_prints_the_reason_and_returns_1(gateway: Served, worker: ScriptedWorker) -> None:
     async with working(
         worker, lambda _: [Started(attempt=1), Failed.of(EngineFailed("The engine stopped."))], pause_s=0.5
     ):
@@ -86,7 +89,7 @@ async def test_a_failed_job_says_why_and_ends_with_1(gateway: Served, worker: Sc
     assert "The engine stopped. (engine_failed)" in file.getvalue()
 
 
-async def test_refusals_are_the_service_own_words(gateway: Served, clip: Path) -> None:
+async def test_a_refusal_contains_the_detail_of_the_service(gateway: Served, clip: Path) -> None:
     with console() as (out, _):
         with pytest.raises(RequestFailed, match=r"interval_s.*invalid_option"):
             await caption_video(AsyncClient(gateway.url), str(clip), {"interval_s": 1000}, out)
@@ -101,11 +104,12 @@ async def test_refusals_are_the_service_own_words(gateway: Served, clip: Path) -
 
 
 def sse(seq: int, event: Event) -> bytes:
-    return f"id: {seq}\nevent: {event.type}\ndata: {json.dumps(event.data())}\n\n".encode()
+    data = present_event_data("cap_1", event.type, json.dumps(event.data()))
+    return f"id: {seq}\nevent: {event.type}\ndata: {data}\n\n".encode()
 
 
-class Broken(httpx.AsyncByteStream):
-    """A stream that breaks off after these bytes."""
+class BrokenStream(httpx.AsyncByteStream):
+    """A response body whose connection breaks after these bytes."""
 
     def __init__(self, *parts: bytes) -> None:
         self.parts = parts
@@ -116,25 +120,28 @@ class Broken(httpx.AsyncByteStream):
         raise httpx.ReadError("connection reset")
 
 
-async def test_following_goes_on_after_the_last_event_that_arrived(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_following_resumes_after_the_last_event_received(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subject, "RECONNECT_AFTER_S", 0)
     events = video_events("cap_1")
-    asked: list[str | None] = []
+    last_event_ids: list[str | None] = []
 
     def answer(request: httpx.Request) -> httpx.Response:
-        asked.append(request.headers.get("last-event-id"))
-        after = int(asked[-1] or 0)
+        last_event_ids.append(request.headers.get("last-event-id"))
+        after = int(last_event_ids[-1] or 0)
         parts = [sse(seq, event) for seq, event in enumerate(events, 1) if after < seq <= after + 4]
         half = sse(after + 5, events[after + 4])[:-9] if after + 4 < len(events) else b""
-        return httpx.Response(200, headers={"content-type": "text/event-stream"}, stream=Broken(*parts, half))
+        return httpx.Response(200, headers={"content-type": "text/event-stream"}, stream=BrokenStream(*parts, half))
 
     async with AsyncClient("http://service", transport=httpx.MockTransport(answer)) as client:
         got = [event async for event in client.follow("cap_1")]
-    assert got == events
-    assert asked == [None, "4", "8"]
+    assert [event.type for event in got] == [event.type for event in events]
+    for received, sent in zip(got, events, strict=True):
+        data = present_event_data("cap_1", sent.type, json.dumps(sent.data()))
+        assert received.model_dump(mode="json", exclude={"type"}, exclude_none=True) == json.loads(data)
+    assert last_event_ids == [None, "4", "8"]
 
 
-async def test_following_ends_when_the_service_stays_away(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_following_fails_if_the_service_stays_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subject, "RECONNECT_AFTER_S", 0)
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -145,7 +152,7 @@ async def test_following_ends_when_the_service_stays_away(monkeypatch: pytest.Mo
             await asyncio.wait_for(anext(aiter(client.follow("cap_1"))), 10)
 
 
-async def test_events_of_an_unknown_kind_are_passed_over() -> None:
+async def test_events_of_an_unknown_type_are_skipped() -> None:
     stream = b"id: 1\nevent: news\ndata: {}\n\n" + sse(
         2, Failed(error=ErrorInfo(code="x", detail="y", retryable=False))
     )
@@ -160,13 +167,13 @@ async def test_events_of_an_unknown_kind_are_passed_over() -> None:
 @pytest.mark.parametrize(
     "answer", [httpx.Response(200, text="hello"), httpx.Response(200, json=[]), httpx.Response(500)]
 )
-async def test_something_else_than_the_service_is_told_from_it(answer: httpx.Response) -> None:
+async def test_another_server_is_recognised(answer: httpx.Response) -> None:
     async with AsyncClient("http://service", transport=httpx.MockTransport(lambda _: answer)) as client:
         with pytest.raises(RequestFailed, match=r"not a sharecap service|500 Internal Server Error"):
             await client.submit_recaption("a fox")
 
 
-async def test_a_new_attempt_voids_the_text_being_written(gateway: Served, worker: ScriptedWorker) -> None:
+async def test_a_new_attempt_discards_unfinished_text(gateway: Served, worker: ScriptedWorker) -> None:
     def script(job_id: str) -> list[Event]:
         start, *rest = video_events(job_id)
         half = Delta(of="differential", keyframe=0, text="A dark tri")
@@ -179,7 +186,7 @@ async def test_a_new_attempt_voids_the_text_being_written(gateway: Served, worke
     assert "dark" not in file.getvalue()
 
 
-def test_control_sequences_are_made_harmless() -> None:
+def test_control_characters_are_replaced() -> None:
     assert printable("a\x1b[2Jb\n\u202ec") == "a�[2Jb\n�c"
     event = Differential(keyframe=0, time_s=0, text="[red]x[/red]")
     assert printable(event.text) == event.text

@@ -83,7 +83,7 @@ class JobDisplay:
         self.console = console
         self.completed = False
         self._activity = "waiting for a worker"
-        self._unfinished: dict[int | None, str] = {}  # texts by keyframe; the key None is the caption
+        self._unfinished: dict[int | None, str] = {}  # text by keyframe; None stands for the caption
         self._times_s: dict[int, float] = {}
         self._live = Live(console=console, transient=True, refresh_per_second=10)
 
