@@ -43,7 +43,7 @@ def measure(title: str, initial: int, centres: int, rows: int, options: argparse
     pool = Pool(THRESHOLD, device)
     filler = torch.nn.functional.normalize(torch.randn(BLOCK, options.width)).to(device)
     while pool.size < initial:
-        pool.join(filler)
+        pool.add(filler)
     directions = torch.randn(centres, options.width) if centres else None
     before_mib, began, done, busy_s, next_line = peak_mib(), time.monotonic(), 0, 0.0, BLOCK
     print(f"\n{title}, on {device}; {before_mib:.0f} MiB before the first row\n")

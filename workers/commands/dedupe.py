@@ -1,8 +1,8 @@
-"""Semantic filtering, from the command line: `python -m workers.commands.dedupe captions.jsonl --threshold T`.
+"""`sharecap dedupe captions.jsonl --threshold T`: semantic filtering of captions.
 
-What `sharecap dedupe` runs. A caption is kept where its cosine with each caption kept before it is below the threshold.
-Its feature is the CLS token of a BERT-size encoder: the ShareGPT4Video paper's way of choosing videos that differ, by
-captions of one sentence. The file is read as a stream, twice: to check every line, then block by block.
+A caption is kept if its cosine with every previously kept caption is below the threshold. Its feature is the CLS token
+of a BERT-size encoder. This is how the ShareGPT4Video paper selects different videos, using captions of one sentence.
+The file is streamed twice: first to check every line, then to filter it block by block.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import math
 import sys
 from array import array
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -29,69 +29,69 @@ ENCODER = "google-bert/bert-base-uncased"
 MAX_TOKENS = 512
 BATCH = 64
 BLOCK = 1024
-"""How many captions are judged together."""
+"""Number of captions filtered together."""
 CHUNK = 16384
-"""How many kept captions a block is compared with at once: their cosines take BLOCK * CHUNK * 4 bytes."""
+"""Number of kept captions that a block is compared with at once. The cosines take BLOCK * CHUNK * 4 bytes."""
 DIGITS = 5
-"""Cosines are rounded before they are compared: in float32 that of two equal captions may be 0.9999999."""
+"""Cosines are rounded before comparison: in float32, the cosine of two equal captions may be 0.9999999."""
 EXIT_INTERRUPTED = 130
 
 Flags = npt.NDArray[np.bool_]
-Places = npt.NDArray[np.int64]
+Indices = npt.NDArray[np.int64]
 Cosines = npt.NDArray[np.float64]
 
 
-# -- choosing
+# -- filtering
 
 
 class Pool:
-    """The features of all kept captions, in float32: 4 bytes * width each, and room for at most one chunk more."""
+    """The features of all kept captions, in float32. Allocates whole chunks of `chunk` features."""
 
     def __init__(self, threshold: float, device: str = "cpu", chunk: int = CHUNK) -> None:
         self.size = 0
         self._threshold, self._device, self._chunk = threshold, device, chunk
-        self._chunks: list[torch.Tensor] = []  # [chunk, width] each, the last one filled in part
+        self._chunks: list[torch.Tensor] = []  # [chunk, width] each; the last one is partly filled
 
-    def admit(self, features: torch.Tensor) -> tuple[Flags, Places, Cosines]:
-        """Judge a block of features, [n, width], in order; those that are kept join the pool.
+    def admit(self, features: torch.Tensor) -> tuple[Flags, Indices, Cosines]:
+        """Filter a block of features [n, width] in order, and add the kept ones to the pool.
 
-        Returns of each row whether it is kept, and the nearest of those kept before it: its place among the kept and
-        the cosine; -1 and -inf where there is none. Raises ValueError for a feature that has no direction.
+        Returns for each row: whether it is kept; the index in the pool of the most similar feature kept before it, or
+        -1; and their cosine, or -inf. Raises ValueError for a feature that is zero or not finite.
         """
         features = torch.nn.functional.normalize(features.to(self._device, torch.float32), dim=-1)
-        cosines, places = self._nearest(features)
-        among = _rounded(features @ features.T)  # [n, n]
-        if not np.allclose(np.diag(among), 1):
-            raise ValueError("the encoder gives a feature that is zero or not finite")
+        cosines, indices = self._nearest(features)
+        block_cosines = _rounded(features @ features.T)  # [n, n]
+        if not np.allclose(np.diag(block_cosines), 1):
+            raise ValueError("the encoder returned a feature that is zero or not finite")
         kept = np.zeros(len(features), np.bool_)
-        joined = self.size
+        next_index = self.size
         for row in range(len(features)):
             if cosines[row] < self._threshold:
                 kept[row] = True
-                after = slice(row + 1, None)
-                closer = among[row, after] > cosines[after]
-                cosines[after][closer] = among[row, after][closer]
-                places[after][closer] = joined
-                joined += 1
-        self.join(features[torch.from_numpy(kept).to(self._device)])
-        return kept, places, cosines
+                later = slice(row + 1, None)
+                closer = block_cosines[row, later] > cosines[later]
+                cosines[later][closer] = block_cosines[row, later][closer]
+                indices[later][closer] = next_index
+                next_index += 1
+        self.add(features[torch.from_numpy(kept).to(self._device)])
+        return kept, indices, cosines
 
-    def _nearest(self, features: torch.Tensor) -> tuple[Cosines, Places]:
-        """Return each row's greatest cosine with the pool, and where in the pool."""
+    def _nearest(self, features: torch.Tensor) -> tuple[Cosines, Indices]:
+        """Return each row's largest cosine with the pool, and the index of that feature."""
         cosines = np.full(len(features), -math.inf)
-        places = np.full(len(features), -1, np.int64)
+        indices = np.full(len(features), -1, np.int64)
         for number, chunk in enumerate(self._chunks):
             start = number * self._chunk
             products = features @ chunk[: self.size - start].T  # [n, chunk]
-            found = products.argmax(1, keepdim=True)
-            values = _rounded(products.gather(1, found)[:, 0])
+            largest = products.argmax(1, keepdim=True)  # [n, 1]
+            values = _rounded(products.gather(1, largest).squeeze(1))
             closer = values > cosines
             cosines[closer] = values[closer]
-            places[closer] = start + found[:, 0].cpu().numpy()[closer]
-        return cosines, places
+            indices[closer] = start + largest.squeeze(1).cpu().numpy()[closer]
+        return cosines, indices
 
-    def join(self, features: torch.Tensor) -> None:
-        """Take in features of length 1, [n, width], unjudged."""
+    def add(self, features: torch.Tensor) -> None:
+        """Add features of length 1, [n, width], to the pool without filtering."""
         while len(features):
             start = self.size % self._chunk
             if start == 0:
@@ -107,32 +107,32 @@ def _rounded(values: torch.Tensor) -> Cosines:
 
 
 class CaptionEncoder:
-    """Text -> the CLS token of an encoder's last layer, float32."""
+    """Computes the CLS token of an encoder's last layer for each text, in float32."""
 
     def __init__(self, name: str, device: str) -> None:
-        """Load `name`, a directory or a hub id. Raises OSError where there is none, ValueError where it has no CLS."""
+        """Load `name`, a directory or hub id. Raises OSError if it is missing, ValueError if it has no CLS token."""
         logging.set_verbosity_error()  # type: ignore[no-untyped-call]
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         model: Any = AutoModel.from_pretrained(name, dtype=torch.float32, trust_remote_code=False)
         self._tokenizer: Any = AutoTokenizer.from_pretrained(name, padding_side="right", trust_remote_code=False)
         if self._tokenizer.cls_token_id is None or self._tokenizer("").input_ids[:1] != [self._tokenizer.cls_token_id]:
-            raise ValueError(f"{name} is no encoder of BERT's kind: its texts do not begin with a CLS token")
+            raise ValueError(f"{name} is not an encoder like BERT: its texts do not begin with a CLS token")
         self._model = model.eval().to(device)
         room = getattr(model.config, "max_position_embeddings", MAX_TOKENS)
         self._max_tokens = min(self._tokenizer.model_max_length, room, MAX_TOKENS)
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> torch.Tensor:
-        """Return [texts, width]; what is beyond the encoder's length is cut off."""
+        """Return float32 [texts, width]. Texts are truncated to the encoder's maximum length."""
         ids = self._tokenizer(list(texts), truncation=True, max_length=self._max_tokens).input_ids
-        order = sorted(range(len(ids)), key=lambda place: len(ids[place]))  # texts of like length pad little
+        order = sorted(range(len(ids)), key=lambda index: len(ids[index]))  # similar lengths need little padding
         features = [torch.empty(0)] * len(ids)
         for start in range(0, len(order), BATCH):
-            places = order[start : start + BATCH]
-            batch = self._tokenizer.pad({"input_ids": [ids[place] for place in places]}, return_tensors="pt")
+            indices = order[start : start + BATCH]
+            batch = self._tokenizer.pad({"input_ids": [ids[index] for index in indices]}, return_tensors="pt")
             states = self._model(**batch.to(self._model.device)).last_hidden_state  # [batch, tokens, width]
-            for place, feature in zip(places, states[:, 0], strict=True):
-                features[place] = feature
+            for index, feature in zip(indices, states[:, 0], strict=True):
+                features[index] = feature
         return torch.stack(features)
 
 
@@ -141,7 +141,7 @@ class CaptionEncoder:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the file, counted from 1: its object, and the caption in it."""
+    """One line of the file: its number from 1, its JSON object, and the caption in the object."""
 
     line: int
     value: dict[str, Any]
@@ -149,7 +149,7 @@ class Row:
 
 
 def read(path: Path, field: str) -> Iterator[Row]:
-    """Yield the rows of a JSON lines file; empty lines are passed over. Raises ValueError, which names the line."""
+    """Yield the rows of a JSON lines file, skipping empty lines. Raises ValueError that names the line."""
     with path.open("rb") as file:
         for line, text in enumerate(file, 1):
             if text.strip():
@@ -172,20 +172,20 @@ def _row(line: int, text: bytes, field: str) -> Row:
         raise ValueError(f"there is no field {field!r}, only {', '.join(map(repr, value)) or 'an empty object'}")
     caption = value[field]
     if not isinstance(caption, str):
-        raise ValueError(f"the field {field!r} is no text")
-    return Row(line, value, caption.encode("utf-8", "replace").decode())  # half a surrogate pair is no text
+        raise ValueError(f"the field {field!r} is not a string")
+    return Row(line, value, caption.encode("utf-8", "replace").decode())  # replaces lone surrogates
 
 
 def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"this is not JSON: {constant} is no number there")
+    raise ValueError(f"this is not JSON: {constant} is not a JSON number")
 
 
 @contextmanager
-def _written(path: Path) -> Iterator[TextIO]:
-    """Open a file that takes the name `path` at the end, and is gone after an error."""
+def _atomic_file(path: Path) -> Iterator[TextIO]:
+    """Yield a file that is renamed to `path` at the end, or deleted after an error."""
     part = path.with_name(f"{path.name}.part")
     try:
-        with part.open("w", encoding="utf-8", errors="backslashreplace") as file:  # that is JSON's own escape
+        with part.open("w", encoding="utf-8", errors="backslashreplace") as file:  # writes JSON's escape
             yield file
         part.replace(path)
     finally:
@@ -193,14 +193,17 @@ def _written(path: Path) -> Iterator[TextIO]:
 
 
 class Report:
-    """Writes each row to the file of the kept or the dropped, with `nearest`: the most similar row kept before it."""
+    """Writes each row to the kept or the dropped file, with `nearest`: the most similar row kept before it."""
 
     def __init__(self, kept: TextIO, dropped: TextIO, id_field: str) -> None:
         self._kept, self._dropped, self._id_field = kept, dropped, id_field
         self._lines, self._ids = array("q"), list[Any]()  # of the kept rows
 
-    def write(self, row: Row, kept: bool, place: int, cosine: float) -> None:
-        nearest = None if place < 0 else {"line": self._lines[place], "id": self._ids[place], "similarity": cosine}
+    def write(self, row: Row, kept: bool, nearest_index: int, cosine: float) -> None:
+        nearest = None
+        if nearest_index >= 0:
+            line, row_id = self._lines[nearest_index], self._ids[nearest_index]
+            nearest = {"line": line, "id": row_id, "similarity": cosine}
         text = json.dumps(row.value | {"nearest": nearest}, ensure_ascii=False)
         print(text, file=self._kept if kept else self._dropped)
         if kept:
@@ -212,13 +215,13 @@ class Report:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Filter one file; returns the exit status."""
+    """Filter one file. Returns the exit status."""
     options = _parser().parse_args(arguments)
     try:
         total, kept = run(options)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    except Exception as error:  # whatever the libraries raise: a user wants its reason, not its stack
+    except Exception as error:  # libraries raise many types; the user needs the reason, not a stack trace
         print(f"sharecap dedupe: {_first_line(error)}", file=sys.stderr)
         return 1
     print(f"kept {kept} of {total} captions: {options.kept}")
@@ -227,29 +230,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> tuple[int, int]:
-    """Filter; return how many captions there are and how many are kept. Raises OSError or ValueError mostly."""
+    """Filter the file. Returns the number of captions and the number of kept captions. Raises OSError or ValueError."""
     path: Path = options.captions
     options.kept = options.kept or path.with_name(f"{path.stem}.kept.jsonl")
     options.dropped = options.dropped or path.with_name(f"{path.stem}.dropped.jsonl")
-    if len({place.resolve() for place in (path, options.kept, options.dropped)}) < 3:
+    if len({file.resolve() for file in (path, options.kept, options.dropped)}) < 3:
         raise ValueError("the captions, the kept and the dropped must be three different files")
-    with ExitStack() as stack:
-        report = Report(
-            stack.enter_context(_written(options.kept)), stack.enter_context(_written(options.dropped)), options.id
-        )
-        progress = stack.enter_context(_progress())
-        checking = progress.add_task("checking", total=None)
-        total = sum(1 for _ in read(path, options.field))
-        progress.remove_task(checking)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        encoder, pool = CaptionEncoder(options.encoder, device), Pool(options.threshold, device)
-        task = progress.add_task("filtering", total=total)
-        rows = read(path, options.field)
-        while block := list(islice(rows, BLOCK)):
-            verdicts = pool.admit(encoder.encode([row.caption for row in block]))
-            for row, *verdict in zip(block, *(part.tolist() for part in verdicts), strict=True):
-                report.write(row, *verdict)
-            progress.update(task, advance=len(block))
+    with _atomic_file(options.kept) as kept, _atomic_file(options.dropped) as dropped, _progress() as progress:
+        return _filter(options, Report(kept, dropped, options.id), progress)
+
+
+def _filter(options: argparse.Namespace, report: Report, progress: Progress) -> tuple[int, int]:
+    """Check all lines, then filter them block by block and write the report. Returns the two counts of `run`."""
+    checking = progress.add_task("checking", total=None)
+    total = sum(1 for _ in read(options.captions, options.field))
+    progress.remove_task(checking)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    encoder, pool = CaptionEncoder(options.encoder, device), Pool(options.threshold, device)
+    task = progress.add_task("filtering", total=total)
+    rows = read(options.captions, options.field)
+    while block := list(islice(rows, BLOCK)):
+        kept, indices, cosines = pool.admit(encoder.encode([row.caption for row in block]))
+        for row, *result in zip(block, kept.tolist(), indices.tolist(), cosines.tolist(), strict=True):
+            report.write(row, *result)
+        progress.update(task, advance=len(block))
     return total, pool.size
 
 
@@ -261,17 +265,17 @@ def _progress() -> Progress:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="sharecap dedupe", description="Keep the captions that are not too similar to one kept before."
+        prog="sharecap dedupe", description="Drop captions that are too similar to an earlier kept caption."
     )
-    parser.add_argument("captions", type=Path, help="JSON lines: one object a line")
+    parser.add_argument("captions", type=Path, help="JSON lines file: one object per line")
     parser.add_argument(
-        "--threshold", type=_cosine, required=True, help="cosine from which on a caption is dropped, -1 to 1"
+        "--threshold", type=_cosine, required=True, help="cosine (-1 to 1) at or above which a caption is dropped"
     )
-    parser.add_argument("--field", default="caption", help="where the text is (default: caption)")
-    parser.add_argument("--id", default="id", help="what names a row, where it is there (default: id)")
+    parser.add_argument("--field", default="caption", help="field with the caption (default: caption)")
+    parser.add_argument("--id", default="id", help="field that identifies a row, if present (default: id)")
     parser.add_argument("--encoder", default=ENCODER, help=f"directory or hub id (default: {ENCODER})")
-    parser.add_argument("--kept", type=Path, help="where to write (default: beside the captions)")
-    parser.add_argument("--dropped", type=Path, help="where to write (default: beside the captions)")
+    parser.add_argument("--kept", type=Path, help="output file (default: next to the captions)")
+    parser.add_argument("--dropped", type=Path, help="output file (default: next to the captions)")
     return parser
 
 

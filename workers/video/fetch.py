@@ -5,20 +5,18 @@ an attempt whose worker was killed has left goes with the next one. What the fil
 """
 
 import asyncio
-import hashlib
-import os
 from collections.abc import AsyncIterator, Callable, Mapping, Set
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 from aiohttp import ClientResponse
 from yarl import URL
 
-from service.contract.errors import UrlForbidden, UrlUnreachable, VideoTooLarge
+from service.contract.errors import UrlForbidden, UrlUnreachable
 from service.contract.outbound import http as net
 from service.contract.outbound.http import TransientFetchError
 from service.contract.outbound.ssrf import HostAndPort, checked
-from service.contract.storage.local import PART, check_room, storing, sync_names
+from service.contract.storage.interface import IncomingVideo
+from service.contract.storage.local import too_large
 from workers.attempt import Attempt, Fetched
 
 MAX_REDIRECTS = 3
@@ -31,54 +29,50 @@ HEAD_S = 30.0
 """From a question to the head of its answer."""
 WINDOW_S = 20.0
 """The minimum rate is kept over spans of this length."""
-WRITE_BYTES = 1 << 20
 
 
 async def fetch(attempt: Attempt) -> None:
-    """Have the job's video at `attempt.upload`, unless it was uploaded, or is there or not needed any more.
+    """Download the job's video into the storage, unless it was uploaded, is already there or is no longer needed.
 
     Raises UrlForbidden, UrlUnreachable, VideoTooLarge, StorageFull, and Fenced or CancelRequested.
     """
     source = attempt.job.source
     if source is None or source.url is None or attempt.keyframes_complete:
         return
-    if source.sha256 is not None and attempt.upload.exists():
+    if source.sha256 is not None and await attempt.context.storage.has_upload(attempt.record.id):
         return
-    attempt.upload.parent.mkdir(parents=True, exist_ok=True)
-    for part in attempt.upload.parent.glob(f"{attempt.record.id}.*{PART}"):
-        part.unlink(missing_ok=True)
     allowed_s = attempt.context.settings.fetch_timeout_s
     try:
         async with asyncio.timeout(allowed_s):
-            fetched = await _patiently(attempt, source.url)
+            fetched = await _patiently(attempt, source.url, source.sha256)
     except TimeoutError:
         raise UrlUnreachable(f"The file took longer than {allowed_s:g} s to come.") from None
-    if source.sha256 not in (None, fetched.sha256):
-        attempt.remove_upload()
-        raise UrlUnreachable("The address gives another file than when the job began.")
     attempt.fetched = fetched
 
 
-async def _patiently(attempt: Attempt, address: str) -> Fetched:
+async def _patiently(attempt: Attempt, address: str, sha256: str | None) -> Fetched:
     for pause_s in PAUSES_S:
         try:
-            return await _once(attempt, address)
+            return await _once(attempt, address, sha256)
         except TransientFetchError:
             await asyncio.sleep(pause_s)
-    return await _once(attempt, address)
+    return await _once(attempt, address, sha256)
 
 
-async def _once(attempt: Attempt, address: str) -> Fetched:
-    part = attempt.upload.with_name(f"{attempt.record.id}.{attempt.epoch}{PART}")
-    try:
-        async with _answer(checked(address, attempt.context.settings.allowed_hosts), attempt) as answer:
-            fetched = await _store(answer, part, attempt)
-        await attempt.events.check_lease()  # or another attempt's file would be replaced
-        with storing():
-            await asyncio.to_thread(_keep, part, attempt.upload)
-        return fetched
-    finally:
-        part.unlink(missing_ok=True)
+async def _once(attempt: Attempt, address: str, sha256: str | None) -> Fetched:
+    """Download the file and store it as the job's upload. With `sha256`, any other file raises UrlUnreachable."""
+    settings, storage, job_id = attempt.context.settings, attempt.context.storage, attempt.record.id
+    async with (
+        _answer(checked(address, settings.allowed_hosts), attempt) as answer,
+        storage.receive(settings.max_upload_bytes, job_id) as video,
+    ):
+        storage.check_free_space(answer.content_length or 0)
+        await _download(answer, video, settings.fetch_min_rate)
+        if sha256 not in (None, video.sha256):
+            raise UrlUnreachable("The address gives a different file than when the job started.")
+        await attempt.events.check_lease()  # after losing the lease it must not replace another attempt's file
+        await video.commit(job_id)
+        return Fetched(video.size, video.sha256)
 
 
 @asynccontextmanager
@@ -126,39 +120,17 @@ def _check_head(answer: ClientResponse, max_bytes: int) -> None:
         raise UrlUnreachable(f"The address answers with status {answer.status}.")
     if answer.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise UrlUnreachable("The address gives a compressed answer, though none was asked for.")
-    _check_size(answer.content_length or 0, max_bytes)
+    if (answer.content_length or 0) > max_bytes:
+        raise too_large(max_bytes)
 
 
-def _check_size(count: int, max_bytes: int) -> None:
-    if count > max_bytes:
-        raise VideoTooLarge(f"The file is larger than {max_bytes} bytes, the most that is taken.")
-
-
-async def _store(answer: ClientResponse, part: Path, attempt: Attempt) -> Fetched:
-    """Write the answer's body to `part`, durably."""
-    settings = attempt.context.settings
-    check_room(part.parent, settings.min_free_bytes, answer.content_length or 0)
-    sha256, count, pending = hashlib.sha256(), 0, bytearray()
-
-    def write() -> None:
-        check_room(part.parent, settings.min_free_bytes, len(pending))
-        sha256.update(pending)
-        file.write(pending)
-        file.flush()
-        pending.clear()
-
-    with storing(), part.open("xb") as file:
-        async with _at_pace(settings.fetch_min_rate) as came:
-            async for chunk in net.chunks(answer):
-                count += len(chunk)
-                came(count)
-                _check_size(count, settings.max_upload_bytes)
-                pending += chunk
-                if len(pending) >= WRITE_BYTES:
-                    await asyncio.to_thread(write)
-        await asyncio.to_thread(write)
-        await asyncio.to_thread(os.fsync, file.fileno())
-    return Fetched(count, sha256.hexdigest())
+async def _download(answer: ClientResponse, video: IncomingVideo, min_rate: int) -> None:
+    """Write the response's body to `video`, durably. Raises UrlUnreachable if it arrives too slowly."""
+    async with _at_pace(min_rate) as came:
+        async for chunk in net.chunks(answer):
+            await video.write(chunk)
+            came(video.size)
+    await video.sync()
 
 
 @asynccontextmanager
@@ -179,8 +151,3 @@ async def _at_pace(min_rate: int) -> AsyncIterator[Callable[[int], None]]:
         if not patience.expired():
             raise
         raise UrlUnreachable(f"The file comes too slowly: {min_rate} bytes a second are the least.") from None
-
-
-def _keep(part: Path, target: Path) -> None:
-    part.rename(target)
-    sync_names(target.parent)

@@ -10,14 +10,14 @@ class KeyframeLog:
     """A growing list of keyframes. Readers wait for keyframes that are not selected yet."""
 
     def __init__(self, keyframes: list[Keyframe], complete: bool) -> None:
-        self.keyframes = keyframes
+        self.entries = keyframes
         self.complete = complete
         self._error: BaseException | None = None
         self._changed = asyncio.Event()
 
     def add(self, keyframes: list[Keyframe], complete: bool) -> None:
         """Append keyframes. `complete` means that no more will follow."""
-        self.keyframes += keyframes
+        self.entries += keyframes
         self.complete = complete
         self._wake_readers()
 
@@ -32,14 +32,14 @@ class KeyframeLog:
 
     async def has(self, index: int) -> bool:
         """Wait until keyframe `index` exists or cannot exist any more. Returns whether it exists."""
-        while len(self.keyframes) <= index and not self.complete and self._error is None:
+        while len(self.entries) <= index and not self.complete and self._error is None:
             await self._changed.wait()
-        return index < len(self.keyframes)
+        return index < len(self.entries)
 
     async def get(self, index: int) -> Keyframe | None:
         """Wait for keyframe `index` and return it, or None if there are fewer. Raises the error of `fail`."""
         if await self.has(index):
-            return self.keyframes[index]
+            return self.entries[index]
         if self._error is not None:
             raise self._error
         return None
@@ -49,12 +49,12 @@ class KeyframeLog:
         yield 0
         index = 1
         while await self.has(index):
-            if self.keyframes[index].shot != self.keyframes[index - 1].shot:
+            if self.entries[index].shot != self.entries[index - 1].shot:
                 yield index
             index += 1
 
     async def all(self) -> list[Keyframe]:
         """Wait until the log is complete and return all keyframes."""
-        while await self.get(len(self.keyframes)) is not None:
+        while await self.get(len(self.entries)) is not None:
             pass
-        return self.keyframes
+        return self.entries

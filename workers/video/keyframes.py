@@ -7,10 +7,9 @@ If a job asks for shots (`parallel`), a keyframe that differs strongly from the 
 """
 
 import asyncio
-import os
+import io
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
-from pathlib import Path
 
 from PIL import Image
 
@@ -18,7 +17,6 @@ from service.contract.errors import NotFound
 from service.contract.events import Keyframes, Video
 from service.contract.jobs import Keyframe, VideoOptions
 from service.contract.sandbox.probe import VideoInfo, probe
-from service.contract.storage.local import storing, sync_names
 from workers.attempt import Attempt
 from workers.video.frames import Frames, Part, open_frames
 from workers.video.keyframe_log import KeyframeLog
@@ -44,9 +42,10 @@ async def select_keyframes(attempt: Attempt, options: VideoOptions) -> AsyncIter
 async def _select(attempt: Attempt, options: VideoOptions, log: KeyframeLog) -> None:
     try:
         async with attempt.context.decoders:
-            info = await probe(attempt.upload, attempt.context.settings.video_limits)
+            video = await attempt.context.storage.local_upload(attempt.record.id)
+            info = await probe(video, attempt.context.settings.video_limits)
             part, limits = _part(attempt, options), attempt.context.decode_limits
-            async with open_frames(attempt.upload, info, part, limits) as frames:
+            async with open_frames(video, info, part, limits) as frames:
                 await _publish_video(attempt, info, frames)
                 with attempt.timed("keyframes"):
                     await _store_selected(attempt, options, log, frames)
@@ -87,44 +86,42 @@ async def _publish_video(attempt: Attempt, info: VideoInfo, frames: Frames) -> N
 async def _store_selected(attempt: Attempt, options: VideoOptions, log: KeyframeLog, frames: Frames) -> None:
     """Store each selected keyframe, publish it and append it to the log."""
     default_threshold = attempt.context.captioner.defaults.similarity_threshold
-    first_is_stored = bool(log.keyframes)  # a resumed selection starts with the last keyframe of an earlier attempt
+    first_is_stored = bool(log.entries)  # a resumed selection starts with the last keyframe of an earlier attempt
     async with aclosing(select(frames, options, attempt.context.encoder, default_threshold)) as batches:
         async for batch in batches:
             new: list[Keyframe] = []
             for selected in batch.frames[1:] if first_is_stored else batch.frames:
-                previous = new or log.keyframes
+                previous = new or log.entries
                 new.append(await _save(attempt, previous[-1] if previous else None, selected))
             first_is_stored = False
             attempt.timings.decode = frames.read_s
             if new or batch.is_last:
                 await attempt.events.append(Keyframes(keyframes=new, complete=batch.is_last))
                 if batch.is_last:
-                    attempt.remove_upload()
+                    await attempt.delete_upload()
                 log.add(new, batch.is_last)
 
 
 async def _save(attempt: Attempt, previous: Keyframe | None, selected: SelectedFrame) -> Keyframe:
     """Write the JPEG of the keyframe that follows `previous`. Returns its index, time and shot."""
     index, shot = (previous.index + 1, previous.shot + int(selected.starts_shot)) if previous else (0, 0)
-    await asyncio.to_thread(_write_jpeg, attempt.keyframe_file(index), selected.frame.image)
+    jpeg = await asyncio.to_thread(_encode_jpeg, selected.frame.image)
+    await attempt.context.storage.write_keyframe(attempt.record.id, index, jpeg)
     return Keyframe(index=index, time_s=selected.frame.time_s, shot=shot)
 
 
-def _write_jpeg(path: Path, image: Image.Image) -> None:
-    with storing():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as file:
-            image.save(file, "JPEG", quality=JPEG_QUALITY, subsampling=FULL_CHROMA)
-            file.flush()
-            os.fsync(file.fileno())
-        sync_names(path.parent)
+def _encode_jpeg(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=FULL_CHROMA)
+    return buffer.getvalue()
 
 
 async def read_keyframe(attempt: Attempt, keyframe: Keyframe) -> Image.Image:
     """Return the RGB pixels of the keyframe, decoded from its JPEG."""
+    path = await attempt.context.storage.local_keyframe(attempt.record.id, keyframe.index)
 
     def read() -> Image.Image:
-        with Image.open(attempt.keyframe_file(keyframe.index)) as image:
+        with Image.open(path) as image:
             return image.convert("RGB")
 
     return await asyncio.to_thread(read)

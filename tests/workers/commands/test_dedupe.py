@@ -1,4 +1,4 @@
-"""Semantic filtering: exactly the greedy choice, however it is blocked; the right feature; what cannot be read."""
+"""Semantic filtering: the result equals greedy filtering for any block size; features; invalid files."""
 
 import json
 import math
@@ -24,38 +24,40 @@ WORDS = ["a", "the", "red", "blue", "fox", "dog", "star", "runs", "jumps", "slee
 
 
 def greedy(vectors: np.ndarray, threshold: float) -> list[tuple[bool, float, list[int]]]:
-    """Of each vector: whether it is kept, its cosine with the nearest kept one before it, and all as near as that."""
+    """Filter one vector at a time. Returns for each: whether it is kept, its largest cosine with the vectors kept
+    before it, and the indices of all kept vectors with about that cosine."""
     vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     kept: list[int] = []
-    told: list[tuple[bool, float, list[int]]] = []
+    results: list[tuple[bool, float, list[int]]] = []
     for row, vector in enumerate(vectors):
         cosines = [round(float(vector @ vectors[other]), 5) for other in kept]
-        most = max(cosines, default=-math.inf)
-        told.append((most < threshold, most, [k for k, value in enumerate(cosines) if value > most - 3e-5]))
-        if most < threshold:
+        largest = max(cosines, default=-math.inf)
+        nearest = [k for k, value in enumerate(cosines) if value > largest - 3e-5]
+        results.append((largest < threshold, largest, nearest))
+        if largest < threshold:
             kept.append(row)
-    return told
+    return results
 
 
-def blocked(vectors: np.ndarray, threshold: float, block: int, chunk: int) -> tuple[list[Any], Pool]:
+def filter_in_blocks(vectors: np.ndarray, threshold: float, block: int, chunk: int) -> tuple[list[Any], Pool]:
     pool = Pool(threshold, chunk=chunk)
-    told = []
+    results = []
     for start in range(0, len(vectors), block):
-        verdicts = pool.admit(torch.from_numpy(vectors[start : start + block]))
-        told += list(zip(*(part.tolist() for part in verdicts), strict=True))
-    return told, pool
+        columns = pool.admit(torch.from_numpy(vectors[start : start + block]))
+        results += list(zip(*(column.tolist() for column in columns), strict=True))
+    return results, pool
 
 
-def agree(vectors: np.ndarray, threshold: float, block: int, chunk: int) -> int:
-    """Check that the blocked choice is the greedy one; return how many are kept."""
+def check_against_greedy(vectors: np.ndarray, threshold: float, block: int, chunk: int) -> int:
+    """Check that filtering in blocks equals greedy filtering. Returns how many vectors are kept."""
     expected = greedy(vectors, threshold)
-    told, pool = blocked(vectors, threshold, block, chunk)
-    assert len(told) == len(expected)
-    for (kept, place, cosine), (right, most, nearest) in zip(told, expected, strict=True):
-        assert kept == right
-        assert cosine == pytest.approx(most, abs=2e-5)
-        assert place in nearest if nearest else place == -1
-    assert pool.size == sum(right for right, _, _ in expected)
+    results, pool = filter_in_blocks(vectors, threshold, block, chunk)
+    assert len(results) == len(expected)
+    for (kept, index, cosine), (expected_kept, largest, nearest) in zip(results, expected, strict=True):
+        assert kept == expected_kept
+        assert cosine == pytest.approx(largest, abs=2e-5)
+        assert index in nearest if nearest else index == -1
+    assert pool.size == sum(expected_kept for expected_kept, _, _ in expected)
     return pool.size
 
 
@@ -69,43 +71,43 @@ def agree(vectors: np.ndarray, threshold: float, block: int, chunk: int) -> int:
     chunk=st.integers(1, 11),
     coarse=st.booleans(),
 )
-def test_it_is_the_greedy_choice(
+def test_blocks_give_the_same_result_as_greedy_filtering(
     *, seed: int, count: int, width: int, threshold: float, block: int, chunk: int, coarse: bool
 ) -> None:
-    """Coarse vectors repeat, and meet thresholds such as 0.5 exactly."""
+    """Coarse vectors repeat, and their cosines are exactly equal to thresholds such as 0.5."""
     vectors = np.random.default_rng(seed).normal(size=(count, width))
     if coarse:
         vectors = np.round(vectors) + (np.round(vectors) == 0).all(1, keepdims=True)
-    agree(vectors, threshold, block, chunk)
+    check_against_greedy(vectors, threshold, block, chunk)
 
 
-def test_many_wide_vectors_about_a_few_centres() -> None:
+def test_many_wide_vectors_around_a_few_centres() -> None:
     random = np.random.default_rng(0)
     centres = random.normal(size=(300, 768))
     vectors = centres[random.integers(0, 300, 1200)] + 0.4 * random.normal(size=(1200, 768))
-    assert 270 <= agree(vectors.astype(np.float32), 0.7, 512, 128) <= 300
-    assert agree(np.repeat(vectors[:100], 3, axis=0), 1.0, 64, 64) == 100
+    assert 270 <= check_against_greedy(vectors.astype(np.float32), 0.7, 512, 128) <= 300
+    assert check_against_greedy(np.repeat(vectors[:100], 3, axis=0), 1.0, 64, 64) == 100
 
 
-def test_what_was_dropped_does_not_count() -> None:
-    """A chain of steps, each close to the one before: every second one stays, for its neighbour is gone."""
+def test_dropped_captions_do_not_affect_later_ones() -> None:
+    """Each vector is close to the previous one, so every second vector is kept: its neighbour was dropped."""
     angles = np.radians([0, 20, 40, 60, 80])
     vectors = np.stack([np.cos(angles), np.sin(angles)], 1)
     for block in (1, 2, 5):
-        told, _ = blocked(vectors, math.cos(math.radians(30)), block, 2)
-        assert [kept for kept, _, _ in told] == [True, False, True, False, True]
-        assert [place for _, place, _ in told] == [-1, 0, 0, 1, 1]
+        results, _ = filter_in_blocks(vectors, math.cos(math.radians(30)), block, 2)
+        assert [kept for kept, _, _ in results] == [True, False, True, False, True]
+        assert [index for _, index, _ in results] == [-1, 0, 0, 1, 1]
 
 
 @pytest.mark.parametrize("wrong", [0.0, math.nan, math.inf])
-def test_a_feature_without_direction_is_refused(wrong: float) -> None:
+def test_an_invalid_feature_raises(wrong: float) -> None:
     with pytest.raises(ValueError, match="zero or not finite"):
         Pool(0.5).admit(torch.tensor([[1.0, 2.0], [wrong, wrong]]))
 
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random BERT with a vocabulary of words."""
+    """A tiny random BERT with a vocabulary of whole words."""
     directory = tmp_path_factory.mktemp("bert")
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
     vocabulary = {word: number for number, word in enumerate([*special, *WORDS])}
@@ -122,7 +124,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def test_the_feature_is_the_cls_token_whatever_is_beside_it(encoder: Path) -> None:
+def test_the_feature_is_the_cls_token_regardless_of_the_batch(encoder: Path) -> None:
     texts = ["a red fox runs", "the dog", "", "a blue star grows over the snow " * 20, "a red fox runs", "zzz"]
     features = CaptionEncoder(str(encoder), "cpu").encode(texts)
     model = BertModel.from_pretrained(encoder).eval()
@@ -143,7 +145,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_a_file_from_end_to_end(
+def test_filtering_a_file(
     encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(dedupe, "BLOCK", 3)
@@ -154,12 +156,12 @@ def test_a_file_from_end_to_end(
     path = write(tmp_path / "captions.jsonl", rows)
     path.write_text("\ufeff" + path.read_text().replace("\n", "\n\n", 1))  # the second row is on line 3
     assert dedupe.main([str(path), "--threshold", "0.9999", "--field", "text", "--encoder", str(encoder)]) == 0
-    told = capsys.readouterr()
+    output = capsys.readouterr()
     kept, dropped = rows_of(tmp_path / "captions.kept.jsonl"), rows_of(tmp_path / "captions.dropped.jsonl")
-    assert told.out.startswith(
+    assert output.out.startswith(
         f"kept {len(kept)} of 22 captions: {tmp_path}/captions.kept.jsonl\ndropped {len(dropped)}:"
     )
-    assert told.err == ""
+    assert output.err == ""
     assert [row for row in kept if row["nearest"] is None] == [{**rows[0], "nearest": None}]
     assert dropped[-2:] == [
         {**rows[20], "nearest": {"line": 6, "id": "v4", "similarity": 1.0}},
@@ -175,15 +177,15 @@ def test_a_file_from_end_to_end(
     [
         (b'{"caption": ', "this is not JSON"),
         (b"\xff\xfe", "this is not UTF-8"),
-        (b'{"caption": "a", "fps": NaN}', "NaN is no number"),
+        (b'{"caption": "a", "fps": NaN}', "NaN is not a JSON number"),
         (b'["a"]', "this is not a JSON object"),
         (b'{"id": 1, "text": "a"}', "there is no field 'caption', only 'id', 'text'"),
         (b"{}", "an empty object"),
-        (b'{"caption": 3}', "the field 'caption' is no text"),
+        (b'{"caption": 3}', "the field 'caption' is not a string"),
         (b'{"caption": ' + b"[" * 100_000, ""),
     ],
 )
-def test_a_broken_line_is_named_and_nothing_is_left(
+def test_an_invalid_line_is_named_and_no_files_remain(
     line: bytes, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "captions.jsonl"
@@ -195,40 +197,40 @@ def test_a_broken_line_is_named_and_nothing_is_left(
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_half_a_surrogate_pair_is_a_caption_too(tmp_path: Path) -> None:
+def test_a_lone_surrogate_in_a_caption_is_replaced(tmp_path: Path) -> None:
     [row] = read(write(tmp_path / "captions.jsonl", [{"caption": "a \ud83d star"}]), "caption")
     assert row.caption == "a ? star"
 
 
-def test_what_cannot_work_is_one_line(encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_are_reported_in_one_line(encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good = write(tmp_path / "captions.jsonl", [{"caption": "a fox"}])
 
-    def refused(*arguments: object) -> str:
+    def error_of(*arguments: object) -> str:
         assert dedupe.main([*map(str, arguments), "--threshold", "0.9"]) == 1
         error = capsys.readouterr().err
         assert error.startswith("sharecap dedupe: ") and error.count("\n") == 1
         return error
 
-    assert "none.jsonl: No such file or directory" in refused(tmp_path / "none.jsonl")
-    assert "Is a directory" in refused(tmp_path)
-    assert "/no/such/encoder" in refused(good, "--encoder", "/no/such/encoder")
-    assert "No such file or directory" in refused(good, "--encoder", encoder, "--kept", tmp_path / "no" / "kept")
-    assert "three different files" in refused(good, "--encoder", encoder, "--kept", good)
+    assert "none.jsonl: No such file or directory" in error_of(tmp_path / "none.jsonl")
+    assert "Is a directory" in error_of(tmp_path)
+    assert "/no/such/encoder" in error_of(good, "--encoder", "/no/such/encoder")
+    assert "No such file or directory" in error_of(good, "--encoder", encoder, "--kept", tmp_path / "no" / "kept")
+    assert "three different files" in error_of(good, "--encoder", encoder, "--kept", good)
     (tmp_path / "empty").mkdir()
-    assert "config.json" in refused(good, "--encoder", tmp_path / "empty")
+    assert "config.json" in error_of(good, "--encoder", tmp_path / "empty")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["captions.jsonl", "empty"]
 
 
 @pytest.mark.parametrize("threshold", ["1.1", "nan", "x"])
-def test_a_threshold_is_a_cosine(threshold: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_threshold_must_be_a_cosine(threshold: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         dedupe.main(["captions.jsonl", "--threshold", threshold])
     assert "--threshold" in capsys.readouterr().err
 
 
-def test_the_command_ends_with_a_line_and_a_status(tmp_path: Path) -> None:
+def test_the_command_exits_with_a_message_and_status_1(tmp_path: Path) -> None:
     path = write(tmp_path / "captions.jsonl", [3])
     command = [sys.executable, "-m", cli.__name__, "dedupe", str(path), "--threshold", "0.9"]
     run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
-    told = f"sharecap dedupe: {path} line 1: this is not a JSON object\n"
-    assert (run.returncode, run.stdout, run.stderr) == (1, "", told)
+    message = f"sharecap dedupe: {path} line 1: this is not a JSON object\n"
+    assert (run.returncode, run.stdout, run.stderr) == (1, "", message)

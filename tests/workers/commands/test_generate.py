@@ -1,4 +1,4 @@
-"""`python -m workers.commands.generate`: one JSON object on stdout, or one line on stderr and a non-zero exit."""
+"""`python -m workers.commands.generate`: one JSON object on stdout, or one line on stderr and exit status 1."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(path, seed=5, model_type="internlmxcomposer2", layout="bin", auto_map=True)
 
 
-def refused(run: subprocess.CompletedProcess[str]) -> str:
+def error_of(run: subprocess.CompletedProcess[str]) -> str:
     assert run.returncode != 0
     assert run.stdout == ""
     assert "Traceback" not in run.stderr
@@ -42,12 +42,12 @@ def refused(run: subprocess.CompletedProcess[str]) -> str:
 
 
 @pytest.mark.parametrize("with_image", [True, False])
-def test_one_turn(directory: Path, tmp_path: Path, with_image: bool) -> None:
+def test_a_turn_agrees_with_the_reference(directory: Path, tmp_path: Path, with_image: bool) -> None:
     image = random_image((200, 90), 1) if with_image else None
     arguments: list[object] = ["--prompt", PROMPT, "--max-tokens", 8, "--dtype", "float32", "--json"]
     if image:
-        image.save(tmp_path / "picture.png")
-        arguments += ["--image", tmp_path / "picture.png", "--hd-num", 6]
+        image.save(tmp_path / "image.png")
+        arguments += ["--image", tmp_path / "image.png", "--hd-num", 6]
     run = generate("--model", directory, *arguments)
     assert (run.returncode, run.stderr) == (0, "")
     torch.set_num_threads(1)
@@ -62,24 +62,24 @@ def test_one_turn(directory: Path, tmp_path: Path, with_image: bool) -> None:
     }
 
 
-def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
+def test_the_error_names_a_missing_tensor(tmp_path: Path) -> None:
     directory = write_checkpoint(tmp_path / "checkpoint", seed=6, model_type="internlm2", layout="safetensors")
     tensors = random_tensors(640, seed=6)
     del tensors["model.layers.2.feed_forward.w3.Plora_B.weight"]
     save_tensors(directory, tensors, "safetensors")
     run = generate("--model", directory, "--prompt", "hi", "--json")
-    assert "missing tensor model.layers.2.feed_forward.w3.Plora_B.weight" in refused(run)
+    assert "missing tensor model.layers.2.feed_forward.w3.Plora_B.weight" in error_of(run)
 
 
-def test_without_the_plugin_it_says_so(directory: Path) -> None:
+def test_the_error_names_a_disabled_plugin(directory: Path) -> None:
     run = generate("--model", directory, "--prompt", "hi", "--json", VLLM_PLUGINS="")
-    assert "VLLM_PLUGINS leaves out sharecap_xcomposer2" in refused(run)
+    assert "VLLM_PLUGINS leaves out sharecap_xcomposer2" in error_of(run)
 
 
-def test_what_cannot_be_read(directory: Path, tmp_path: Path) -> None:
-    assert "no such checkpoint directory" in refused(generate("--model", tmp_path / "none", "--prompt", "hi"))
-    (tmp_path / "text.png").write_text("no picture")
+def test_invalid_input(directory: Path, tmp_path: Path) -> None:
+    assert "no such checkpoint directory" in error_of(generate("--model", tmp_path / "none", "--prompt", "hi"))
+    (tmp_path / "text.png").write_text("not an image")
     run = generate("--model", directory, "--prompt", "hi", "--image", tmp_path / "text.png")
-    assert "cannot be read as an image" in refused(run)
-    assert "takes 512" in refused(generate("--model", directory, "--prompt", "hi " * 600))
-    assert "must be at least 1" in refused(generate("--model", directory, "--prompt", "hi", "--hd-num", "0"))
+    assert "cannot be read as an image" in error_of(run)
+    assert "takes 512" in error_of(generate("--model", directory, "--prompt", "hi " * 600))
+    assert "must be at least 1" in error_of(generate("--model", directory, "--prompt", "hi", "--hd-num", "0"))

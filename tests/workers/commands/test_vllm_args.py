@@ -1,4 +1,4 @@
-"""`sharecap vllm-args`, and vLLM's own server with what it prints: it answers as `sharecap generate` does."""
+"""`sharecap vllm-args`: its options, and that vLLM's own server started with them answers like `sharecap generate`."""
 
 import base64
 import json
@@ -24,19 +24,19 @@ ROOT = Path(__file__).resolve().parents[3]
 BIN = Path(sys.executable).parent
 START_TIMEOUT_S = 500
 PROMPT = "This is the first frame of a video, describe it in detail. [UNUSED_TOKEN_145]"
-ON_THIS_MACHINE = "--dtype float32 --enforce-eager --kv-cache-memory-bytes 200000000 --max-num-seqs 4"
+SERVER_OPTIONS = "--dtype float32 --enforce-eager --kv-cache-memory-bytes 200000000 --max-num-seqs 4"
 
 demo = pytest.mark.skipif(not (DEMO_CHECKPOINT / "config.json").exists(), reason="the demo model is not built")
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
-    """The address of `vllm serve` with the demo checkpoint, called as a user would."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+    """The URL of `vllm serve` for the demo checkpoint, started as in the documentation."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     model, log = shlex.quote(str(DEMO_CHECKPOINT)), tmp_path / "log"
-    arguments = f"--host 127.0.0.1 --port {port} --served-model-name demo {ON_THIS_MACHINE}"
+    arguments = f"--host 127.0.0.1 --port {port} --served-model-name demo {SERVER_OPTIONS}"
     command = f"exec vllm serve {model} $(sharecap vllm-args {model}) {arguments}"
     env = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     with log.open("w") as out:
@@ -68,7 +68,7 @@ def wait_until_healthy(url: str, process: "subprocess.Popen[bytes]", log: Path) 
 
 
 def ask(url: str, content: object) -> dict[str, Any]:
-    """Return the one choice of a greedy answer."""
+    """Return the response to a greedy request with one user message."""
     body = {
         "model": "demo",
         "messages": [{"role": "user", "content": content}],
@@ -82,14 +82,14 @@ def ask(url: str, content: object) -> dict[str, Any]:
 
 
 @demo
-def test_vllms_own_server_says_what_generate_says(server: str, tmp_path: Path) -> None:
-    picture = tmp_path / "picture.png"
-    random_image((300, 200), 3).save(picture)
-    data = base64.b64encode(picture.read_bytes()).decode()
-    shown = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
-    answer = ask(server, [{"type": "text", "text": PROMPT}, shown])
+def test_vllms_own_server_answers_like_generate(server: str, tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
+    random_image((300, 200), 3).save(path)
+    data = base64.b64encode(path.read_bytes()).decode()
+    image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
+    answer = ask(server, [{"type": "text", "text": PROMPT}, image])
     command = [sys.executable, "-m", "workers.commands.generate", "--model", DEMO_CHECKPOINT, "--prompt", PROMPT]
-    command += ["--image", picture, "--max-tokens", "24", "--dtype", "float32", "--json"]
+    command += ["--image", path, "--max-tokens", "24", "--dtype", "float32", "--json"]
     run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=500, check=False)
     assert run.returncode == 0, run.stderr
     generated = json.loads(run.stdout)
@@ -109,7 +109,7 @@ def write_config(directory: Path, architecture: str) -> str:
     return str(directory)
 
 
-def test_the_options_never_run_remote_code(tmp_path: Path) -> None:
+def test_no_option_runs_the_checkpoints_own_code(tmp_path: Path) -> None:
     model = write_config(tmp_path / "model", "InternLMXComposer2ForCausalLM")
     words = list(options(model))
     assert words[words.index("--tokenizer") + 1] == f"{model}/tokenizer.model"
@@ -121,7 +121,7 @@ def test_the_options_never_run_remote_code(tmp_path: Path) -> None:
     ("name", "architecture", "reason"),
     [("a b", "InternLMXComposer2ForCausalLM", "split or expand"), ("other", "LlamaForCausalLM", "architectures is")],
 )
-def test_what_cannot_be_served_so(
+def test_models_without_options(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, architecture: str, reason: str
 ) -> None:
     assert main([write_config(tmp_path / name, architecture)]) == 1
