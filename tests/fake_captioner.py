@@ -1,7 +1,6 @@
-"""A scripted model and a scripted frame encoder, for tests whose subject is timing, resuming or failing.
+"""A scripted model and a scripted frame encoder, for tests of timing, resuming and failures.
 
-`FakeCaptioner` answers from a queue; when that is empty it echoes what it was asked, so that a text tells where it came
-from. A token is a word.
+`FakeCaptioner` returns queued answers, and numbered ones ("answer 3") when the queue is empty. A token is a word.
 """
 
 import asyncio
@@ -21,7 +20,7 @@ Answer = str | Exception | Callable[[Turn], str]
 
 
 class FakeCaptioner:
-    """`answers`: what to say next, or to raise. `delay_s`: time before each word."""
+    """`answers`: the next answers, or exceptions to raise. `delay_s`: pause before each word."""
 
     def __init__(self, answers: Sequence[Answer] = (), *, delay_s: float = 0.0, context_tokens: int = 4096) -> None:
         self.answers = list(answers)
@@ -72,7 +71,7 @@ class FakeCaptioner:
 
 
 class FakeEncoder:
-    """Frames differ as much as they do when shrunk to twelve pixels."""
+    """Encodes a frame as its twelve pixels after shrinking it to 4 x 3."""
 
     def __init__(self) -> None:
         self.batches: list[int] = []

@@ -10,12 +10,11 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Literal
 
 from service.contract.events import Keyframes, StoredEvent, fold
 from service.contract.jobs import JobState, Record, Timings
-from service.contract.storage.local import keyframe_path, upload_path
+from service.contract.storage.interface import Storage
 from workers.models.engine import Captioner, FrameEncoder
 from workers.publisher import EventSink
 from workers.roles.turn_runner import TurnRunner
@@ -39,6 +38,7 @@ class WorkerContext:
     """
 
     settings: Settings
+    storage: Storage
     captioner: Captioner
     encoder: FrameEncoder
     decoders: asyncio.Semaphore
@@ -94,16 +94,9 @@ class Attempt:
             timings=Timings(queued=max(0.0, queued_s)),
         )
 
-    @property
-    def upload(self) -> Path:
-        return upload_path(self.context.settings.data_dir, self.record.id)
-
-    def remove_upload(self) -> None:
-        """Delete the video file. Nothing reads it after this."""
-        self.upload.unlink(missing_ok=True)
-
-    def keyframe_file(self, index: int) -> Path:
-        return keyframe_path(self.context.settings.data_dir, self.record.id, index)
+    async def delete_upload(self) -> None:
+        """Delete the job's upload; `service/contract/storage/interface.py` says when."""
+        await self.context.storage.delete_upload(self.record.id)
 
     @contextmanager
     def timed(self, stage: Literal["decode", "keyframes", "captioning", "summary"]) -> Iterator[None]:

@@ -1,7 +1,7 @@
-"""The worker's entry: check what can be checked before anything heavy is loaded, then work. `sharecap worker` is it.
+"""Entry point of the worker (`sharecap worker`): checks settings and installation, then loads the models and runs.
 
-Exits 0 when asked to stop, 1 when the engine has died or Redis is gone (whoever supervises it starts it again), 78
-where the settings or the installation cannot work.
+Exit status: 0 after a stop signal, 1 if the engine died or Redis is unreachable (a supervisor should restart the
+worker), 78 if the settings or the installation are wrong.
 """
 
 import importlib.metadata
@@ -23,24 +23,27 @@ ENGINE_ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "PYTHONWARNINGS": "ignore::FutureWarning",
-    "TORCH_LOGS": "-torch._library.triton",  # no Triton is normal without a GPU
+    "TORCH_LOGS": "-torch._library.triton",  # Triton is absent on machines without a GPU
 }
-"""What the engine's processes read, where the operator has not said otherwise: a normal start is quiet."""
+"""Defaults for the environment of the engine's processes, so that a normal start logs nothing but our own lines."""
 
 log = logging.getLogger("sharecap.worker")
 
 
 def check_decoder() -> None:
-    """decord and decord2 install the same module, and only decord2 reads today's files: it must be alone."""
+    """Raise CannotWork unless decord2 is installed without decord.
+
+    Both install the same Python module, and only decord2 reads current video files.
+    """
     installed = {(d.metadata["Name"] or "").lower() for d in importlib.metadata.distributions()}
     if "decord" in installed:
-        raise CannotWork("decord is installed beside decord2: run `pip uninstall decord`, then reinstall decord2")
+        raise CannotWork("decord conflicts with decord2: run `pip uninstall decord`, then reinstall decord2")
     if "decord2" not in installed:
         raise CannotWork("decord2 is not installed")
 
 
 def check_model(model: str) -> None:
-    """Find a mistyped model before the engine is loaded."""
+    """Raise CannotWork if the model does not exist, before the engine is loaded."""
     try:
         read_config(model)
     except (FileNotFoundError, ValueError) as error:
@@ -50,7 +53,7 @@ def check_model(model: str) -> None:
 def main() -> int:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     log.setLevel(logging.INFO)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until RQ's handler is there, with jobs to give back
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until RQ installs its own handler
     try:
         settings = Settings()
         check_decoder()
@@ -59,7 +62,7 @@ def main() -> int:
         for name, value in ENGINE_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
-        from workers.models.load import load  # noqa: PLC0415 (imports vLLM, for which the environment must be there)
+        from workers.models.load import load  # noqa: PLC0415 (imports vLLM, which reads the environment)
         from workers.process import work  # noqa: PLC0415
 
         return work(settings, load)
@@ -67,7 +70,7 @@ def main() -> int:
         log.error("%s", error)
         return os.EX_CONFIG
     except RedisError as error:
-        log.error("Redis cannot be reached: %s", error)
+        log.error("cannot reach Redis: %s", error)
         return 1
 
 

@@ -2,14 +2,11 @@
 
 import contextlib
 import logging
-import shutil
-from pathlib import Path
 
 from redis.exceptions import RedisError
 
 from service.contract.errors import DecoderDied, EngineFailed, SharecapError
 from service.contract.events import Cancelled, Failed
-from service.contract.storage.local import keyframes_dir
 from service.contract.store.leases import CancelRequested, Fenced, Lease, StreamTruncated
 from service.contract.store.store import RetryingStore
 from service.contract.store.wakeups import Wakeups
@@ -29,10 +26,9 @@ class EngineDied(EngineFailed):
 class Outcomes:
     """Ends attempts so that each job has exactly one final event."""
 
-    def __init__(self, store: RetryingStore, wakeups: Wakeups, data_dir: Path) -> None:
+    def __init__(self, store: RetryingStore, wakeups: Wakeups) -> None:
         self._store = store
         self._wakeups = wakeups
-        self._data_dir = data_dir
 
     async def end(self, attempt: Attempt, lease: Lease, reason: Exception) -> None:
         """Give the job back, fail it, cancel it or drop it, depending on the `reason` that work on it stopped."""
@@ -72,11 +68,10 @@ class Outcomes:
         """Write the job's final event. The upload is deleted before, while the lease keeps other workers off it."""
         with contextlib.suppress(CancelRequested):
             await self._store.renew(lease)
-        attempt.remove_upload()
+        await attempt.delete_upload()
         await attempt.events.append(event)
 
     async def _clean_up_if_deleted(self, attempt: Attempt) -> None:
         """Delete the files of a job whose record was deleted while it was running."""
         if await self._store.record(attempt.record.id) is None:
-            attempt.remove_upload()
-            shutil.rmtree(keyframes_dir(self._data_dir, attempt.record.id), ignore_errors=True)
+            await attempt.context.storage.delete_job_files(attempt.record.id)

@@ -43,7 +43,7 @@ async def _run(attempt: Attempt) -> None:
     await attempt.events.append(Started(attempt=attempt.number))
     if attempt.job.caption is None:
         await attempt.events.append(await _caption(attempt))
-    attempt.remove_upload()
+    await attempt.delete_upload()
     await attempt.events.append(Completed(usage=attempt.turn_runner.usage, timings_s=attempt.timings))
 
 

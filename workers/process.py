@@ -20,6 +20,7 @@ from redis.asyncio import Redis as AsyncRedis
 from redis.exceptions import RedisError
 from rq.exceptions import StopRequested
 
+from service.contract.storage.backends import open_storage
 from service.contract.store.connection import connect
 from service.contract.store.reaper import Reaper
 from service.contract.store.store import RetryingStore
@@ -86,14 +87,20 @@ class Worker:
         """Load the models and start the job runner, which announces this worker to the gateway."""
         redis = connect(settings.redis_url, CONNECTIONS, patience_s=0, socket_timeout=REPLY_TIMEOUT_S)
         store, wakeups = RetryingStore(redis), Wakeups(settings.redis_url)
+        storage = open_storage(settings)
         models = load(settings)
         context = WorkerContext(
-            settings, models.captioner, models.encoder, asyncio.Semaphore(settings.decoders), find_job=store.job
+            settings,
+            storage,
+            models.captioner,
+            models.encoder,
+            asyncio.Semaphore(settings.decoders),
+            find_job=store.job,
         )
         card = WorkerCard(id=worker_id(), model=settings.model, slots=models.slots)
         runner = JobRunner(context, store, wakeups, card, on_engine_death=stop_main_thread)
         log.info("ready: %s, %d slots", settings.model, models.slots)
-        return cls(runner, models, redis, Reaper(store, wakeups, settings.data_dir))
+        return cls(runner, models, redis, Reaper(store, wakeups, storage))
 
     async def stop(self, drain_s: float) -> None:
         """Give running jobs `drain_s` seconds to finish, give the others back, and end the engine."""

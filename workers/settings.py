@@ -1,6 +1,6 @@
-"""What an operator may set for a worker, read once from the environment at the process's start.
+"""Settings of a worker, read once from environment variables when the process starts.
 
-Names that the gateway has too mean the same there.
+Settings that the gateway also has are in `service/contract/settings.py`.
 """
 
 import os
@@ -17,29 +17,29 @@ SLOTS_ON_GPU = 128
 
 
 class Settings(SharedSettings):
-    """Every name is an environment variable, in capitals: `SLOTS=…`."""
+    """Each setting is read from the environment variable with its name in capitals, such as `SLOTS`."""
 
     model: str = str(DEMO_CHECKPOINT)
-    """A checkpoint's directory or hub id."""
+    """Directory or hub id of a checkpoint."""
     prompt_dialect: Literal["automatic", "xcomposer2", "hierarchical"] = "automatic"
-    """How the model is asked; automatic: as it was trained to be, where it is of the ShareCaptioner-Video family."""
+    """Style of the prompts. `automatic`: the style that the model family was trained on, else `hierarchical`."""
     slots: Annotated[int, Field(ge=1, le=4096)] | None = None
-    """Videos in work at once; none is 4 on a CPU and 128 on a GPU."""
+    """How many videos are captioned at once. None selects 4 on a CPU and 128 on a GPU."""
     chains: Annotated[int, Field(ge=1)] = 16
-    """Shots of one video captioned at once, where its job asks for that."""
+    """How many shots of one video are captioned at once if its job is `parallel`."""
     drain_s: Annotated[float, Field(ge=0)] = 3.0
-    """How long jobs in work may go on after SIGTERM before they are given back."""
+    """How long running jobs may continue after SIGTERM before they are given back."""
     decoders: Annotated[int, Field(ge=1)] = os.cpu_count() or 1
-    """Videos decoded at once; each takes up to 2 GiB."""
+    """How many videos are decoded at once. Each decoder uses up to 2 GiB of memory."""
 
     fetch_timeout_s: Annotated[float, Field(gt=0)] = 3600.0
-    """How long the file behind a URL may take to come, all tries together."""
+    """Time limit for downloading the video of a URL, including all retries."""
     fetch_min_rate: Annotated[int, Field(ge=0)] = 65_536
-    """Bytes a second: an address that gives less is left."""
+    """Bytes per second. A download that is slower is aborted."""
 
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
-    """The engine's share of the GPU's memory."""
+    """Fraction of the GPU's memory that the engine may use."""
     max_model_len: Annotated[int, Field(ge=256)] | None = None
-    """Tokens of prompt and answer together; none is the checkpoint's."""
+    """Limit of prompt and answer tokens together. None selects the checkpoint's."""
     cpu_kv_cache_gib: Annotated[float, Field(gt=0)] = 1.0
-    """Memory of the engine's key-value cache where there is no GPU."""
+    """Size of the engine's key-value cache on a machine without a GPU."""

@@ -4,12 +4,12 @@ The model and the data directory are the same as in a worker. Events go to a `Me
 """
 
 import asyncio
-import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
 from service.contract.events import fold
 from service.contract.jobs import JobKind, JobState, Record, Source, VideoOptions, new_job_id
+from service.contract.storage.backends import open_storage
 from workers import pipeline
 from workers.attempt import Attempt, WorkerContext
 from workers.models.engine import Captioner, FrameEncoder
@@ -20,7 +20,7 @@ from workers.settings import Settings
 def standalone_context(data_dir: Path, captioner: Captioner, encoder: FrameEncoder) -> WorkerContext:
     """Return a context whose jobs keep their keyframes in `data_dir`. Other settings come from the environment."""
     settings = Settings(data_dir=data_dir)
-    return WorkerContext(settings, captioner, encoder, asyncio.Semaphore(settings.decoders))
+    return WorkerContext(settings, open_storage(settings), captioner, encoder, asyncio.Semaphore(settings.decoders))
 
 
 async def caption_file(
@@ -39,12 +39,11 @@ async def caption_file(
     )
     sink = sink or MemorySink()
     attempt = Attempt.resume(context, record, [], sink)
-    attempt.upload.parent.mkdir(parents=True, exist_ok=True)
     try:
-        await asyncio.to_thread(shutil.copyfile, video, attempt.upload)
+        await context.storage.store_copy(record.id, video)
         return await run_job(attempt, sink)
     finally:
-        attempt.remove_upload()
+        await attempt.delete_upload()
 
 
 async def run_job(attempt: Attempt, sink: MemorySink) -> JobState:

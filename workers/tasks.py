@@ -85,7 +85,7 @@ class JobRunner:
     ) -> None:
         self._context = context
         self._store = store
-        self._outcomes = Outcomes(store, wakeups, context.settings.data_dir)
+        self._outcomes = Outcomes(store, wakeups)
         self._card = card
         self._on_engine_death = on_engine_death
         self._jobs: dict[Lease, RunningJob] = {}

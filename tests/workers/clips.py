@@ -1,4 +1,4 @@
-"""Clips whose frames carry their own number, so that a test can tell which frame it was given."""
+"""Test videos whose frames show their own number, so that a test can tell which frame it received."""
 
 import struct
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ SIZE = (160, 120)
 
 
 def numbered(number: int, size: tuple[int, int] = SIZE) -> np.ndarray:
-    """Return a grey frame with `number` in white blocks, least bit on the left; uint8 [height, width, 3]."""
+    """Return a grey frame that shows `number` as white blocks, lowest bit on the left; uint8 [height, width, 3]."""
     width, height = size
     frame = np.full((height, width, 3), 70, np.uint8)
     for bit in range(BITS):
@@ -24,7 +24,7 @@ def numbered(number: int, size: tuple[int, int] = SIZE) -> np.ndarray:
 
 
 def number_of(image: Image.Image) -> int:
-    """Return the number that a frame of `numbered` carries."""
+    """Return the number that a frame made by `numbered` shows."""
     pixels = np.asarray(image.convert("L"), np.float32)
     height, width = pixels.shape
     blocks = [pixels[height * 2 // 5 : height * 3 // 5, :][:, _middle(width, bit)].mean() for bit in range(BITS)]
@@ -46,7 +46,7 @@ def write(
     times_s: Sequence[float] | None = None,
     **options: str,
 ) -> Path:
-    """Write `frames` as a video; `times_s` gives each its own time (a variable frame rate)."""
+    """Write `frames` as a video. `times_s` sets the time of each frame (variable frame rate)."""
     height, width, _ = frames[0].shape
     with av.open(str(path), "w") as out:
         stream = out.add_stream(codec, rate=fps, options=options)
@@ -62,8 +62,8 @@ def write(
     return path
 
 
-def turn(source: Path, target: Path) -> Path:
-    """Copy an MP4 with a display matrix that turns it by 90° clockwise, as a phone held upright writes it."""
+def rotate(source: Path, target: Path) -> Path:
+    """Copy an MP4 and add a display matrix that rotates it by 90° clockwise, as a phone held upright does."""
     data = bytearray(source.read_bytes())
     matrix = data.index(b"tkhd") + 4 + 40  # version 0
     unit = 1 << 16

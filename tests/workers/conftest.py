@@ -1,4 +1,4 @@
-"""A worker in this process, with a scripted model: everything else is real, the store and the sandbox included."""
+"""A worker in the test process with a scripted model. Everything else is real, including the store and the sandbox."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -22,6 +22,7 @@ from service.contract.jobs import (
     VideoOptions,
     new_job_id,
 )
+from service.contract.storage.backends import open_storage
 from service.contract.storage.local import upload_path
 from service.contract.store.store import RetryingStore, Store
 from service.contract.store.wakeups import Wakeups
@@ -34,7 +35,7 @@ from workers.tasks import JobRunner
 
 @dataclass
 class Bench:
-    """Puts jobs in, runs workers, reads what came out."""
+    """Creates jobs, runs workers and reads the results."""
 
     store: Store
     redis_url: str
@@ -42,15 +43,15 @@ class Bench:
     runners: list[JobRunner] = field(default_factory=list)
 
     def runner(
-        self, captioner: FakeCaptioner, slots: int = 4, encoder: FakeEncoder | None = None, **more: Any
+        self, captioner: FakeCaptioner, slots: int = 4, encoder: FakeEncoder | None = None, **worker_settings: Any
     ) -> JobRunner:
-        """Start a worker on this loop; `more` are settings."""
-        settings = Settings(redis_url=self.redis_url, data_dir=self.data_dir, slots=slots, **more)
-        context = WorkerContext(
-            settings, captioner, encoder or FakeEncoder(), asyncio.Semaphore(4), find_job=self.store.job
-        )
-        card = WorkerCard(id=f"test-{len(self.runners)}", model="fake", slots=slots)
+        """Start a worker on this event loop. `worker_settings` override the defaults."""
+        settings = Settings(redis_url=self.redis_url, data_dir=self.data_dir, slots=slots, **worker_settings)
         store, wakeups = RetryingStore(self.store.redis), Wakeups(self.redis_url)
+        encoder = encoder or FakeEncoder()
+        storage, decoders = open_storage(settings), asyncio.Semaphore(4)
+        context = WorkerContext(settings, storage, captioner, encoder, decoders, find_job=store.job)
+        card = WorkerCard(id=f"test-{len(self.runners)}", model="fake", slots=slots)
         runner = JobRunner(context, store, wakeups, card, on_engine_death=lambda: None)
         self.runners.append(runner)
         return runner
@@ -77,30 +78,30 @@ class Bench:
         return record.id
 
     async def run(self, runner: JobRunner, job_id: str) -> JobState:
-        """Hand the job to `runner` as RQ does; return it once it has ended."""
+        """Pass the job to `runner` as RQ does, and return the job when it has ended."""
         await asyncio.to_thread(runner.run_job, job_id)
         return await self.ended(job_id)
 
     async def ended(self, job_id: str, timeout_s: float = 120) -> JobState:
         return await self.until(job_id, lambda job: job.status.ended, timeout_s)
 
-    async def until(self, job_id: str, holds: Callable[[JobState], bool], timeout_s: float = 120) -> JobState:
-        """Return the job as soon as `holds` says so."""
+    async def until(self, job_id: str, condition: Callable[[JobState], bool], timeout_s: float = 120) -> JobState:
+        """Return the job as soon as `condition(job)` is true."""
         async with asyncio.timeout(timeout_s):
             while True:
                 job = await self.store.job(job_id)
                 assert job is not None
-                if holds(job):
+                if condition(job):
                     return job
                 await asyncio.sleep(0.02)
 
     async def events(self, job_id: str) -> list[Event]:
-        """Return what happened, after checking that it happened in order and that nothing follows the end."""
+        """Return the job's events. Asserts that their sequence has no gaps and that nothing follows a final event."""
         async with aclosing(self.store.events(job_id)) as stored:  # type: ignore[type-var]
-            found = [event async for event in stored]
-        assert [event.seq for event in found] == list(range(1, len(found) + 1))
-        assert not any(event.last for event in found[:-1])
-        return [event.event for event in found]
+            events = [event async for event in stored]
+        assert [event.seq for event in events] == list(range(1, len(events) + 1))
+        assert not any(event.last for event in events[:-1])
+        return [event.event for event in events]
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.contract.events import Caption, Completed, Delta, Differential, Keyframes, Started, Video
+from service.contract.events import EVENT, Caption, Completed, Delta, Differential, Keyframes, Started, Video
 from service.contract.jobs import JobStatus
 from service.contract.storage.local import keyframe_path, upload_path
 from tests.fake_captioner import FakeCaptioner, FakeEncoder
@@ -116,7 +116,7 @@ async def test_fast_mode_shows_at_most_sixteen_keyframes(bench: Bench, clip: Pat
 
 def flat(level: int) -> np.ndarray:
     frame = np.full((120, 160, 3), (60, level, 90), np.uint8)
-    frame[:60, :80] = 200  # a frame of one colour has no direction in feature space
+    frame[:60, :80] = 200  # FakeEncoder cannot tell apart frames of a single brightness
     return frame
 
 
@@ -172,7 +172,39 @@ async def test_recaption(bench: Bench) -> None:
     assert captioner.turns[0].prompt == prompts.recaption("a cat")
     assert captioner.turns[0].max_tokens == 7
     types = [e.type for e in await bench.events(job_id)]
-    assert [event_type for event_type in types if event_type != "delta"] == ["queued", "started", "caption", "completed"]
+    assert [name for name in types if name != "delta"] == [
+        "queued",
+        "started",
+        "caption",
+        "completed",
+    ]
+
+
+async def test_a_truncated_text_has_the_finish_reason_length(bench: Bench, clip: Path) -> None:
+    captioner = FakeCaptioner(["short", "one two three four five", "short", "one two three four five"])
+    job_id = await bench.video(clip, keyframes="interval", interval_s=5, max_tokens=4)
+    job = await bench.run(bench.runner(captioner), job_id)
+    assert [d.finish_reason for d in job.differentials] == ["stop", "length", "stop"]
+    assert (job.caption, job.finish_reason) == ("one two three four", "length")
+    events = await bench.events(job_id)
+    assert [e.finish_reason for e in events if isinstance(e, Differential)] == ["stop", "length", "stop"]
+    assert [e.finish_reason for e in events if isinstance(e, Caption)] == ["length"]
+
+
+@pytest.mark.parametrize("max_tokens", [2, 3])
+async def test_fast_mode_and_recaption_have_a_finish_reason(bench: Bench, clip: Path, max_tokens: int) -> None:
+    expected = "length" if max_tokens == 2 else "stop"
+    runner = bench.runner(FakeCaptioner(["one two three"] * 2))
+    fast = await bench.run(runner, await bench.video(clip, mode="fast", keyframes="interval", max_tokens=max_tokens))
+    assert fast.finish_reason == expected
+    recaption = await bench.run(runner, await bench.recaption("a cat", max_tokens=max_tokens))
+    assert recaption.finish_reason == expected
+
+
+def test_events_stored_without_a_finish_reason_stay_readable() -> None:
+    caption = EVENT.validate_python({"type": "caption", "text": "A cat."})
+    assert isinstance(caption, Caption) and caption.finish_reason is None
+    assert "finish_reason" not in caption.data()
 
 
 async def test_a_clip_is_captioned_from_stored_differentials(bench: Bench, clip: Path) -> None:

@@ -1,4 +1,4 @@
-"""The worker as a process, with the real engine and the demo checkpoint: jobs in, events out, and a clean end."""
+"""The worker process with the real engine and the demo checkpoint: jobs in, events out, clean shutdown."""
 
 import asyncio
 import os
@@ -41,7 +41,7 @@ class WorkerProcess:
 
 
 def start(valkey: ValkeyServer, directory: Path) -> WorkerProcess:
-    """Start a worker and wait until it says that it is ready."""
+    """Start a worker and wait until its card appears in Redis."""
     url, log = f"redis://{valkey.host}:{valkey.port}/0", directory / "worker.log"
     env = {**os.environ, "REDIS_URL": url, "DATA_DIR": str(directory / "data"), "DRAIN_S": "60", "SLOTS": "4"}
     with log.open("w") as out:
@@ -75,16 +75,16 @@ async def bench(worker: WorkerProcess) -> AsyncIterator[Bench]:
         yield Bench(Store(redis), worker.redis_url, worker.data_dir)
 
 
-async def test_it_starts_quietly(worker: WorkerProcess) -> None:
-    unavoidable = ("NUMA binding", "Triton is installed")  # said by vLLM's engine process before it can be told
+async def test_a_normal_start_logs_one_line(worker: WorkerProcess) -> None:
+    unavoidable = ("NUMA binding", "Triton is installed")  # logged by vLLM's engine process before it is configured
     log = worker.log.read_text()
-    lines = [line for line in log.splitlines() if not any(said in line for said in unavoidable)]
+    lines = [line for line in log.splitlines() if not any(text in line for text in unavoidable)]
     assert len(lines) == 1, log
     assert "ready" in lines[0]
     assert str(DEMO_CHECKPOINT) in lines[0]
 
 
-async def test_jobs_go_through_the_real_engine(bench: Bench, worker: WorkerProcess, tmp_path: Path) -> None:
+async def test_jobs_complete_on_the_real_engine(bench: Bench, worker: WorkerProcess, tmp_path: Path) -> None:
     clip = write(tmp_path / "clip.mp4", [numbered(k) for k in range(60)], fps=10)
     videos = [await bench.video(clip, keyframes="interval", max_tokens=20) for _ in range(3)]
     videos.append(await bench.video(clip, mode="fast", max_tokens=20))
@@ -95,7 +95,7 @@ async def test_jobs_go_through_the_real_engine(bench: Bench, worker: WorkerProce
         worker.wake(JobKind.RECAPTION, job_id)
     jobs = [await bench.ended(job_id, 300) for job_id in videos + texts]
     assert [job.status for job in jobs] == [JobStatus.COMPLETED] * 6, [job.error for job in jobs]
-    assert len({tuple(told.time_s for told in job.differentials) for job in jobs[:3]}) == 1
+    assert len({tuple(differential.time_s for differential in job.differentials) for job in jobs[:3]}) == 1
     for job in jobs:
         assert job.usage is not None and job.usage.completion_tokens > 0
         assert job.caption
@@ -108,13 +108,14 @@ async def test_beams_and_seeds(bench: Bench, worker: WorkerProcess) -> None:
     plain = {"max_tokens": 6}
     options = [plain, {**plain, "num_beams": 3}, *[{**plain, "temperature": 1.5, "seed": 7}] * 2]
     jobs = []
-    for kinds in options:
-        jobs.append(await bench.recaption("a blue star", **kinds))
+    for decoding in options:
+        jobs.append(await bench.recaption("a blue star", **decoding))
         worker.wake(JobKind.RECAPTION, jobs[-1])
     ended = [await bench.ended(job_id, 300) for job_id in jobs]
     assert all(job.status is JobStatus.COMPLETED for job in ended), [job.error for job in ended]
     assert all(job.usage is not None and 0 < job.usage.completion_tokens <= 6 for job in ended)
     assert ended[2].caption == ended[3].caption
+    assert [job.finish_reason for job in ended[:2]] == ["length", "length"], "also with beam search"
 
 
 async def test_a_long_answer_can_be_cancelled(bench: Bench, worker: WorkerProcess) -> None:
@@ -125,7 +126,7 @@ async def test_a_long_answer_can_be_cancelled(bench: Bench, worker: WorkerProces
     assert (await bench.ended(job_id)).status in (JobStatus.CANCELLED, JobStatus.COMPLETED)
 
 
-async def test_sigterm_ends_it_all_and_work_in_hand_first(bench: Bench, worker: WorkerProcess) -> None:
+async def test_sigterm_finishes_running_jobs_and_ends_all_processes(bench: Bench, worker: WorkerProcess) -> None:
     job_id = await bench.recaption("a yellow square")
     worker.wake(JobKind.RECAPTION, job_id)
     await bench.until(job_id, lambda job: job.status is not JobStatus.QUEUED)
@@ -134,11 +135,11 @@ async def test_sigterm_ends_it_all_and_work_in_hand_first(bench: Bench, worker: 
     worker.process.send_signal(signal.SIGTERM)
     assert await asyncio.to_thread(worker.process.wait, 120) == 0
     assert (await bench.store.job(job_id)).status is JobStatus.COMPLETED  # type: ignore[union-attr]
-    assert psutil.wait_procs(children, timeout=10)[1] == [], "no process is left behind"
+    assert psutil.wait_procs(children, timeout=10)[1] == [], "no child process is left"
     assert await bench.store.workers() == []
 
 
-def test_it_ends_and_leaves_nothing_when_the_engine_dies(tmp_path: Path) -> None:
+def test_the_worker_exits_when_the_engine_dies(tmp_path: Path) -> None:
     with ValkeyServer(port=free_port(), config={"save": "", "appendonly": "no"}) as valkey:
         worker = start(valkey, tmp_path)
         children = worker.process.children(recursive=True)
@@ -152,7 +153,7 @@ def test_it_ends_and_leaves_nothing_when_the_engine_dies(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("environment", "word"), [({"MODEL": "/nowhere"}, "/nowhere"), ({"SLOTS": "many"}, "slots")], ids=["model", "slots"]
 )
-def test_settings_that_cannot_work_say_so(redis_url: str, environment: dict[str, str], word: str) -> None:
+def test_wrong_settings_are_reported(redis_url: str, environment: dict[str, str], word: str) -> None:
     env = {**os.environ, "REDIS_URL": redis_url, **environment}
     command = [sys.executable, "-m", "workers.main"]
     ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)

@@ -1,4 +1,4 @@
-"""Claims, leases and how jobs end: two workers, lost connections, cancellation, failures."""
+"""Claims, leases and outcomes: two workers, lost connections, cancellation, failures."""
 
 import asyncio
 import contextlib
@@ -14,7 +14,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from service.contract.errors import EngineFailed
 from service.contract.events import Caption, Delta, Event, Failed, Keyframes, Started, Video
 from service.contract.jobs import JobKind, JobStatus
-from service.contract.storage.local import keyframes_dir, upload_path
+from service.contract.storage.local import LocalStorage, keyframes_dir, upload_path
 from service.contract.store.keys import LEASES, QUEUED, events_key, job_key
 from service.contract.store.leases import MAX_STRIKES, Lease
 from service.contract.store.reaper import Reaper
@@ -34,13 +34,13 @@ def clip(tmp_path: Path) -> Path:
     return write(tmp_path / "clip.mp4", [numbered(k) for k in range(80)], fps=10)
 
 
-async def steal(bench: Bench, job_id: str) -> None:
-    """Let the job's lease run out, as if its worker had been frozen, and a reaper see it."""
+async def expire_lease(bench: Bench, job_id: str) -> None:
+    """Expire the job's lease, as if its worker had frozen, and let a reaper notice."""
     await bench.store.redis.hset(job_key(job_id), "until", 1)
     assert await bench.store.reap(job_id)
 
 
-async def test_a_second_worker_goes_on_at_the_first_missing_differential(bench: Bench, clip: Path) -> None:
+async def test_a_second_worker_continues_at_the_first_missing_differential(bench: Bench, clip: Path) -> None:
     slow, quick = FakeCaptioner(["one", "two", "three " * 400], delay_s=0.02), FakeCaptioner(["THREE", "FOUR"])
     first, second = bench.runner(slow), bench.runner(quick)
     job_id = await bench.video(clip, keyframes="interval")
@@ -49,7 +49,7 @@ async def test_a_second_worker_goes_on_at_the_first_missing_differential(bench: 
     async with asyncio.timeout(30):
         while not any(isinstance(e, Delta) and e.keyframe == 2 for e in await bench.events(job_id)):
             await asyncio.sleep(0.05)
-    await steal(bench, job_id)
+    await expire_lease(bench, job_id)
     job = await bench.run(second, job_id)
 
     assert job.status is JobStatus.COMPLETED
@@ -61,13 +61,13 @@ async def test_a_second_worker_goes_on_at_the_first_missing_differential(bench: 
     assert sum(isinstance(e, Video) for e in events) == 1
     assert [e.attempt for e in events if isinstance(e, Started)] == [1, 2]
     async with asyncio.timeout(30):
-        while slow.running:  # fenced: it stops generating, and says nothing
+        while slow.running:  # the fenced worker stops generating and publishes nothing
             await asyncio.sleep(0.05)
     assert await bench.events(job_id) == events
 
 
 class GatedEncoder(FakeEncoder):
-    """Encodes `frames` frames at least, then waits for ever."""
+    """Encodes at least `frames` frames, then blocks."""
 
     def __init__(self, frames: int) -> None:
         super().__init__()
@@ -79,23 +79,23 @@ class GatedEncoder(FakeEncoder):
         return await super().encode(images)
 
 
-async def test_a_second_worker_goes_on_finding_keyframes(bench: Bench, clip: Path) -> None:
+async def test_a_second_worker_continues_selecting_keyframes(bench: Bench, clip: Path) -> None:
     options = {"interval_s": 0.2, "similarity_threshold": 0.9}
-    whole = await bench.run(bench.runner(FakeCaptioner()), await bench.video(clip, **options))
-    assert 5 < len(whole.keyframes) < 40
+    complete = await bench.run(bench.runner(FakeCaptioner()), await bench.video(clip, **options))
+    assert 5 < len(complete.keyframes) < 40
 
     job_id = await bench.video(clip, **options)
     await asyncio.to_thread(bench.runner(FakeCaptioner(), encoder=GatedEncoder(16)).run_job, job_id)
-    half = await bench.until(job_id, lambda job: len(job.keyframes) >= 2)
-    await steal(bench, job_id)
+    partial = await bench.until(job_id, lambda job: len(job.keyframes) >= 2)
+    await expire_lease(bench, job_id)
     job = await bench.run(bench.runner(FakeCaptioner()), job_id)
-    assert len(half.keyframes) < len(job.keyframes)
-    assert [k.time_s for k in job.keyframes] == [k.time_s for k in whole.keyframes]
+    assert len(partial.keyframes) < len(job.keyframes)
+    assert [k.time_s for k in job.keyframes] == [k.time_s for k in complete.keyframes]
     assert [k.index for k in job.keyframes] == list(range(len(job.keyframes)))
     assert sum(e.complete for e in await bench.events(job_id) if isinstance(e, Keyframes)) == 1
 
 
-async def test_jobs_given_back_are_finished_by_the_next_worker(bench: Bench, clip: Path) -> None:
+async def test_released_jobs_are_finished_by_the_next_worker(bench: Bench, clip: Path) -> None:
     captioner = FakeCaptioner(delay_s=0.3)
     runner = bench.runner(captioner)
     job_id = await bench.video(clip, keyframes="interval")
@@ -105,13 +105,13 @@ async def test_jobs_given_back_are_finished_by_the_next_worker(bench: Bench, cli
     assert not captioner.running
     assert len(captioner.aborted) == 1
     with Redis.from_url(bench.redis_url) as redis:
-        assert redis.llen("rq:queue:resumed") == 1, "it was waked again"
+        assert redis.llen("rq:queue:resumed") == 1, "a wake-up was sent"
     job = await bench.run(bench.runner(FakeCaptioner()), job_id)
     assert (job.status, job.attempts) == (JobStatus.COMPLETED, 2)
     assert not await bench.store.redis.exists("sharecap:worker:test-0")
 
 
-async def test_a_worker_that_stops_lets_jobs_finish_in_time(bench: Bench) -> None:
+async def test_a_stopping_worker_lets_running_jobs_finish(bench: Bench) -> None:
     runner = bench.runner(FakeCaptioner(["a few words"], delay_s=0.1))
     job_id = await bench.recaption("a cat")
     await asyncio.to_thread(runner.run_job, job_id)
@@ -123,14 +123,14 @@ async def test_a_worker_that_stops_lets_jobs_finish_in_time(bench: Bench) -> Non
     assert (await bench.store.kind_and_status(late)) == (JobKind.RECAPTION, JobStatus.QUEUED)
 
 
-async def test_a_lease_is_kept_while_the_model_thinks(bench: Bench) -> None:
+async def test_the_lease_is_renewed_during_a_long_model_call(bench: Bench) -> None:
     runner, other = bench.runner(FakeCaptioner(delay_s=12)), bench.runner(FakeCaptioner())
     job_id = await bench.recaption("a cat")
     await asyncio.to_thread(runner.run_job, job_id)
     await asyncio.sleep(11)
     await asyncio.to_thread(other.run_job, job_id)
     job = await bench.store.job(job_id)
-    assert job is not None and job.attempts == 1, "nobody else can have it"
+    assert job is not None and job.attempts == 1, "no other worker can claim it"
 
 
 async def test_cancelling_stops_the_model(bench: Bench, clip: Path) -> None:
@@ -150,7 +150,7 @@ async def test_cancelling_stops_the_model(bench: Bench, clip: Path) -> None:
     assert not upload_path(bench.data_dir, job_id).exists()
 
 
-async def test_a_write_notices_the_cancellation_too(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_write_notices_the_cancellation(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tasks, "RENEW_EVERY_S", 60.0)
     captioner = FakeCaptioner(["word " * 1000], delay_s=0.05)
     job_id = await bench.recaption("a cat")
@@ -162,7 +162,7 @@ async def test_a_write_notices_the_cancellation_too(bench: Bench, monkeypatch: p
     assert time.monotonic() - start < 20, "long before the next renewal"
 
 
-async def test_nothing_is_left_of_a_job_deleted_while_it_runs(bench: Bench, clip: Path) -> None:
+async def test_a_job_deleted_while_running_leaves_no_files_or_keys(bench: Bench, clip: Path) -> None:
     captioner = FakeCaptioner(delay_s=0.05)
     job_id = await bench.video(clip, keyframes="interval")
     await asyncio.to_thread(bench.runner(captioner).run_job, job_id)
@@ -176,14 +176,14 @@ async def test_nothing_is_left_of_a_job_deleted_while_it_runs(bench: Bench, clip
 
 
 async def failure(bench: Bench, captioner: FakeCaptioner, job_id: str) -> Failed:
-    """Run the job, which must fail exactly once; return what it says."""
+    """Run the job, which must fail, and return its only `failed` event."""
     job = await bench.run(bench.runner(captioner), job_id)
     assert job.status is JobStatus.FAILED
     [failed] = [e for e in await bench.events(job_id) if isinstance(e, Failed)]
     return failed
 
 
-async def test_what_is_no_video_fails_and_leaves_nothing(bench: Bench, tmp_path: Path) -> None:
+async def test_a_file_that_is_not_a_video_fails_and_is_deleted(bench: Bench, tmp_path: Path) -> None:
     text = tmp_path / "text.mp4"
     text.write_text("not a video at all" * 100)
     job_id = await bench.video(text)
@@ -192,13 +192,13 @@ async def test_what_is_no_video_fails_and_leaves_nothing(bench: Bench, tmp_path:
     assert not upload_path(bench.data_dir, job_id).exists()
 
 
-async def test_a_missing_video_fails(bench: Bench, clip: Path) -> None:
+async def test_a_missing_upload_fails(bench: Bench, clip: Path) -> None:
     job_id = await bench.video(clip)
     upload_path(bench.data_dir, job_id).unlink()
     assert (await failure(bench, FakeCaptioner(), job_id)).error.code == "not_found"
 
 
-async def test_an_unexpected_error_says_nothing_of_the_inside(bench: Bench, clip: Path) -> None:
+async def test_an_unexpected_error_does_not_leak_details(bench: Bench, clip: Path) -> None:
     captioner = FakeCaptioner(["one", RuntimeError("secret/path.py line 3")])
     failed = await failure(bench, captioner, await bench.video(clip))
     assert failed.error.code == "engine_failed"
@@ -206,7 +206,7 @@ async def test_an_unexpected_error_says_nothing_of_the_inside(bench: Bench, clip
     assert captioner.alive
 
 
-async def test_a_dead_engine_ends_the_worker_and_its_jobs_are_tried_three_times(bench: Bench) -> None:
+async def test_a_dead_engine_ends_the_worker_and_its_jobs_get_three_attempts(bench: Bench) -> None:
     job_id = await bench.recaption("a cat")
     for attempt in (1, 2, 3):
         runner = bench.runner(FakeCaptioner([EngineFailed("The captioning engine stopped.")]))
@@ -216,12 +216,12 @@ async def test_a_dead_engine_ends_the_worker_and_its_jobs_are_tried_three_times(
                 await asyncio.sleep(0.02)
         await asyncio.to_thread(runner.run_job, job_id)
         job = await bench.store.job(job_id)
-        assert job and (job.attempts, job.status.ended) == (attempt, attempt == 3), "it takes nothing more"
+        assert job and (job.attempts, job.status.ended) == (attempt, attempt == 3), "it takes no more jobs"
     assert job.error and (job.error.code, job.error.retryable) == ("engine_failed", True)
     assert len([e for e in await bench.events(job_id) if isinstance(e, Failed)]) == 1
 
 
-async def test_a_decoder_that_dies_is_tried_three_times(
+async def test_a_job_that_kills_its_decoder_gets_three_attempts(
     bench: Bench, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     child = tmp_path / "child.py"
@@ -239,7 +239,7 @@ async def test_a_decoder_that_dies_is_tried_three_times(
     assert not upload_path(bench.data_dir, job_id).exists()
 
 
-async def test_a_worker_goes_on_where_redis_has_lost_its_last_events(bench: Bench, clip: Path) -> None:
+async def test_a_job_continues_after_redis_lost_its_last_events(bench: Bench, clip: Path) -> None:
     captioner = FakeCaptioner(delay_s=0.3)
     runner = bench.runner(captioner)
     job_id = await bench.video(clip, keyframes="interval")
@@ -257,22 +257,22 @@ async def test_a_worker_goes_on_where_redis_has_lost_its_last_events(bench: Benc
     await bench.events(job_id)
 
 
-async def test_a_worker_takes_up_again_what_it_lost(bench: Bench, clip: Path) -> None:
-    """Its lease ran out while Redis was away; it is waked before it has noticed."""
+async def test_a_worker_can_reclaim_a_job_whose_lease_it_lost(bench: Bench, clip: Path) -> None:
+    """The lease expired during a Redis outage; the same worker is woken for the job before it notices."""
     captioner = FakeCaptioner(delay_s=0.2)
     runner = bench.runner(captioner)
     job_id = await bench.video(clip, keyframes="interval")
     await asyncio.to_thread(runner.run_job, job_id)
     await bench.until(job_id, lambda job: len(job.differentials) == 1)
-    await steal(bench, job_id)
+    await expire_lease(bench, job_id)
     job = await bench.run(runner, job_id)
     assert (job.status, job.attempts) == (JobStatus.COMPLETED, 2)
     assert [d.keyframe for d in job.differentials] == [0, 1, 2, 3, 4]
     assert not captioner.running and runner.video_capacity is VideoCapacity.ANY
 
 
-async def test_jobs_on_their_last_chance_are_tried_one_at_a_time(bench: Bench) -> None:
-    """Otherwise one that kills every worker would take those beside it along."""
+async def test_jobs_on_their_last_chance_run_one_at_a_time(bench: Bench) -> None:
+    """Otherwise a job that kills every worker would cause the last strike of the others."""
     first, second, fresh = [await bench.recaption(text) for text in ("first", "second", "fresh")]
     for job_id in (first, second):
         await bench.store.redis.hset(job_key(job_id), "strikes", MAX_STRIKES - 1)
@@ -285,12 +285,12 @@ async def test_jobs_on_their_last_chance_are_tried_one_at_a_time(bench: Bench) -
     job = await bench.ended(first)
     later = await bench.ended(second)
     assert job.finished_at and later.started_at
-    told = [e.at async for e in bench.store.events(first) if e.event.progress]
-    assert told[0] <= later.started_at
+    finished_texts = [e.at async for e in bench.store.events(first) if e.event.progress]
+    assert finished_texts[0] <= later.started_at
     assert [(await bench.ended(job_id)).attempts for job_id in (first, second, fresh)] == [1, 1, 1]
 
 
-async def test_many_videos_at_once_and_text_beside_them(bench: Bench, clip: Path) -> None:
+async def test_videos_and_text_jobs_run_concurrently(bench: Bench, clip: Path) -> None:
     captioner = FakeCaptioner(delay_s=0.2)
     runner = bench.runner(captioner, slots=3)
     jobs = []
@@ -307,7 +307,7 @@ async def test_many_videos_at_once_and_text_beside_them(bench: Bench, clip: Path
 
 
 class LossyStore(Store):
-    """Every other answer to a write is lost on the way."""
+    """A store that loses every second reply to a write."""
 
     count = 0
 
@@ -322,7 +322,7 @@ class RetryingLossyStore(RetryingStore, LossyStore):
     """A worker's store on top of the lossy one."""
 
 
-async def test_lost_answers_neither_lose_nor_double_an_event(bench: Bench) -> None:
+async def test_lost_replies_neither_lose_nor_duplicate_an_event(bench: Bench) -> None:
     job_id = await bench.recaption("a cat")
     store = RetryingLossyStore(bench.store.redis)
     lease = await store.claim(job_id)
@@ -332,7 +332,7 @@ async def test_lost_answers_neither_lose_nor_double_an_event(bench: Bench) -> No
     assert [e.text for e in await bench.events(job_id) if isinstance(e, Delta)] == [str(k) for k in range(20)]
 
 
-async def test_a_writer_that_is_cancelled_leaves_the_next_place_right(bench: Bench) -> None:
+async def test_a_cancelled_write_does_not_break_the_sequence(bench: Bench) -> None:
     job_id = await bench.recaption("a cat")
     lease = await bench.store.claim(job_id)
     assert lease is not None
@@ -348,7 +348,7 @@ async def test_a_writer_that_is_cancelled_leaves_the_next_place_right(bench: Ben
 
 
 @pytest.mark.parametrize("setting", ["min-replicas-to-write", "maxmemory"])
-async def test_a_redis_that_takes_no_writes_for_a_while(bench: Bench, clip: Path, setting: str) -> None:
+async def test_a_worker_waits_while_redis_refuses_writes(bench: Bench, clip: Path, setting: str) -> None:
     captioner = FakeCaptioner(delay_s=0.05)
     job_id = await bench.video(clip, keyframes="interval")
     await asyncio.to_thread(bench.runner(captioner).run_job, job_id)
@@ -356,29 +356,29 @@ async def test_a_redis_that_takes_no_writes_for_a_while(bench: Bench, clip: Path
     await bench.store.redis.config_set(setting, 1)
     try:
         await asyncio.sleep(1)
-        told = len(await bench.events(job_id))
+        count = len(await bench.events(job_id))
         await asyncio.sleep(0.5)
-        assert len(await bench.events(job_id)) == told
+        assert len(await bench.events(job_id)) == count
     finally:
         await bench.store.redis.config_set(setting, 0)
     job = await bench.ended(job_id)
     assert (job.status, job.attempts) == (JobStatus.COMPLETED, 1)
 
 
-async def test_a_reaper_wakes_what_nobody_holds(bench: Bench) -> None:
-    queued, waked, held, lost, ended = [await bench.recaption(text) for text in ("a", "b", "c", "d", "e")]
+async def test_a_reaper_wakes_jobs_that_no_worker_holds(bench: Bench) -> None:
+    queued, woken, held, lost, ended = [await bench.recaption(text) for text in ("a", "b", "c", "d", "e")]
     wakeups, redis = Wakeups(bench.redis_url), bench.store.redis
-    for job_id in (queued, waked):
+    for job_id in (queued, woken):
         await redis.zadd(QUEUED, {job_id: 1})
-    await wakeups.wake(JobKind.RECAPTION, waked)
+    await wakeups.wake(JobKind.RECAPTION, woken)
     for job_id in (held, lost, ended):
         assert await bench.store.claim(job_id) is not None
     await bench.store.cancel(ended)
     for job_id in (lost, ended):
         await redis.hset(job_key(job_id), "until", 1)
         await redis.zadd(LEASES, {job_id: 1})
-    reapers = [Reaper(bench.store, wakeups, bench.data_dir) for _ in range(4)]
+    reapers = [Reaper(bench.store, wakeups, LocalStorage(bench.data_dir)) for _ in range(4)]
     await asyncio.gather(*(reaper.reap() for reaper in reapers))
     await asyncio.gather(*(reaper.reap() for reaper in reapers))
-    assert await redis.lrange("rq:queue:recaption", 0, -1) == [f"{lost}-1", f"{waked}-0", f"{queued}-0"]
+    assert await redis.lrange("rq:queue:recaption", 0, -1) == [f"{lost}-1", f"{woken}-0", f"{queued}-0"]
     wakeups.close()

@@ -1,6 +1,6 @@
-"""What fits into the model's context: no input, however long, may raise a context error.
+"""Fits inputs into the model's context, so that no input, however long, causes a context error.
 
-Images get fewer crops or pixels, a previous differential is cut at a sentence, descriptions are grouped.
+Images get fewer crops or pixels, a previous differential is cut at a sentence, descriptions are split into groups.
 """
 
 import asyncio
@@ -14,21 +14,25 @@ from service.contract.errors import InvalidOption
 from workers.models.engine import Captioner, Turn
 from workers.prompts import Description
 
-TEXT_ROOM_TOKENS = 256
-"""Left free beside images and their answer when these are fitted: prompt and previous differential."""
+RESERVED_TEXT_TOKENS = 256
+"""Kept free for the prompt and the previous differential while images are fitted."""
 SCALES = (1.0, 0.7, 0.5, 0.35, 0.25, 0.15)
-"""Of the sides of images that do not fit; a model with as many tokens for every image gains nothing by it."""
+"""Scale factors tried in turn when the images exceed the context.
+
+They do not help with a model that spends the same number of tokens on every image.
+"""
 LINE_MARGIN_TOKENS = 2
-"""Tokens are counted line by line; put together they may merge differently at the seams."""
+"""Added to each line's token count: tokens can merge differently when the lines are joined."""
+MAX_FRAME_NUMBER = 100_000
 
 _SENTENCE_END = re.compile(r"(?<=[.!?…])\s+|(?<=[。！？])")
 
 
 async def with_images(captioner: Captioner, turn: Turn, images: Sequence[Image.Image], default_hd_num: int) -> Turn:
-    """Return `turn` with RGB `images`, in as many crops or pixels as leave room for its answer.
+    """Return `turn` with RGB `images`, in as many crops or pixels as leave space for its answer.
 
-    `turn.hd_num` is what the job asks for: crops are as asked, else the model's or `default_hd_num`, and fewer where
-    they do not fit. Raises InvalidOption where crops are asked of a model that has none.
+    If the job sets `hd_num`, that number of crops is used as it is. Otherwise the model's default, or
+    `default_hd_num`, is reduced until it fits. Raises InvalidOption if `hd_num` is set and the model has no crops.
     """
     turn = replace(turn, images=tuple(images))
     if captioner.takes_hd_num:
@@ -39,7 +43,7 @@ async def with_images(captioner: Captioner, turn: Turn, images: Sequence[Image.I
         turn = replace(turn, images=tuple(_scaled(image, scale) for image in images))
         if await _fits(captioner, turn):
             break
-    return turn  # what does not fit even so is refused when it is asked
+    return turn  # if even the smallest scale does not fit, `TurnRunner` refuses the turn
 
 
 async def _crops_that_fit(captioner: Captioner, turn: Turn, default: int) -> int:
@@ -52,9 +56,9 @@ async def _crops_that_fit(captioner: Captioner, turn: Turn, default: int) -> int
 
 
 async def _fits(captioner: Captioner, turn: Turn) -> bool:
-    """Whether the images, the answer, and the text that is still to come have room."""
+    """Return whether the context has space for the turn, its answer and the text that is added later."""
     tokens = await captioner.prompt_tokens(turn)
-    return tokens + TEXT_ROOM_TOKENS + turn.max_tokens <= captioner.context_tokens
+    return tokens + RESERVED_TEXT_TOKENS + turn.max_tokens <= captioner.context_tokens
 
 
 def _scaled(image: Image.Image, scale: float) -> Image.Image:
@@ -63,19 +67,18 @@ def _scaled(image: Image.Image, scale: float) -> Image.Image:
 
 
 def cut_at_sentence(text: str, max_tokens: int, count_tokens: Callable[[str], int]) -> str:
-    """Return the longest beginning of `text` that ends with a sentence and has at most `max_tokens` tokens.
+    """Return the longest prefix of `text` that ends with a sentence and has at most `max_tokens` tokens.
 
-    A first sentence that is too long itself is cut at a word.
+    If even the first sentence is too long, it is cut at a word.
     """
     if count_tokens(text) <= max_tokens:
         return text
-    return _longest(_SENTENCE_END.split(text), max_tokens, count_tokens) or _longest(
-        text.split(" "), max_tokens, count_tokens
-    )
+    sentences = _longest_prefix(_SENTENCE_END.split(text), max_tokens, count_tokens)
+    return sentences or _longest_prefix(text.split(" "), max_tokens, count_tokens)
 
 
-def _longest(parts: list[str], max_tokens: int, count_tokens: Callable[[str], int]) -> str:
-    """Return as many of `parts` as fit, joined by spaces; found by bisection."""
+def _longest_prefix(parts: list[str], max_tokens: int, count_tokens: Callable[[str], int]) -> str:
+    """Return as many of `parts`, joined by spaces, as fit into `max_tokens`. Found by bisection."""
     fits, too_many = 0, len(parts) + 1
     while too_many - fits > 1:
         middle = (fits + too_many) // 2
@@ -86,30 +89,34 @@ def _longest(parts: list[str], max_tokens: int, count_tokens: Callable[[str], in
     return " ".join(parts[:fits])
 
 
-async def grouped(descriptions: Sequence[Description], captioner: Captioner, answer: int) -> list[list[Description]]:
-    """Cut `descriptions` into consecutive groups, each of which fits into one summary prompt beside its answer.
+async def grouped(
+    descriptions: Sequence[Description], captioner: Captioner, answer_tokens: int
+) -> list[list[Description]]:
+    """Split `descriptions` into consecutive groups that each fit into one summary prompt with its answer.
 
-    Any two fit together, for each is first cut to less than half of the room: so summarising the groups always leaves
-    at most half as many.
+    Each description is first cut to less than half of the available tokens, so that every group but the last holds at
+    least two. Summarising the groups therefore at least halves their number.
     """
-    room = captioner.context_tokens - answer - await captioner.prompt_tokens(Turn(captioner.prompts.summary([])))
-    line = _line_tokens((max((t for t, _ in descriptions), default=0.0), ""), captioner)
+    empty_prompt_tokens = await captioner.prompt_tokens(Turn(captioner.prompts.summary([])))
+    available = captioner.context_tokens - answer_tokens - empty_prompt_tokens
+    latest_s = max((time_s for time_s, _ in descriptions), default=0.0)
+    max_text_tokens = available // 2 - _line_tokens((latest_s, ""), captioner)
     groups: list[list[Description]] = [[]]
-    left = room
+    left = available
     for time_s, text in descriptions:
-        await asyncio.sleep(0)  # to count them all takes seconds, and leases are renewed meanwhile
-        description = (time_s, cut_at_sentence(text, room // 2 - line, captioner.count_tokens))
-        cost = _line_tokens(description, captioner)
-        if groups[-1] and cost > left:
+        await asyncio.sleep(0)  # counting all tokens can take seconds, and leases must be renewed meanwhile
+        description = (time_s, cut_at_sentence(text, max_text_tokens, captioner.count_tokens))
+        tokens = _line_tokens(description, captioner)
+        if groups[-1] and tokens > left:
             groups.append([])
-            left = room
+            left = available
         groups[-1].append(description)
-        left -= cost
+        left -= tokens
     return groups
 
 
 def _line_tokens(description: Description, captioner: Captioner) -> int:
-    """Return what one description costs within a summary prompt."""
+    """Return how many tokens one description takes in a summary prompt, at most."""
     time_s, text = description
-    line = captioner.prompts.description(100_000, time_s, text)
+    line = captioner.prompts.description(MAX_FRAME_NUMBER, time_s, text)
     return captioner.count_tokens(line) + LINE_MARGIN_TOKENS

@@ -54,11 +54,11 @@ class _Chains:
             window = _Window(self.attempt)
             for index in count(first):
                 keyframe = await self.keyframes.get(index)
-                if keyframe is None or keyframe.shot != self.keyframes.keyframes[first].shot:
+                if keyframe is None or keyframe.shot != self.keyframes.entries[first].shot:
                     return
                 if index in self.captions:
                     continue
-                previous = self.keyframes.keyframes[index - 1] if index > first else None
+                previous = self.keyframes.entries[index - 1] if index > first else None
                 await self._describe(keyframe, previous, await window.move(previous, keyframe))
 
     async def _describe(self, keyframe: Keyframe, previous: Keyframe | None, images: list[Image.Image]) -> None:

@@ -1,4 +1,4 @@
-"""No input length may raise a context error. `FakeCaptioner` counts words and refuses what does not fit."""
+"""No input, however long, causes a context error. `FakeCaptioner` counts words and rejects what does not fit."""
 
 import pytest
 from PIL import Image
@@ -33,31 +33,31 @@ def test_text_is_cut_at_a_sentence(text: str, tokens: int, cut: str) -> None:
 async def test_groups_are_consecutive_and_fit() -> None:
     captioner = FakeCaptioner(context_tokens=400)
     descriptions = [(float(k), f"text {k} " + "word " * (k % 30)) for k in range(200)]
-    groups = await grouped(descriptions, captioner, answer=100)
+    groups = await grouped(descriptions, captioner, answer_tokens=100)
     assert [d[0] for group in groups for d in group] == [float(k) for k in range(200)]
     assert all(len(group) >= 2 for group in groups[:-1])
     for group in groups:
         assert sum(words(text) + 8 for _, text in group) <= 300
 
 
-async def test_descriptions_too_long_for_the_context_still_go_two_by_two() -> None:
+async def test_groups_of_overlong_descriptions_still_hold_two_each() -> None:
     captioner = FakeCaptioner(context_tokens=300)
-    groups = await grouped([(float(k), "many words. " * 500) for k in range(5)], captioner, answer=100)
+    groups = await grouped([(float(k), "many words. " * 500) for k in range(5)], captioner, answer_tokens=100)
     assert [len(group) for group in groups] == [2, 2, 1]
 
 
-async def test_crops_are_lowered_until_there_is_room_to_answer() -> None:
-    async def hd_num(context_tokens: int, asked: int | None = None) -> int | None:
-        turn = Turn("", hd_num=asked, max_tokens=512)
+async def test_the_number_of_crops_is_reduced_until_the_answer_fits() -> None:
+    async def hd_num(context_tokens: int, requested: int | None = None) -> int | None:
+        turn = Turn("", hd_num=requested, max_tokens=512)
         return (await with_images(FakeCaptioner(context_tokens=context_tokens), turn, [IMAGE], 9)).hd_num
 
     assert await hd_num(4096) == 9
-    assert await hd_num(1000) == 4  # 50 tokens a crop
+    assert await hd_num(1000) == 4  # 50 tokens per crop
     assert await hd_num(600) == 1
-    assert await hd_num(600, asked=7) == 7, "asked for is asked for"
+    assert await hd_num(600, requested=7) == 7, "a requested number is not reduced"
 
 
-async def test_images_without_crops_are_made_smaller() -> None:
+async def test_images_of_models_without_crops_are_scaled_down() -> None:
     class ByArea(FakeCaptioner):
         async def prompt_tokens(self, turn: Turn) -> int:
             return 100 + sum(image.width * image.height // 100 for image in turn.images)

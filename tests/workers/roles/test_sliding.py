@@ -1,4 +1,4 @@
-"""Sliding over shots: each is a chain of its own, they run at the same time, and nothing is told twice or misplaced."""
+"""Parallel sliding mode: shots are captioned as independent concurrent chains, each keyframe exactly once."""
 
 import asyncio
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ SHOTS, STEPS = 4, 3
 
 
 def shot(number: int, step: int) -> np.ndarray:
-    """Return a frame that differs a little from the shot's others, and much from those of other shots."""
+    """Return a frame that differs slightly from the other steps of its shot and strongly from other shots."""
     frame = np.full((120, 160, 3), 30, np.uint8)
     rows, columns = divmod(number, 2)
     frame[60 * rows : 60 * rows + 60, 80 * columns : 80 * columns + 80] = 250
@@ -31,12 +31,12 @@ def shot(number: int, step: int) -> np.ndarray:
 
 @pytest.fixture
 def clip(tmp_path: Path) -> Path:
-    """Four shots of 1.5 s at ten frames a second, each with a change every half second."""
+    """Four shots of 1.5 s at ten frames per second, each with a change every half second."""
     frames = [shot(k // 15, k % 15 // 5) for k in range(SHOTS * 15)]
     return write(tmp_path / "shots.mp4", frames, fps=10)
 
 
-def numbers(job: JobState) -> list[int]:
+def captioned(job: JobState) -> list[int]:
     return [differential.keyframe for differential in job.differentials]
 
 
@@ -45,34 +45,34 @@ def shots_of(job: JobState) -> list[list[int]]:
     return [[k.index for k in group] for _, group in groupby(job.keyframes, key=lambda k: k.shot)]
 
 
-def named(turn: Turn) -> str:
-    """Answer with what was asked, in short."""
+def echo(turn: Turn) -> str:
+    """Answer "first" to a first-frame prompt, and "after ..." with the previous caption to a differential prompt."""
     return "first" if turn.prompt == prompts.FIRST_FRAME else f"after {turn.prompt.rpartition('before is: ')[2]}"
 
 
-async def test_each_shot_is_told_from_its_own_first_frame(bench: Bench, clip: Path) -> None:
-    captioner = FakeCaptioner([named] * 100, delay_s=0.01)
+async def test_each_shot_starts_with_a_description_of_its_first_frame(bench: Bench, clip: Path) -> None:
+    captioner = FakeCaptioner([echo] * 100, delay_s=0.01)
     job_id = await bench.video(clip, **OPTIONS)
     job = await bench.run(bench.runner(captioner), job_id)
     assert job.status is JobStatus.COMPLETED, job.error
     shots = shots_of(job)
     assert len(shots) == SHOTS
     assert [k.time_s for k in job.keyframes if k.index in {shot[0] for shot in shots}] == [0, 1.5, 3.0, 4.5]
-    assert numbers(job) == list(range(len(job.keyframes))), "in order, whatever order they came in"
+    assert captioned(job) == list(range(len(job.keyframes))), "sorted, whatever order they finished in"
     for chain in shots:
-        told = [job.differentials[index].text for index in chain]
-        assert told == ["after " * place + "first" for place in range(len(chain))]
-    assert [len(chain) for chain in shots] == [STEPS] * (SHOTS - 1) + [STEPS + 1], "with the last sample"
-    whole = prompts.summary([(d.time_s, d.text) for d in job.differentials])
-    assert captioner.turns[-1].prompt == whole, "the summary joins the shots in order"
-    assert captioner.most_running >= 3, "shots are told at the same time"
-    came = [event.keyframe for event in await bench.events(job_id) if isinstance(event, Differential)]
-    assert sorted(came) == numbers(job)
+        texts = [job.differentials[index].text for index in chain]
+        assert texts == ["after " * place + "first" for place in range(len(chain))]
+    assert [len(chain) for chain in shots] == [STEPS] * (SHOTS - 1) + [STEPS + 1], "the last sample is a keyframe too"
+    summary = prompts.summary([(d.time_s, d.text) for d in job.differentials])
+    assert captioner.turns[-1].prompt == summary, "the summary lists the shots in order"
+    assert captioner.most_running >= 3, "shots are captioned concurrently"
+    published = [event.keyframe for event in await bench.events(job_id) if isinstance(event, Differential)]
+    assert sorted(published) == captioned(job)
     for chain in shots:
-        assert [keyframe for keyframe in came if keyframe in chain] == chain, "a chain is told in order"
+        assert [keyframe for keyframe in published if keyframe in chain] == chain, "a chain is captioned in order"
 
 
-async def test_without_being_asked_there_is_one_chain(bench: Bench, clip: Path) -> None:
+async def test_without_parallel_the_video_is_one_chain(bench: Bench, clip: Path) -> None:
     captioner = FakeCaptioner(delay_s=0.01)
     job = await bench.run(bench.runner(captioner), await bench.video(clip, **{**OPTIONS, "parallel": False}))
     assert {k.shot for k in job.keyframes} == {0}
@@ -84,21 +84,21 @@ async def test_without_being_asked_there_is_one_chain(bench: Bench, clip: Path) 
     ("options", "shots"),
     [({"keyframes": "interval"}, SHOTS), ({"cut_threshold": -1}, 1), ({"cut_threshold": 0.99}, SHOTS * STEPS)],
 )
-async def test_where_a_shot_begins(bench: Bench, clip: Path, options: dict[str, object], shots: int) -> None:
+async def test_where_shots_begin(bench: Bench, clip: Path, options: dict[str, object], shots: int) -> None:
     job = await bench.run(bench.runner(FakeCaptioner()), await bench.video(clip, **{**OPTIONS, **options}))
     assert job.status is JobStatus.COMPLETED, job.error
     assert len(shots_of(job)) == shots
 
 
-async def test_no_more_chains_run_than_allowed(bench: Bench, clip: Path) -> None:
+async def test_the_setting_chains_limits_concurrency(bench: Bench, clip: Path) -> None:
     captioner = FakeCaptioner(delay_s=0.01)
     job = await bench.run(bench.runner(captioner, chains=2), await bench.video(clip, **OPTIONS))
-    assert numbers(job) == list(range(len(job.keyframes)))
+    assert captioned(job) == list(range(len(job.keyframes)))
     assert captioner.most_running == 2
 
 
-async def test_the_next_attempt_fills_the_holes(bench: Bench, clip: Path) -> None:
-    """The first worker goes when some shots are further on than others; nothing is captioned twice."""
+async def test_the_next_attempt_captions_only_missing_keyframes(bench: Bench, clip: Path) -> None:
+    """The first worker stops when some shots have more captions than others; no keyframe is captioned twice."""
 
     def uneven(turn: Turn) -> str:
         return "word " * (60 if len(slow.turns) % 2 else 1)
@@ -114,18 +114,18 @@ async def test_the_next_attempt_fills_the_holes(bench: Bench, clip: Path) -> Non
     job = await bench.run(second, job_id)
     assert job.status is JobStatus.COMPLETED, job.error
     assert job.attempts == 2
-    assert numbers(job) == list(range(len(job.keyframes)))
-    kept = {d.keyframe: d.text for d in half.differentials}
-    assert {d.keyframe: d.text for d in job.differentials if d.keyframe in kept} == kept
-    assert len(quick.turns) == len(job.keyframes) - len(kept) + 1, "and the summary"
+    assert captioned(job) == list(range(len(job.keyframes)))
+    earlier = {d.keyframe: d.text for d in half.differentials}
+    assert {d.keyframe: d.text for d in job.differentials if d.keyframe in earlier} == earlier
+    assert len(quick.turns) == len(job.keyframes) - len(earlier) + 1, "the missing keyframes and the summary"
     events = await bench.events(job_id)
-    came = [event.keyframe for event in events if isinstance(event, Differential)]
-    assert len(came) == len(set(came))
+    published = [event.keyframe for event in events if isinstance(event, Differential)]
+    assert len(published) == len(set(published))
     assert [event.attempt for event in events if isinstance(event, Started)] == [1, 2]
     assert sum(event.complete for event in events if isinstance(event, Keyframes)) == 1
 
 
-async def test_one_failing_chain_fails_the_job_and_stops_the_others(bench: Bench, clip: Path) -> None:
+async def test_a_failing_chain_fails_the_job_and_stops_the_others(bench: Bench, clip: Path) -> None:
     answers: Sequence[object] = ["word " * 500, RuntimeError("broken"), "word " * 500, "word " * 500]
     captioner = FakeCaptioner(answers, delay_s=0.02)  # type: ignore[arg-type]
     job = await bench.run(bench.runner(captioner), await bench.video(clip, **OPTIONS))
