@@ -24,7 +24,7 @@ class Metrics:
         )
         self.accepted = Counter("sharecap_jobs_accepted", "Jobs accepted", ["kind"], registry=registry)
         self.upload_bytes = Counter("sharecap_upload_bytes", "Bytes of accepted videos", registry=registry)
-        self.webhooks = Counter("sharecap_webhooks", "Webhook delivery attempts", ["outcome"], registry=registry)
+        self.webhooks = Counter("sharecap_webhooks", "Webhook delivery tries", ["outcome"], registry=registry)
         self.streams = Gauge("sharecap_event_streams", "Clients following or waiting for a job", registry=registry)
         self.jobs = Gauge("sharecap_jobs", "Unfinished jobs of the whole service", ["state"], registry=registry)
         self.workers = Gauge("sharecap_workers", "Live workers of the whole service", registry=registry)

@@ -1,93 +1,87 @@
-"""What goes, and when: ended jobs after `RETENTION_S`, and files that no job needs.
+"""Retention: deletes jobs `RETENTION_S` after their end, and files that no job needs.
 
-    sharecap:swept:{what}  string  `expired` or `orphans`: one gateway has looked lately; with a time to live
-
-Every gateway runs one; whoever comes first looks, and what two remove at once is gone once. What a job leaves is its
-record, its events, its keyframes, its entry in the idempotency store, and its upload, which the worker removes before
-the job's last event.
+Every gateway runs these tasks; a key with a time to live ensures that each task runs only once per period. Deleting a
+job removes its record, events, files and index entries. Its idempotency entry stays for the rest of its 24 hours.
 """
 
 import asyncio
 import logging
-import os
-import shutil
 import time
-from pathlib import Path
 
-from redis.exceptions import RedisError
-
-from service.access.rate_limits import Limits
-from service.contract.jobs import JobStatus
-from service.contract.storage.local import keyframes_dir, upload_path
-from service.contract.store.store import JOBS, Store, entry_of, events_key, job_key
+from service.access.rate_limits import RateLimits
+from service.contract.jobs import JobStatus, Record
+from service.contract.storage.interface import FileKind, Storage, StoredFile
+from service.contract.store.background import repeat
+from service.contract.store.entries import entry_of
+from service.contract.store.keys import JOBS, events_key, job_key, swept_key
+from service.contract.store.store import Store
 from service.intake.idempotency import Idempotency
 
 log = logging.getLogger(__name__)
-ORPHANS_EVERY_S = 3600
-FORSAKEN_AFTER_S = 24 * 3600
-"""A file without a job may be an upload under way; not if nothing was written to it for so long."""
-AT_ONCE = 100
+SWEEP_EVERY_S = 3600.0
+MAX_EXPIRE_EVERY_S = 60.0
+ABANDONED_AFTER_S = 24 * 3600
+"""A file without a job may belong to an upload in progress, unless nothing was written to it for this long."""
+PAGE = 100
+"""How many jobs or files are looked up in Redis at once."""
 
 
 class Retention:
-    """`run` is the task that removes; `remove` does it at a client's wish."""
+    """`run` is the background task; `delete_job` also serves clients that delete a job."""
 
     def __init__(
-        self, store: Store, idempotency: Idempotency, limits: Limits, data_dir: Path, retention_s: float
+        self, store: Store, idempotency: Idempotency, limits: RateLimits, storage: Storage, retention_s: float
     ) -> None:
         self._store, self._idempotency, self._limits = store, idempotency, limits
-        self._data_dir, self._retention_s = data_dir, retention_s
+        self._storage, self._retention_s = storage, retention_s
 
     async def run(self) -> None:
-        """Remove what is due, for ever; outlives a Redis that goes away and comes back."""
-        every_s = min(60.0, max(1.0, self._retention_s / 10)) if self._retention_s else 60.0
-        while True:
-            await asyncio.sleep(every_s)
-            try:
-                if self._retention_s and await self._my_turn("expired", every_s / 2):
-                    await self.expire()
-                if await self._my_turn("orphans", ORPHANS_EVERY_S):
-                    await self.sweep()
-            except (RedisError, OSError) as error:
-                log.warning("nothing can be removed now: %s", error)
-            except Exception:
-                log.exception("nothing can be removed now")
+        """Delete expired jobs and unneeded files until cancelled. Survives Redis outages."""
+        every_s = min(MAX_EXPIRE_EVERY_S, max(1.0, self._retention_s / 10)) if self._retention_s else MAX_EXPIRE_EVERY_S
 
-    async def _my_turn(self, what: str, every_s: float) -> bool:
-        return bool(await self._store.redis.set(f"sharecap:swept:{what}", 1, nx=True, px=int(every_s * 1000)))
+        async def delete_due() -> None:
+            if self._retention_s and await self._claim_turn("expired", every_s / 2):
+                await self.expire()
+            if await self._claim_turn("orphans", SWEEP_EVERY_S):
+                await self.sweep()
 
-    async def remove(self, job_id: str) -> None:
-        """Remove all of a job that nobody works on, or that is being cancelled: a worker still at it is fenced."""
-        try:
-            record = await self._store.record(job_id)
-        except ValueError:
-            log.exception("%s: the record cannot be read", job_id)
-            record = None
+        await asyncio.sleep(every_s)
+        await repeat(delete_due, every_s, "deleting expired jobs and files", log)
+
+    async def _claim_turn(self, task: str, every_s: float) -> bool:
+        """Whether this gateway is the first to claim the task in this period."""
+        return bool(await self._store.redis.set(swept_key(task), 1, nx=True, px=int(every_s * 1000)))
+
+    async def delete_job(self, job_id: str) -> None:
+        """Delete a job that has ended or is being cancelled. A worker that still holds its lease is fenced."""
+        record = await self._readable_record(job_id)
         if record is not None:
-            await self._idempotency.let_go(record)
+            await self._idempotency.mark_removed(record)
         await self._store.delete(job_id)
         if record is not None:
-            await self._limits.forget_job(record)
-        await asyncio.to_thread(self._remove_files, job_id)
+            await self._limits.uncount_job(record)
+        await self._storage.delete_job_files(job_id)
 
-    async def remove_upload(self, job_id: str) -> None:
-        """Remove the video of a job that has ended."""
-        await asyncio.to_thread(upload_path(self._data_dir, job_id).unlink, missing_ok=True)
+    async def _readable_record(self, job_id: str) -> Record | None:
+        try:
+            return await self._store.record(job_id)
+        except ValueError:
+            log.exception("%s: cannot read the record", job_id)
+            return None
 
     async def expire(self) -> None:
-        """Remove the jobs whose end is `retention_s` ago or longer."""
+        """Delete the jobs that ended at least `retention_s` ago."""
         seconds, micros = await self._store.redis.time()
         cutoff_ms = int((seconds + micros / 1e6 - self._retention_s) * 1000)
-        kept = 0
-        while job_ids := await self._store.redis.zrangebyscore(JOBS, "-inf", cutoff_ms, start=kept, num=AT_ONCE):
-            for job_id, ended_ms in zip(job_ids, await self._ends(job_ids), strict=True):
-                if ended_ms is None or ended_ms > cutoff_ms:
-                    kept += 1
-                    continue
-                await self.remove(job_id)
+        created_before = await self._store.redis.zrangebyscore(JOBS, "-inf", cutoff_ms)
+        for start in range(0, len(created_before), PAGE):
+            job_ids = created_before[start : start + PAGE]
+            for job_id, ended_ms in zip(job_ids, await self._end_times_ms(job_ids), strict=True):
+                if ended_ms is not None and ended_ms <= cutoff_ms:
+                    await self.delete_job(job_id)
 
-    async def _ends(self, job_ids: list[str]) -> list[int | None]:
-        """Return when (ms) each job's last event was written; none for one that has not ended."""
+    async def _end_times_ms(self, job_ids: list[str]) -> list[int | None]:
+        """Return the time of each job's final event; None for jobs that have not ended."""
         async with self._store.redis.pipeline(transaction=False) as pipe:
             for job_id in job_ids:
                 pipe.xrevrange(events_key(job_id), count=1)
@@ -95,42 +89,25 @@ class Retention:
         return [entry.at_ms if entry and entry.last else None for entry in newest]
 
     async def sweep(self) -> None:
-        """Remove uploads of jobs that have ended, and files of jobs that are not there."""
-        for path, status in await self._found_in(upload_path(self._data_dir, "")):
-            if status.ended if status else await asyncio.to_thread(_is_forsaken, path):
-                await asyncio.to_thread(path.unlink, missing_ok=True)
-        for path, status in await self._found_in(keyframes_dir(self._data_dir, "")):
-            if status is None and await asyncio.to_thread(_is_forsaken, path):
-                await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
+        """Delete uploads of jobs that have ended, and abandoned files of jobs that do not exist."""
+        for file, status in await self._stored_files(FileKind.UPLOAD):
+            if status.ended if status else _is_abandoned(file):
+                await self._storage.delete_file(file)
+        for file, status in await self._stored_files(FileKind.KEYFRAMES):
+            if status is None and _is_abandoned(file):
+                await self._storage.delete_file(file)
 
-    async def _found_in(self, directory: Path) -> list[tuple[Path, JobStatus | None]]:
-        """Return what lies in a directory, each with the status of the job that it is named after."""
-        paths = await asyncio.to_thread(_entries, directory)
-        found: list[str | None] = []
-        for start in range(0, len(paths), AT_ONCE):
+    async def _stored_files(self, kind: FileKind) -> list[tuple[StoredFile, JobStatus | None]]:
+        """Return all stored files of this kind, each with its job's status or None if the job does not exist."""
+        files = await self._storage.list_files(kind)
+        statuses: list[str | None] = []
+        for start in range(0, len(files), PAGE):
             async with self._store.redis.pipeline(transaction=False) as pipe:
-                for path in paths[start : start + AT_ONCE]:
-                    pipe.hget(job_key(path.name.partition(".")[0]), "status")
-                found += await pipe.execute()
-        return [(path, JobStatus(status) if status else None) for path, status in zip(paths, found, strict=True)]
-
-    def _remove_files(self, job_id: str) -> None:
-        upload_path(self._data_dir, job_id).unlink(missing_ok=True)
-        shutil.rmtree(keyframes_dir(self._data_dir, job_id), ignore_errors=True)
+                for file in files[start : start + PAGE]:
+                    pipe.hget(job_key(file.job_id), "status")
+                statuses += await pipe.execute()
+        return [(file, JobStatus(status) if status else None) for file, status in zip(files, statuses, strict=True)]
 
 
-def _entries(directory: Path) -> list[Path]:
-    return list(directory.iterdir()) if directory.is_dir() else []
-
-
-def _is_forsaken(path: Path) -> bool:
-    try:
-        told = path.stat()
-    except FileNotFoundError:
-        return False
-    return time.time() - max(told.st_mtime, _named_at(told)) > FORSAKEN_AFTER_S
-
-
-def _named_at(told: os.stat_result) -> float:
-    """A new name sets this time, the bytes' own it does not."""
-    return told.st_ctime
+def _is_abandoned(file: StoredFile) -> bool:
+    return time.time() - file.changed_at > ABANDONED_AFTER_S
