@@ -12,11 +12,12 @@ from redis.asyncio import Redis
 from service.access.api_keys import ApiKeyStore
 from service.access.authentication import Authenticator
 from service.access.rate_limits import RateLimits
+from service.contract.storage.backends import open_storage
+from service.contract.storage.interface import Storage
 from service.contract.store.connection import connect
 from service.contract.store.reaper import Reaper
 from service.contract.store.store import Store
 from service.contract.store.wakeups import Wakeups
-from service.intake import uploads
 from service.intake.idempotency import Idempotency
 from service.metrics import Metrics
 from service.settings import Settings
@@ -34,6 +35,7 @@ BackgroundTask = Callable[[], Coroutine[Any, Any, None]]
 class Gateway:
     settings: Settings
     store: Store
+    storage: Storage
     wakeups: Wakeups
     follower: Follower
     metrics: Metrics
@@ -47,7 +49,6 @@ class Gateway:
 @asynccontextmanager
 async def open_gateway(settings: Settings, metrics: Metrics) -> AsyncIterator[Gateway]:
     """Create the data directory, the Redis clients and the background tasks. Redis need not be reachable yet."""
-    uploads.prepare(settings.data_dir)
     async with AsyncExitStack() as stack:
         store = Store(await stack.enter_async_context(_redis(settings, CONNECTIONS)))
         reader = Store(await stack.enter_async_context(_redis(settings, 1)))
@@ -61,17 +62,20 @@ async def open_gateway(settings: Settings, metrics: Metrics) -> AsyncIterator[Ga
 
 
 def _build_gateway(settings: Settings, metrics: Metrics, store: Store, reader: Store) -> Gateway:
+    storage = open_storage(settings)
+    storage.prepare()
     limits, idempotency, keys = RateLimits(store.redis), Idempotency(store.redis), ApiKeyStore(store.redis)
     return Gateway(
         settings=settings,
         store=store,
+        storage=storage,
         wakeups=Wakeups(settings.redis_url),
         follower=Follower(store, reader),
         metrics=metrics,
         authenticator=Authenticator(keys, limits, always_closed=settings.exposed, local=settings.local),
         rate_limits=limits,
         idempotency=idempotency,
-        retention=Retention(store, idempotency, limits, settings.data_dir, settings.retention_s),
+        retention=Retention(store, idempotency, limits, storage, settings.retention_s),
         probe_slots=asyncio.Semaphore(CONCURRENT_PROBES),
     )
 
@@ -79,12 +83,15 @@ def _build_gateway(settings: Settings, metrics: Metrics, store: Store, reader: S
 def _background_tasks(gateway: Gateway) -> list[BackgroundTask]:
     """Return the functions that run in the background as long as the gateway does."""
     settings, store = gateway.settings, gateway.store
-    reaper = Reaper(store, gateway.wakeups, settings.data_dir)
+    reaper = Reaper(store, gateway.wakeups, gateway.storage)
     tasks = [gateway.follower.run, reaper.run, gateway.rate_limits.renew_streams, gateway.retention.run]
     if settings.webhook_secret is not None:
-        from service.upkeep.webhooks import Webhooks  # noqa: PLC0415 (importing aiohttp takes 0.2 s of CPU time)
+        # imported here, because importing aiohttp takes 0.2 s of CPU time
+        from service.upkeep.webhook_sender import WebhookSender  # noqa: PLC0415
+        from service.upkeep.webhooks import Webhooks  # noqa: PLC0415
 
-        tasks.append(Webhooks(store, settings, gateway.metrics).run)
+        sender = WebhookSender(settings.webhook_secret, settings.allowed_hosts)
+        tasks.append(Webhooks(store, sender, gateway.metrics).run)
     return tasks
 
 

@@ -114,7 +114,7 @@ async def submit(
         record = record.model_copy(update={"id": job_id})
     await gateway.rate_limits.count_job(submission.key, record.id)
     if upload is not None:
-        await upload.keep(record.id)
+        await upload.video.commit(record.id)
     if not await _create(gateway, record, upload):
         return Accepted(record.id, replayed=True)
     with suppress(RedisError, OSError):
@@ -178,7 +178,7 @@ async def _undo_create(gateway: Gateway, record: Record, upload: Upload | None, 
     if not refuses_writes(error):
         await gateway.store.delete(record.id)
     if upload is not None:
-        upload.discard()
+        await gateway.storage.delete_upload(record.id)
 
 
 def _count_accepted(gateway: Gateway, record: Record) -> None:

@@ -5,25 +5,20 @@ files that a killed process leaves behind are removed by `service/upkeep/retenti
 as a label only and never used as a path.
 """
 
-import hashlib
-import os
 import re
-import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
-from anyio import to_thread
 from fastapi import Request
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from service.access.rate_limits import ByteBudget
-from service.contract.errors import InvalidOption, SharecapError, VideoTooLarge
-from service.contract.storage.local import PART, check_room, storing, sync_names, upload_path
-from service.settings import Settings
+from service.contract.errors import InvalidOption
+from service.contract.storage.interface import IncomingVideo, Storage
+from service.contract.storage.local import WRITE_BYTES, too_large
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
@@ -33,12 +28,6 @@ MAX_FIELDS = 64
 MAX_FIELD_BYTES = 65_536
 FORM_BYTES = 1 << 20
 """Allowed size of everything in the body other than the file."""
-WRITE_BYTES = 1 << 20
-
-
-def prepare(data_dir: Path) -> None:
-    """Create the data directory."""
-    upload_path(data_dir, "").resolve().mkdir(parents=True, exist_ok=True)
 
 
 @dataclass
@@ -120,40 +109,31 @@ def plain_name(name: str) -> str | None:
 
 
 class Upload:
-    """An upload in progress: the file and the form that it arrives in."""
+    """An upload in progress: the video and the form that it arrives in."""
 
-    def __init__(self, settings: Settings, budget: ByteBudget) -> None:
-        self.path = upload_path(settings.data_dir, secrets.token_hex(16) + PART)
+    def __init__(self, video: IncomingVideo, storage: Storage, max_upload_bytes: int, budget: ByteBudget) -> None:
+        self.video = video
         self.form = Form()
-        self.bytes = 0
-        self.kept = False
-        self._settings = settings
+        self._storage = storage
         self._budget = budget
-        self._sha256 = hashlib.sha256()
         self._received = 0
-        self._max_body_bytes = settings.max_upload_bytes + FORM_BYTES
-
-    @property
-    def sha256(self) -> str:
-        return self._sha256.hexdigest()
+        self._max_upload_bytes = max_upload_bytes
 
     async def receive(self, request: Request) -> None:
         """Read the whole body. Raises a RequestError if it is invalid, ClientDisconnect if the client disconnects."""
         try:
             await self._check_length(request)
             parser = MultipartParser(_boundary(request), self.form.callbacks())
-            with storing(), self.path.open("xb") as file:
-                async for chunk in request.stream():
-                    self._count(len(chunk))
-                    parser.write(chunk)
-                    if len(self.form.pending) >= WRITE_BYTES:
-                        await self._budget.reserve(self._received)
-                        await to_thread.run_sync(self._write, file)
-                await self._budget.reserve(self._received)
-                await to_thread.run_sync(self._write, file)
-                if not self.form.complete:
-                    raise InvalidOption("body: the multipart body is incomplete")
-                await to_thread.run_sync(os.fsync, file.fileno())
+            async for chunk in request.stream():
+                self._received += len(chunk)
+                self._check_body_size(self._received)
+                parser.write(chunk)
+                if len(self.form.pending) >= WRITE_BYTES:
+                    await self._write_pending()
+            await self._write_pending()
+            if not self.form.complete:
+                raise InvalidOption("body: the multipart body is incomplete")
+            await self.video.sync()
         except FormParserError:
             raise InvalidOption("body: not valid multipart/form-data") from None
         finally:
@@ -161,49 +141,21 @@ class Upload:
         if not self.form.has_file:
             raise InvalidOption("file: the form field `file` with the video is missing")
 
-    async def keep(self, job_id: str) -> None:
-        """Durably rename the file to the job's id. From then on the file belongs to the job, not to this request."""
-        with storing():
-            await to_thread.run_sync(self._rename, upload_path(self._settings.data_dir, job_id))
-        self.kept = True
-
-    def discard(self) -> None:
-        """Remove the file, whether or not it was renamed."""
-        self.path.unlink(missing_ok=True)
-
     async def _check_length(self, request: Request) -> None:
         length = request.headers.get("content-length", "")
         body_bytes = int(length) if length.isascii() and length.isdigit() else 0
-        if body_bytes > self._max_body_bytes:
-            raise self._too_large()
-        self._check_room(body_bytes)
+        self._check_body_size(body_bytes)
+        self._storage.check_free_space(body_bytes)
         await self._budget.reserve(body_bytes)
 
-    def _check_room(self, more_bytes: int) -> None:
-        check_room(self._settings.data_dir, self._settings.min_free_bytes, more_bytes)
+    def _check_body_size(self, body_bytes: int) -> None:
+        if body_bytes > self._max_upload_bytes + FORM_BYTES:
+            raise too_large(self._max_upload_bytes)
 
-    def _count(self, more_bytes: int) -> None:
-        self._received += more_bytes
-        if self._received > self._max_body_bytes:
-            raise self._too_large()
-
-    def _too_large(self) -> SharecapError:
-        return VideoTooLarge(f"The file is larger than the limit of {self._settings.max_upload_bytes} bytes.")
-
-    def _write(self, file: BinaryIO) -> None:
-        data = bytes(self.form.pending)
-        self.form.pending.clear()
-        self.bytes += len(data)
-        if self.bytes > self._settings.max_upload_bytes:
-            raise self._too_large()
-        self._check_room(len(data))
-        self._sha256.update(data)
-        file.write(data)
-        file.flush()
-
-    def _rename(self, target: Path) -> None:
-        self.path = self.path.rename(target)
-        sync_names(target.parent)
+    async def _write_pending(self) -> None:
+        await self._budget.reserve(self._received)
+        data, self.form.pending = self.form.pending, bytearray()
+        await self.video.write(data)
 
 
 def _boundary(request: Request) -> bytes:
@@ -214,12 +166,11 @@ def _boundary(request: Request) -> bytes:
 
 
 @asynccontextmanager
-async def upload(request: Request, settings: Settings, budget: ByteBudget) -> AsyncIterator[Upload]:
-    """Receive the request's file. The file is removed on exit unless `Upload.keep` was called."""
-    incoming = Upload(settings, budget)
-    try:
+async def upload(
+    request: Request, storage: Storage, max_upload_bytes: int, budget: ByteBudget
+) -> AsyncIterator[Upload]:
+    """Receive the request's file. It is discarded on exit unless its `video` was committed."""
+    async with storage.receive(max_upload_bytes) as video:
+        incoming = Upload(video, storage, max_upload_bytes, budget)
         await incoming.receive(request)
         yield incoming
-    finally:
-        if not incoming.kept:
-            incoming.discard()

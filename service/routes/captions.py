@@ -26,7 +26,6 @@ from service.contract.errors import (
 from service.contract.jobs import JobKind, JobStatus, Source, VideoOptions
 from service.contract.outbound.ssrf import checked
 from service.contract.sandbox.probe import VideoInfo, probe
-from service.contract.storage import local as files
 from service.dependencies import Gateway, GatewayDep
 from service.intake import options, uploads
 from service.intake.submission import Accepted, Submission, begin, check_wait_s, job_response, submit
@@ -85,11 +84,11 @@ async def caption_video(request: Request, gateway: GatewayDep, key: CallerKey) -
 
 async def _from_upload(request: Request, gateway: Gateway, submission: Submission) -> Accepted:
     budget = ByteBudget(gateway.rate_limits, submission.key)
-    async with uploads.upload(request, gateway.settings, budget) as upload:
+    async with uploads.upload(request, gateway.storage, gateway.settings.max_upload_bytes, budget) as upload:
         video_options, metadata = options.from_form(VideoOptions, upload.form.fields)
         video_options = _with_max_keyframes(video_options, gateway.settings.max_keyframes)
         async with gateway.probe_slots:
-            info = await probe(upload.path, gateway.settings.video_limits)
+            info = await probe(upload.video.path, gateway.settings.video_limits)
         _check_start(video_options, info)
         return await submit(
             gateway,
@@ -118,8 +117,8 @@ def _source(upload: uploads.Upload, info: VideoInfo) -> Source:
     width, height = info.shown_size
     return Source(
         filename=upload.form.filename,
-        bytes=upload.bytes,
-        sha256=upload.sha256,
+        bytes=upload.video.size,
+        sha256=upload.video.sha256,
         duration_s=info.duration_s,
         width=width,
         height=height,
@@ -199,9 +198,12 @@ async def show_keyframe(job_id: str, name: str, gateway: GatewayDep, key: Caller
     """Show a keyframe. `name` is its index followed by `.jpg`."""
     await check_job_access(gateway.store, key, job_id)
     match = _KEYFRAME_NAME.fullmatch(name)
-    path = files.keyframe_path(gateway.settings.data_dir, job_id, int(match[1])) if match else None
-    if path is None or not path.is_file():
-        raise NotFound("There is no such keyframe.")
+    if match is None:
+        raise NotFound("This keyframe does not exist.")
+    try:
+        path = await gateway.storage.local_keyframe(job_id, int(match[1]))
+    except FileNotFoundError:
+        raise NotFound("This keyframe does not exist.") from None
     headers = {"Cache-Control": "private, max-age=86400, immutable", "X-Content-Type-Options": "nosniff"}
     return FileResponse(path, media_type="image/jpeg", headers=headers)
 
@@ -212,7 +214,7 @@ async def cancel_job(job_id: str, gateway: GatewayDep, key: CallerKey) -> Job:
     await check_job_access(gateway.store, key, job_id)
     status = await gateway.store.cancel(job_id)
     if status is not None and status.ended:
-        await gateway.retention.remove_upload(job_id)
+        await gateway.storage.delete_upload(job_id)
     return present_job(await load_job(gateway.store, key, job_id))
 
 
@@ -221,6 +223,6 @@ async def delete_job(job_id: str, gateway: GatewayDep, key: CallerKey) -> Respon
     """Cancel the job if it has not ended, then delete its record, events and files."""
     await check_job_access(gateway.store, key, job_id)
     await gateway.store.cancel(job_id)
-    await gateway.retention.remove(job_id)
+    await gateway.retention.delete_job(job_id)
     gateway.follower.forget(job_id)
     return Response(status_code=204)

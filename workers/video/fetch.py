@@ -1,7 +1,7 @@
-"""URL -> local file: what comes before the first stage where a video was not uploaded.
+"""Downloads the video of a job that was submitted as a URL. Runs before the first stage of the pipeline.
 
-The file is whole and has its final name, or it is not there: it comes in under a name of this attempt's own, and what
-an attempt whose worker was killed has left goes with the next one. What the file is, the probe says, as of an upload.
+The storage receives the file and makes it the job's upload only when it is complete; it also discards what an
+interrupted attempt received. As with uploads, the probe checks afterwards whether the file is a video.
 """
 
 import asyncio
@@ -20,15 +20,15 @@ from service.contract.storage.local import too_large
 from workers.attempt import Attempt, Fetched
 
 MAX_REDIRECTS = 3
-REDIRECTS = (301, 302, 303, 307, 308)
-PASSING = (408, 425, 429, 500, 502, 503, 504)
-"""Statuses that another try may not meet."""
-PAUSES_S = (1.0, 5.0, 20.0)
-"""Between one try and the next."""
-HEAD_S = 30.0
-"""From a question to the head of its answer."""
-WINDOW_S = 20.0
-"""The minimum rate is kept over spans of this length."""
+REDIRECT_STATUSES = (301, 302, 303, 307, 308)
+TRANSIENT_STATUSES = (408, 425, 429, 500, 502, 503, 504)
+"""Statuses for which the download is retried."""
+RETRY_PAUSES_S = (1.0, 5.0, 20.0)
+"""Pauses before the retries."""
+RESPONSE_TIMEOUT_S = 30.0
+"""Time limit from a request to the headers of its response."""
+RATE_WINDOW_S = 20.0
+"""Period over which the minimum rate is measured."""
 
 
 async def fetch(attempt: Attempt) -> None:
@@ -44,110 +44,114 @@ async def fetch(attempt: Attempt) -> None:
     allowed_s = attempt.context.settings.fetch_timeout_s
     try:
         async with asyncio.timeout(allowed_s):
-            fetched = await _patiently(attempt, source.url, source.sha256)
+            fetched = await _download_with_retries(attempt, source.url, source.sha256)
     except TimeoutError:
-        raise UrlUnreachable(f"The file took longer than {allowed_s:g} s to come.") from None
+        raise UrlUnreachable(f"The file took longer than {allowed_s:g} s to download.") from None
     attempt.fetched = fetched
 
 
-async def _patiently(attempt: Attempt, address: str, sha256: str | None) -> Fetched:
-    for pause_s in PAUSES_S:
+async def _download_with_retries(attempt: Attempt, address: str, sha256: str | None) -> Fetched:
+    for pause_s in RETRY_PAUSES_S:
         try:
-            return await _once(attempt, address, sha256)
+            return await _download(attempt, address, sha256)
         except TransientFetchError:
             await asyncio.sleep(pause_s)
-    return await _once(attempt, address, sha256)
+    return await _download(attempt, address, sha256)
 
 
-async def _once(attempt: Attempt, address: str, sha256: str | None) -> Fetched:
+async def _download(attempt: Attempt, address: str, sha256: str | None) -> Fetched:
     """Download the file and store it as the job's upload. With `sha256`, any other file raises UrlUnreachable."""
     settings, storage, job_id = attempt.context.settings, attempt.context.storage, attempt.record.id
     async with (
-        _answer(checked(address, settings.allowed_hosts), attempt) as answer,
+        _final_response(checked(address, settings.allowed_hosts), attempt) as response,
         storage.receive(settings.max_upload_bytes, job_id) as video,
     ):
-        storage.check_free_space(answer.content_length or 0)
-        await _download(answer, video, settings.fetch_min_rate)
+        storage.check_free_space(response.content_length or 0)
+        await _receive(response, video, settings.fetch_min_rate)
         if sha256 not in (None, video.sha256):
-            raise UrlUnreachable("The address gives a different file than when the job started.")
-        await attempt.events.check_lease()  # after losing the lease it must not replace another attempt's file
+            raise UrlUnreachable("The URL returns a different file than when the job started.")
+        await attempt.events.check_lease()  # without the lease, it must not replace another attempt's file
         await video.commit(job_id)
         return Fetched(video.size, video.sha256)
 
 
 @asynccontextmanager
-async def _answer(url: URL, attempt: Attempt) -> AsyncIterator[ClientResponse]:
-    """Ask, follow redirects, and give the answer that holds the file."""
+async def _final_response(url: URL, attempt: Attempt) -> AsyncIterator[ClientResponse]:
+    """Send the request, follow redirects, and yield the response that contains the file."""
     hosts = attempt.context.settings.allowed_hosts
     for _ in range(MAX_REDIRECTS + 1):
-        async with _asked(url, attempt) as answer:
-            if answer.status not in REDIRECTS:
-                _check_head(answer, attempt.context.settings.max_upload_bytes)
-                yield answer
+        async with _response(url, attempt) as response:
+            if response.status not in REDIRECT_STATUSES:
+                _check_headers(response, attempt.context.settings.max_upload_bytes)
+                yield response
                 return
-            url = next_url(url, answer.headers, hosts)
-    raise UrlUnreachable(f"The address leads on more than {MAX_REDIRECTS} times.")
+            url = next_url(url, response.headers, hosts)
+    raise UrlUnreachable(f"The URL redirects more than {MAX_REDIRECTS} times.")
 
 
 @asynccontextmanager
-async def _asked(url: URL, attempt: Attempt) -> AsyncIterator[ClientResponse]:
+async def _response(url: URL, attempt: Attempt) -> AsyncIterator[ClientResponse]:
+    """Send one request and yield its response. Raises TransientFetchError if the response does not start in time."""
     try:
-        async with asyncio.timeout(HEAD_S) as limit:
-            async with net.request("GET", url, attempt.context.settings.allowed_hosts) as answer:
-                limit.reschedule(None)
-                yield answer
+        async with asyncio.timeout(RESPONSE_TIMEOUT_S) as limit:
+            async with net.request("GET", url, attempt.context.settings.allowed_hosts) as response:
+                limit.reschedule(None)  # reading the body has limits of its own
+                yield response
     except TimeoutError:
         if not limit.expired():
             raise
-        raise TransientFetchError(f"The address did not answer within {HEAD_S:g} s.") from None
+        raise TransientFetchError(f"The server did not answer within {RESPONSE_TIMEOUT_S:g} s.") from None
 
 
 def next_url(url: URL, headers: Mapping[str, str], hosts: Set[HostAndPort]) -> URL:
-    """Return where a redirect leads to. Raises UrlForbidden, and UrlUnreachable where it leads nowhere."""
+    """Return the target of a redirect. Raises UrlForbidden, and UrlUnreachable if there is no valid target."""
     try:
         target = url.join(URL(headers["Location"]))
     except (KeyError, ValueError):
-        raise UrlUnreachable("The address leads on, but nowhere.") from None
+        raise UrlUnreachable("The URL redirects to an invalid location.") from None
     if url.scheme == "https" and target.scheme != "https":
-        raise UrlForbidden("The address leads from https:// to another scheme.")
+        raise UrlForbidden("The URL redirects from https:// to another scheme.")
     return checked(str(target), hosts)
 
 
-def _check_head(answer: ClientResponse, max_bytes: int) -> None:
-    if answer.status in PASSING:
-        raise TransientFetchError(f"The address answers with status {answer.status}.")
-    if answer.status != 200:
-        raise UrlUnreachable(f"The address answers with status {answer.status}.")
-    if answer.headers.get("Content-Encoding", "identity").lower() != "identity":
-        raise UrlUnreachable("The address gives a compressed answer, though none was asked for.")
-    if (answer.content_length or 0) > max_bytes:
+def _check_headers(response: ClientResponse, max_bytes: int) -> None:
+    if response.status in TRANSIENT_STATUSES:
+        raise TransientFetchError(f"The server answered with status {response.status}.")
+    if response.status != 200:
+        raise UrlUnreachable(f"The server answered with status {response.status}.")
+    if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise UrlUnreachable("The server sent a compressed response that was not requested.")
+    if (response.content_length or 0) > max_bytes:
         raise too_large(max_bytes)
 
 
-async def _download(answer: ClientResponse, video: IncomingVideo, min_rate: int) -> None:
+async def _receive(response: ClientResponse, video: IncomingVideo, min_rate: int) -> None:
     """Write the response's body to `video`, durably. Raises UrlUnreachable if it arrives too slowly."""
-    async with _at_pace(min_rate) as came:
-        async for chunk in net.chunks(answer):
+    async with _minimum_rate(min_rate) as report_progress:
+        async for chunk in net.chunks(response):
             await video.write(chunk)
-            came(video.size)
+            report_progress(video.size)
     await video.sync()
 
 
 @asynccontextmanager
-async def _at_pace(min_rate: int) -> AsyncIterator[Callable[[int], None]]:
-    """Give what is to be told how many bytes have come by now. Raises UrlUnreachable where they come too slowly."""
-    goal = span = min_rate * WINDOW_S
+async def _minimum_rate(min_rate: int) -> AsyncIterator[Callable[[int], None]]:
+    """Yield a function to call with the number of bytes received so far.
 
-    def came(count: int) -> None:
+    Raises UrlUnreachable if fewer than `min_rate` bytes per second arrive during RATE_WINDOW_S.
+    """
+    goal = bytes_per_window = min_rate * RATE_WINDOW_S
+
+    def report_progress(received_bytes: int) -> None:
         nonlocal goal
-        if count >= goal:
-            goal = count + span
-            patience.reschedule(asyncio.get_running_loop().time() + WINDOW_S)
+        if received_bytes >= goal:
+            goal = received_bytes + bytes_per_window
+            limit.reschedule(asyncio.get_running_loop().time() + RATE_WINDOW_S)
 
     try:
-        async with asyncio.timeout(WINDOW_S) as patience:
-            yield came
+        async with asyncio.timeout(RATE_WINDOW_S) as limit:
+            yield report_progress
     except TimeoutError:
-        if not patience.expired():
+        if not limit.expired():
             raise
-        raise UrlUnreachable(f"The file comes too slowly: {min_rate} bytes a second are the least.") from None
+        raise UrlUnreachable(f"The download is too slow: the minimum is {min_rate} bytes per second.") from None

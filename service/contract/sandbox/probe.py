@@ -1,6 +1,8 @@
-"""What a file is, found out by a child process that may come to harm: before anything else reads a video.
+"""The probe: a confined child process inspects a video file before anything else reads it.
 
-The gateway asks before it accepts an upload, the workers ask before they decode.
+The probe runs twice for an uploaded video. The gateway probes each upload, so that a bad file is refused in the
+response and no job is created. The worker probes right before it decodes: a file fetched from a URL never passed
+through the gateway, the worker's limits may differ, and the decode child needs the container that the probe detects.
 """
 
 import asyncio
@@ -15,20 +17,19 @@ from typing import Any
 from pydantic import BaseModel
 
 from service.contract.errors import NotAVideo, UnsupportedMedia, VideoTooLarge, VideoTooLong
-from service.contract.sandbox.subprocesses import end
+from service.contract.sandbox.formats import CODECS, CONTAINERS
+from service.contract.sandbox.subprocesses import kill_and_wait
 
 CHILD = Path(__file__).with_name("probe_child.py")
-CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4")
-CONTAINERS = "MP4, QuickTime, Matroska, WebM, AVI and MPEG-TS"
 MAX_STREAMS = 32
 MAX_FPS = 1000
-MAX_ANSWER_BYTES = 16_384
+MAX_OUTPUT_BYTES = 16_384
 START_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What a video may be at most; `wall_s` bounds the looking itself."""
+class VideoLimits:
+    """The largest video that is accepted; `wall_s` is the time limit of the probe itself."""
 
     max_pixels: int = 8192 * 4352
     max_duration_s: float = 12 * 3600.0
@@ -54,64 +55,65 @@ class VideoInfo(BaseModel):
 
 
 class NoSandbox(Exception):
-    """This machine does not let a child give its rights up, and without that no video is opened."""
+    """This machine cannot confine child processes, so the service must not open videos."""
 
 
 def check_sandbox() -> None:
-    """Raise NoSandbox where the child cannot give its rights up, found out on a file that is no video.
+    """Start a confined child on a file that is not a video.
 
-    Raises RuntimeError or subprocess.TimeoutExpired where it ends for another reason, or not at all.
+    Raises NoSandbox if the child cannot be confined, RuntimeError if it fails for another reason, and
+    subprocess.TimeoutExpired if it does not end.
     """
     command = [*_command(CHILD), "1"]
-    tried = subprocess.run(command, capture_output=True, text=True, env={}, timeout=START_TIMEOUT_S, check=False)
-    if tried.returncode:
-        why = (tried.stderr.strip().splitlines() or [f"exit status {tried.returncode}"])[-1]
-        if "confine.py" in tried.stderr:
-            raise NoSandbox(f"videos cannot be opened safely here ({why}): that needs Linux with seccomp filters")
-        raise RuntimeError(f"the child that looks into videos does not work: {why}")
+    child = subprocess.run(command, capture_output=True, text=True, env={}, timeout=START_TIMEOUT_S, check=False)
+    if child.returncode:
+        reason = (child.stderr.strip().splitlines() or [f"exit status {child.returncode}"])[-1]
+        if "confine.py" in child.stderr:
+            raise NoSandbox(f"videos cannot be opened safely here ({reason}): Linux with seccomp filters is required")
+        raise RuntimeError(f"the probe's child process does not work: {reason}")
 
 
-async def probe(path: Path, limits: Limits | None = None) -> VideoInfo:
-    """Return what the video at `path` is.
+async def probe(path: Path, limits: VideoLimits | None = None) -> VideoInfo:
+    """Return the properties of the video at `path`; `duration_s` is None if the file does not state it.
 
-    Raises NotAVideo, UnsupportedMedia, VideoTooLarge or VideoTooLong. A duration that the file does not tell is None.
+    Raises NotAVideo, UnsupportedMedia, VideoTooLarge or VideoTooLong.
     """
-    limits = limits or Limits()
+    limits = limits or VideoLimits()
     if path.stat().st_size == 0:
         raise NotAVideo("The file is empty.")
-    found = await _ask_child(path, limits)
-    match found["found"]:
+    report = await _run_child(path, limits)
+    match report["found"]:
         case "video":
-            info = VideoInfo.model_validate(found)
+            info = VideoInfo.model_validate(report)
         case "foreign":
-            raise UnsupportedMedia(f"The file is {found['container']}; taken are {CONTAINERS}.")
+            raise UnsupportedMedia(f"The file is {report['container']}; accepted are {CONTAINERS}.")
         case "no video":
             raise NotAVideo("The file has no video stream with a frame in it.")
         case "damage":
-            raise NotAVideo(f"The file starts as a video but cannot be read: {found['detail']}.")
+            raise NotAVideo(f"The file starts as a video but cannot be read: {report['detail']}.")
         case _:
-            raise NotAVideo(f"The file is no video; taken are {CONTAINERS}.")
+            raise NotAVideo(f"The file is not a video; accepted are {CONTAINERS}.")
     check(info, limits)
     return info
 
 
-def check(info: VideoInfo, limits: Limits) -> None:
-    """Raise where `info` is outside of what is taken."""
+def check(info: VideoInfo, limits: VideoLimits) -> None:
+    """Raise NotAVideo, UnsupportedMedia, VideoTooLarge or VideoTooLong if the video exceeds a limit."""
     if info.codec not in CODECS:
-        raise UnsupportedMedia(f"The video's codec is {info.codec}; taken are {', '.join(CODECS)}.")
+        raise UnsupportedMedia(f"The video's codec is {info.codec}; accepted are {', '.join(CODECS)}.")
     if info.width < 1 or info.height < 1:
-        raise NotAVideo("The video stream tells no frame size.")
+        raise NotAVideo("The video stream has no frame size.")
     if info.width * info.height > limits.max_pixels:
-        raise VideoTooLarge(f"Frames are {info.width} × {info.height}; at most {limits.max_pixels} pixels are taken.")
+        raise VideoTooLarge(f"Frames are {info.width} × {info.height}; the maximum is {limits.max_pixels} pixels.")
     if info.duration_s is not None and info.duration_s > limits.max_duration_s:
-        raise VideoTooLong(f"The video lasts {info.duration_s:.0f} s; at most {limits.max_duration_s:.0f} s are taken.")
+        raise VideoTooLong(f"The video lasts {info.duration_s:.0f} s; the maximum is {limits.max_duration_s:.0f} s.")
     if info.fps is not None and info.fps > MAX_FPS:
-        raise UnsupportedMedia(f"The video has {info.fps:.0f} frames a second; at most {MAX_FPS} are taken.")
+        raise UnsupportedMedia(f"The video has {info.fps:.0f} frames per second; the maximum is {MAX_FPS}.")
     if info.streams > MAX_STREAMS:
-        raise UnsupportedMedia(f"The file has {info.streams} streams; at most {MAX_STREAMS} are taken.")
+        raise UnsupportedMedia(f"The file has {info.streams} streams; the maximum is {MAX_STREAMS}.")
 
 
-async def _ask_child(path: Path, limits: Limits) -> dict[str, Any]:
+async def _run_child(path: Path, limits: VideoLimits) -> dict[str, Any]:
     child = await asyncio.create_subprocess_exec(
         *_command(path.resolve()),
         str(limits.max_pixels),
@@ -123,26 +125,26 @@ async def _ask_child(path: Path, limits: Limits) -> dict[str, Any]:
     )
     try:
         async with asyncio.timeout(limits.wall_s):
-            answer = await _read(child)
-        found = json.loads(answer)
+            output = await _read_output(child)
+        report = json.loads(output)
     except TimeoutError:
-        raise NotAVideo(f"The file could not be looked into within {limits.wall_s:.0f} s.") from None
+        raise NotAVideo(f"The file could not be inspected within {limits.wall_s:.0f} s.") from None
     except ValueError:
-        raise NotAVideo("The file broke the program that looked into it.") from None
+        raise NotAVideo("The file crashed the probe.") from None
     finally:
-        await end(child)
-    assert isinstance(found, dict)
-    return found
+        await kill_and_wait(child)
+    assert isinstance(report, dict)
+    return report
 
 
 def _command(path: Path) -> tuple[str, ...]:
     return sys.executable, "-I", str(CHILD), str(path)
 
 
-async def _read(child: Process) -> bytes:
-    """Return the child's whole output, or as much of it as an honest child could write."""
+async def _read_output(child: Process) -> bytes:
+    """Return everything the child prints, up to slightly more than `MAX_OUTPUT_BYTES`: a real report is shorter."""
     assert child.stdout is not None
-    answer = b""
-    while len(answer) <= MAX_ANSWER_BYTES and (more := await child.stdout.read(MAX_ANSWER_BYTES)):
-        answer += more
-    return answer
+    output = b""
+    while len(output) <= MAX_OUTPUT_BYTES and (more := await child.stdout.read(MAX_OUTPUT_BYTES)):
+        output += more
+    return output

@@ -1,9 +1,9 @@
-"""The child that looks into an untrusted file: `python -I probe_child.py FILE MAX_PIXELS`, started by `probe.py`.
+"""The child process that inspects an untrusted file: `python -I probe_child.py FILE MAX_PIXELS`, started by `probe.py`.
 
-It gives up what it does not need (`confine.py`), opens the file with PyAV under a closed list of containers, protocols
-and decoders, and prints what it found as one JSON object with a `found` key. What is allowed is for the parent to
-say, but for pixels: nothing larger is decoded here, unless its size stands in the frames alone. It imports nothing of
-this package, for it runs without a search path.
+It gives up all rights that it does not need (`confine.py`), opens the file with PyAV restricted to the accepted formats
+(`formats.py`), and prints one JSON object whose key `found` says what kind of file it is. The parent checks the limits;
+the child only avoids decoding frames larger than MAX_PIXELS, unless their size is known only after decoding. It runs
+without a search path, so it imports nothing from this package.
 """
 
 import json
@@ -18,11 +18,11 @@ import av.logging
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
+SANDBOX = Path(__file__).resolve().parent
+FORMATS = runpy.run_path(str(SANDBOX / "formats.py"))
 CPU_S = 10
-FILES = 16
-DEMUXERS = {"mov": "mov", "matroska": "matroska", "avi": "avi", "mpegts": "mpegts"}
-FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts"
-DECODERS = "h264,hevc,vp8,vp9,libvpx,libvpx-vp9,av1,libdav1d,libaom-av1,mpeg4,aac,mp3,mp3float,opus,vorbis,ac3,flac"
+MAX_OPEN_FILES = 16
+HEAD_BYTES = 1024
 FOREIGN = {
     b"FLV": "Flash video",
     b"OggS": "Ogg",
@@ -34,13 +34,15 @@ FOREIGN = {
     b".RMF": "RealMedia",
     b"\x06\x0e\x2b\x34": "MXF",
 }
+"""First bytes of common formats that are not accepted, so that the error can name them."""
 MOV_ATOMS = {b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"}
 TS_PACKET = 188
 M2TS_PACKET = 192
+TS_SYNC_BYTE = 0x47
 
 
-def container_of(head: bytes) -> str | None:
-    """Return the demuxer that the first bytes call for, None where they call for none that is allowed."""
+def detect_demuxer(head: bytes) -> str | None:
+    """Return the accepted demuxer that matches the file's first bytes, None if no demuxer matches."""
     if head[4:8] in MOV_ATOMS:
         return "mov"
     if head.startswith(b"\x1aE\xdf\xa3"):
@@ -48,49 +50,49 @@ def container_of(head: bytes) -> str | None:
     if head.startswith(b"RIFF") and head[8:12] == b"AVI ":
         return "avi"
     for start, step in ((0, TS_PACKET), (4, M2TS_PACKET)):
-        places = range(start, min(len(head), start + 5 * step), step)
-        if len(places) > 1 and all(head[place] == 0x47 for place in places):
+        sync_positions = range(start, min(len(head), start + 5 * step), step)
+        if len(sync_positions) > 1 and all(head[position] == TS_SYNC_BYTE for position in sync_positions):
             return "mpegts"
     return None
 
 
-def look(path: Path, max_pixels: int) -> dict[str, Any]:
-    """Return what the file at `path` is."""
+def inspect(path: Path, max_pixels: int) -> dict[str, Any]:
+    """Return the report on the file at `path`: what it is and, for a video, its properties."""
     with path.open("rb") as file:
-        head = file.read(1024)
-    demuxer = container_of(head)
-    if demuxer is None:
+        head = file.read(HEAD_BYTES)
+    demuxer = detect_demuxer(head)
+    if demuxer is None or demuxer not in FORMATS["DEMUXERS"]:
         foreign = next((name for magic, name in FOREIGN.items() if head.startswith(magic)), None)
         return {"found": "foreign", "container": foreign} if foreign else {"found": "nothing"}
-    found = look_by(demuxer, path, max_pixels, {"max_pixels": str(max_pixels)})
-    if found.get("width") == 0:  # which some decoders alone could tell
-        found = look_by(demuxer, path, max_pixels, {})
-    return found
+    report = inspect_with(demuxer, path, max_pixels, {"max_pixels": str(max_pixels)})
+    if report.get("width") == 0:  # the size stands only in the frames: it takes a decoder without the limit
+        report = inspect_with(demuxer, path, max_pixels, {})
+    return report
 
 
-def look_by(demuxer: str, path: Path, max_pixels: int, limits: dict[str, str]) -> dict[str, Any]:
-    """Return what the demuxer finds. `limits` are the decoders', which FFmpeg tries on the first frames already."""
-    options = {"format_whitelist": FORMATS, "protocol_whitelist": "file", "codec_whitelist": DECODERS, **limits}
+def inspect_with(demuxer: str, path: Path, max_pixels: int, decoder_limits: dict[str, str]) -> dict[str, Any]:
+    """Return the report that `demuxer` gives. FFmpeg applies `decoder_limits` already while it opens the file."""
+    options = {**FORMATS["av_options"](), **decoder_limits}
     try:
-        with av.open(str(path), "r", format=DEMUXERS[demuxer], container_options=options, options=options) as container:
+        with av.open(str(path), "r", format=demuxer, container_options=options, options=options) as container:
             streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
             if not streams:
                 return {"found": "no video", "container": demuxer}
-            facts = {"container": demuxer, "streams": len(container.streams), **describe(streams[0])}
-            if facts["duration_s"] is None and container.duration:
-                facts["duration_s"] = container.duration / av.time_base
+            properties = {"container": demuxer, "streams": len(container.streams), **describe(streams[0])}
+            if properties["duration_s"] is None and container.duration:
+                properties["duration_s"] = container.duration / av.time_base
             packet = next((p for p in container.demux(streams[0]) if p.size), None)
             if packet is None:
                 return {"found": "no video", "container": demuxer}
-            small = 0 < facts["width"] * facts["height"] <= max_pixels
-            facts["rotation"] = rotation(container, streams[0]) if small else 0
-            return {"found": "video", **facts}
+            small = 0 < properties["width"] * properties["height"] <= max_pixels
+            properties["rotation"] = rotation(container, streams[0]) if small else 0
+            return {"found": "video", **properties}
     except av.FFmpegError as error:
         return {"found": "damage", "container": demuxer, "detail": error.strerror}
 
 
 def describe(stream: VideoStream) -> dict[str, Any]:
-    """Return the facts that the headers tell of one video stream."""
+    """Return the properties of a video stream that its headers state."""
     context = stream.codec_context
     rate: Fraction | None = stream.average_rate or stream.guessed_rate
     duration_s = stream.duration * stream.time_base if stream.duration and stream.time_base else None
@@ -104,7 +106,7 @@ def describe(stream: VideoStream) -> dict[str, Any]:
 
 
 def rotation(container: "av.container.InputContainer", stream: VideoStream) -> int:
-    """Return the quarter turns, in degrees clockwise, that the first frame is to be shown with; 0 without a frame."""
+    """Return the clockwise rotation of the first frame in degrees, a multiple of 90; 0 if no frame can be decoded."""
     stream.thread_count = 1
     try:
         container.seek(0)
@@ -116,5 +118,5 @@ def rotation(container: "av.container.InputContainer", stream: VideoStream) -> i
 
 if __name__ == "__main__":
     av.logging.set_level(None)
-    runpy.run_path(str(Path(__file__).with_name("confine.py")))["confine"](sys.argv[1], CPU_S, FILES)
-    print(json.dumps(look(Path(sys.argv[1]), int(sys.argv[2]))))
+    runpy.run_path(str(SANDBOX / "confine.py"))["confine"](sys.argv[1], CPU_S, MAX_OPEN_FILES)
+    print(json.dumps(inspect(Path(sys.argv[1]), int(sys.argv[2]))))

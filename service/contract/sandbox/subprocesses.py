@@ -1,4 +1,4 @@
-"""Children that open untrusted files, as their parent ends them."""
+"""How a parent process ends a child that opened an untrusted file."""
 
 import asyncio
 import os
@@ -9,26 +9,26 @@ from contextlib import suppress
 CHUNK_BYTES = 1 << 16
 
 
-async def end(child: Process) -> None:
-    """Kill the child where it still lives, and wait until it is gone.
+async def kill_and_wait(child: Process) -> None:
+    """Kill the child if it is still running, and return only after it has exited.
 
-    A caller that is cancelled meanwhile hears of it afterwards, so that no child is left to nobody.
+    If the caller is cancelled meanwhile, the CancelledError is raised after the child's exit, so no child is left over.
     """
-    ending, cancelled = asyncio.create_task(_end(child)), None
-    while not ending.done():
+    killing, cancelled = asyncio.create_task(_kill_and_wait(child)), None
+    while not killing.done():
         try:
-            await asyncio.shield(ending)
+            await asyncio.shield(killing)
         except asyncio.CancelledError as error:
             cancelled = error
     if cancelled is not None:
         raise cancelled
 
 
-async def _end(child: Process) -> None:
-    if child.returncode is None:  # not `child.kill()`, which may reap it under asyncio's hands
+async def _kill_and_wait(child: Process) -> None:
+    if child.returncode is None:  # not `child.kill()`: it may reap the process before asyncio does
         with suppress(ProcessLookupError):
             os.kill(child.pid, signal.SIGKILL)
     assert child.stdout is not None
-    while await child.stdout.read(CHUNK_BYTES):  # a pipe closes once it has run dry
+    while await child.stdout.read(CHUNK_BYTES):  # asyncio closes a pipe only after all of it has been read
         pass
     await child.wait()

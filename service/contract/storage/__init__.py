@@ -1,1 +1,1 @@
-"""All files in the data directory: uploads and keyframes."""
+"""Files of jobs: uploads and keyframes. No other code touches them."""

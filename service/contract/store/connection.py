@@ -1,75 +1,24 @@
-"""Connections to Redis as every process here makes them.
+"""Asynchronous connections to Redis, as every process of the service opens them.
 
-redis-py sends by `asyncio.wait_for`, which on Python 3.11 swallows a cancellation that comes as the sending ends
-(cpython issue 86296, mended in 3.12): a task asked to end would go on for ever. Here the time limit of sending is an
-`asyncio.timeout`, which loses none.
-
-Commands are tried again for some seconds, through a server's restart. That is safe for all that this service writes:
-its scripts may be repeated (`scripts.py`).
+redis-py sends with `asyncio.wait_for`. On Python 3.11 this swallows a cancellation that arrives just as the send
+completes (cpython issue 86296, fixed in 3.12), and the cancelled task continues. The connections here send within
+`asyncio.timeout` instead, which does not have this fault.
 """
 
 import asyncio
-import re
-import time
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, TypeVar
+from collections.abc import Iterable
+from typing import Any
 
 from redis.asyncio import BlockingConnectionPool, Connection, ConnectionPool, Redis, SSLConnection
 from redis.asyncio import UnixDomainSocketConnection as UnixConnection
 from redis.asyncio.connection import AbstractConnection
-from redis.asyncio.retry import Retry as AsyncRetry
-from redis.backoff import AbstractBackoff, ExponentialBackoff
-from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
-from redis.retry import Retry
 
-T = TypeVar("T")
-Retryable = Callable[[Exception], bool]
+from service.contract.store.retry import AsyncRetryFor
 
-
-class _Until:
-    """Whether there is time for another try: until `patience_s` after the first one."""
-
-    def __init__(self, patience_s: float, also: Retryable | None) -> None:
-        self._end = time.monotonic() + patience_s
-        self._also = also
-
-    def __call__(self, error: Exception) -> bool:
-        return time.monotonic() < self._end and (self._also is None or self._also(error))
-
-
-def _backoff() -> AbstractBackoff:
-    return ExponentialBackoff(cap=0.5, base=0.05)
-
-
-class RetryFor(Retry):
-    """Tries a command again and again until `patience_s` seconds after the first try. For blocking clients."""
-
-    def __init__(self, patience_s: float) -> None:
-        super().__init__(_backoff(), retries=-1)
-        self._patience_s = patience_s
-
-    def call_with_retry(
-        self, do: Callable[[], T], fail: Any, is_retryable: Retryable | None = None, with_failure_count: bool = False
-    ) -> T:
-        return super().call_with_retry(do, fail, _Until(self._patience_s, is_retryable), with_failure_count)
-
-
-class AsyncRetryFor(AsyncRetry):
-    """The same for asynchronous clients."""
-
-    def __init__(self, patience_s: float) -> None:
-        super().__init__(_backoff(), retries=-1)
-        self._patience_s = patience_s
-
-    async def call_with_retry(
-        self,
-        do: Callable[[], Awaitable[T]],
-        fail: Any,
-        is_retryable: Retryable | None = None,
-        with_failure_count: bool = False,
-    ) -> T:
-        return await super().call_with_retry(do, fail, _Until(self._patience_s, is_retryable), with_failure_count)
+CONNECT_TIMEOUT_S = 5.0
+ANSWER_TIMEOUT_S = 10.0
+POOL_TIMEOUT_S = 5.0
 
 
 class _Cancellable(AbstractConnection):
@@ -104,24 +53,19 @@ _CONNECTIONS: dict[type[AbstractConnection], type[AbstractConnection]] = {
 
 
 def connect(url: str, connections: int | None = None, patience_s: float | None = None, **options: Any) -> Redis:
-    """Return a client that decodes answers to `str`. With `connections`, whoever finds them all busy waits for one.
+    """Return a client that decodes responses to `str`. Raises ValueError if `url` is not a Redis URL.
 
-    A command that fails is tried again for `patience_s`; none is redis-py's default. `options` are redis-py's. Raises
-    ValueError for a URL that is none of Redis.
+    `connections` limits the pool; a caller that finds all of them busy waits up to `POOL_TIMEOUT_S`. A failed command
+    is retried for `patience_s`; without it, redis-py's default applies. `options` are passed to redis-py.
     """
     if patience_s is not None:
         options["retry"] = AsyncRetryFor(patience_s)
-    options = {"decode_responses": True, "socket_connect_timeout": 5, "socket_timeout": 10, **options}
+    timeouts = {"socket_connect_timeout": CONNECT_TIMEOUT_S, "socket_timeout": ANSWER_TIMEOUT_S}
+    options = {"decode_responses": True, **timeouts, **options}
     pool: ConnectionPool
     if connections is None:
         pool = ConnectionPool.from_url(url, **options)
     else:
-        pool = BlockingConnectionPool.from_url(url, max_connections=connections, timeout=5, **options)
+        pool = BlockingConnectionPool.from_url(url, max_connections=connections, timeout=POOL_TIMEOUT_S, **options)
     pool.connection_class = _CONNECTIONS[pool.connection_class]
     return Redis.from_pool(pool)
-
-
-def refuses_now(error: Exception) -> bool:
-    """Whether it is a server's that takes no writes at present: it or its disk is full, it is or lacks a replica."""
-    told = isinstance(error, ResponseError) and re.search(r"\b(MISCONF|NOREPLICAS) ", str(error))
-    return bool(told) or isinstance(error, OutOfMemoryError | ReadOnlyError)

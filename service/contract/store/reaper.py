@@ -1,53 +1,43 @@
-"""The reaper: finds the jobs that nobody works on although somebody should, and wakes or ends them.
+"""The reaper: finds jobs that no worker is processing although one should, and wakes or ends them.
 
-Every worker and every gateway runs one. Each job is looked at in one atomic step (`scripts.REAP`), so that however many
-look at it, a lease is taken back once, a strike counts once, and a job ends once.
+Every worker and every gateway runs a reaper. Each job is checked in one atomic step (`scripts.REAP`), so that however
+many reapers run, an expired lease is taken back once, a strike counts once, and a job ends once.
 """
 
-import asyncio
 import logging
-from pathlib import Path
 
-from redis.exceptions import RedisError
-
-from service.contract.storage.local import upload_path
+from service.contract.storage.interface import Storage
+from service.contract.store.background import repeat
 from service.contract.store.store import Store
 from service.contract.store.wakeups import Wakeups
 
 REAP_EVERY_S = 1.0
-MOST_HELD, MOST_QUEUED = 100, 25
-"""How many jobs one look takes up; what is queued is looked at in turn, for that costs a write each."""
+MAX_LEASED, MAX_QUEUED = 100, 25
+"""How many jobs are checked at a time. Fewer queued ones, because each check of a queued job costs a write."""
 
 log = logging.getLogger("sharecap.reaper")
 
 
 class Reaper:
-    """`run` looks every `REAP_EVERY_S` seconds; it outlives a Redis that goes away and comes back."""
+    """`run` reaps every `REAP_EVERY_S` seconds and survives Redis outages."""
 
-    def __init__(self, store: Store, wakeups: Wakeups, data_dir: Path) -> None:
+    def __init__(self, store: Store, wakeups: Wakeups, storage: Storage) -> None:
         self._store = store
         self._wakeups = wakeups
-        self._data_dir = data_dir
+        self._storage = storage
 
     async def run(self) -> None:
-        """Reap for ever."""
-        while True:
-            try:
-                await self.reap()
-            except (RedisError, OSError) as error:
-                log.warning("jobs that were left behind cannot be looked for: %s", error)
-            except Exception:
-                log.exception("jobs that were left behind cannot be looked for")
-            await asyncio.sleep(REAP_EVERY_S)
+        """Reap until cancelled."""
+        await repeat(self.reap, REAP_EVERY_S, "reaping abandoned jobs", log)
 
     async def reap(self) -> None:
-        """Wake, or end, what is due now: so many at most."""
-        for job_id in await self._store.due(MOST_HELD, MOST_QUEUED):
-            found = await self._store.reap(job_id)
-            if found is None:
+        """Wake or end the jobs that are due now, up to `MAX_LEASED` and `MAX_QUEUED`."""
+        for job_id in await self._store.due(MAX_LEASED, MAX_QUEUED):
+            reaped = await self._store.reap(job_id)
+            if reaped is None:
                 continue
-            if found.status.ended:
-                log.warning("%s: %s, with nobody at work on it", job_id, found.status.value)
-                upload_path(self._data_dir, job_id).unlink(missing_ok=True)
+            if reaped.status.ended:
+                log.warning("%s: %s by the reaper, no worker held it", job_id, reaped.status.value)
+                await self._storage.delete_upload(job_id)
             else:
-                await self._wakeups.wake(found.kind, job_id, found.epoch)
+                await self._wakeups.wake(reaped.kind, job_id, reaped.epoch)

@@ -1,18 +1,25 @@
-"""The Lua scripts by which `store.py` writes: each one is a single step to everyone else.
+"""The Lua scripts that write jobs, events and leases, and the Lua preambles that all scripts of the service share.
 
-The keys are `store.py`'s. Every script takes the time from the server. Every script may be repeated, because the reply
-to it can be lost: the second time it changes nothing and says the same, or says that it has nothing to do.
+Each script runs as one atomic step. All scripts take the time from the Redis server. Every script may be repeated,
+because the reply to it can be lost: the repetition changes nothing and returns the same, or reports nothing to do.
 
-A job whose record has a `holder` is held, until `until`; nobody but the reaper takes it from a holder whose time is up.
-The holder is a random token: it tells a repeated claim from another worker's, and it stays unique where a server that
-lost its last writes counts the same epoch twice.
+A job is leased while its hash has a `holder`; the lease ends at `until`. Only the reaper takes a job from a holder
+whose lease has expired. The holder is a random token. It distinguishes a repeated claim from another worker's claim,
+and it stays unique even if a server that lost its last writes counts the same epoch twice.
 """
 
-_OPEN = """
-local t = redis.call('TIME')
-local now = t[1] * 1000 + math.floor(t[2] / 1000)
-local function open(status) return status == 'queued' or status == 'running' end
+CLOCK = """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
 """
+"""Defines `now`, the server's time in ms."""
+
+UNFINISHED = """
+local function unfinished(status) return status == 'queued' or status == 'running' end
+"""
+"""Defines `unfinished(status)`: whether a job with this status can still change."""
+
+_START = CLOCK + UNFINISHED
 
 # KEYS job events leases queued, in each script that uses it.
 _WRITE = """
@@ -35,10 +42,10 @@ local function finish(id, status, kind, data)
 end
 """
 
-# KEYS job events jobs queued, the key that expires no more from now on, and whatever else is to have the job's id;
-# ARGV id record kind type data owner, and deadline_ms from now or ''. Returns 1, or 0 where another job has the id.
+# KEYS job events jobs queued, a key that stops expiring, then any number of zsets that receive the job's id;
+# ARGV id record kind type data owner, and deadline_ms from now or ''. Returns 1, or 0 if another job has the id.
 CREATE = (
-    _OPEN
+    _START
     + """
 local known = redis.call('HGET', KEYS[1], 'record')
 if known then return known == ARGV[2] and 1 or 0 end
@@ -53,12 +60,12 @@ return 1
 """
 )
 
-# KEYS job leases queued; ARGV id token lease_ms. Returns the epoch, or 0 where there is nothing to claim.
+# KEYS job leases queued; ARGV id token lease_ms. Returns the epoch, or 0 if the job cannot be claimed.
 CLAIM = (
-    _OPEN
+    _START
     + """
 local status, holder, till, epoch = unpack(redis.call('HMGET', KEYS[1], 'status', 'holder', 'until', 'epoch'))
-if not open(status) then return 0 end
+if not unfinished(status) then return 0 end
 if holder then return holder == ARGV[2] and tonumber(till) > now and tonumber(epoch) or 0 end
 epoch = redis.call('HINCRBY', KEYS[1], 'epoch', 1)
 redis.call('HSET', KEYS[1], 'holder', ARGV[2], 'until', now + ARGV[3])
@@ -68,9 +75,9 @@ return epoch
 """
 )
 
-# KEYS job leases; ARGV id token lease_ms. Returns 1 kept, 2 kept and cancel asked for, 0 lost.
+# KEYS job leases; ARGV id token lease_ms. Returns 1 renewed, 2 renewed and cancellation requested, 0 lost.
 RENEW = (
-    _OPEN
+    _START
     + """
 local holder, till, cancel = unpack(redis.call('HMGET', KEYS[1], 'holder', 'until', 'cancel'))
 if holder ~= ARGV[2] or not till or tonumber(till) <= now then return 0 end
@@ -80,13 +87,13 @@ return cancel and 2 or 1
 """
 )
 
-# KEYS job leases queued; ARGV id token strike('1' or '') max_strikes. Gives an unfinished job back; its wake-up is the
-# caller's. Returns 1 given back, 0 not held any more, 2 where the strike would be the last: then nothing has changed.
+# KEYS job leases queued; ARGV id token strike('1' or '') max_strikes. Returns an unfinished job to the queue; the
+# caller sends the wake-up. Returns 1 released, 0 lease lost, 2 if this would be the last strike: nothing has changed.
 RELEASE = (
-    _OPEN
+    _START
     + """
 local holder, status, strikes = unpack(redis.call('HMGET', KEYS[1], 'holder', 'status', 'strikes'))
-if holder ~= ARGV[2] or not open(status) then return 0 end
+if holder ~= ARGV[2] or not unfinished(status) then return 0 end
 if ARGV[3] ~= '' then
   strikes = tonumber(strikes or 0) + 1
   if strikes >= tonumber(ARGV[4]) then return 2 end
@@ -100,16 +107,16 @@ return 1
 )
 
 # KEYS job events leases queued; ARGV id token seq type data status ended('1' or '') progress('1' or '').
-# Returns OK, CANCEL (written, and cancel was asked for), DUP, GAP or FENCED.
+# Returns OK, CANCEL (written, and cancellation was requested), DUP, GAP or FENCED.
 APPEND = (
-    _OPEN
+    _START
     + _WRITE
     + """
 local holder, status, till, cancel = unpack(redis.call('HMGET', KEYS[1], 'holder', 'status', 'until', 'cancel'))
 if holder ~= ARGV[2] then return 'FENCED' end
 local seq, place = newest(), tonumber(ARGV[3])
 if place <= seq then return 'DUP' end
-if not open(status) or tonumber(till) <= now then return 'FENCED' end
+if not unfinished(status) or tonumber(till) <= now then return 'FENCED' end
 if place ~= seq + 1 then return 'GAP' end
 write(place, ARGV[4], ARGV[5])
 if ARGV[8] ~= '' then redis.call('HDEL', KEYS[1], 'strikes') end
@@ -119,14 +126,14 @@ return cancel and 'CANCEL' or 'OK'
 """
 )
 
-# KEYS job events leases queued; ARGV id type data. A job that no worker has begun or holds ends at once, one that
-# is being worked on is asked to. Returns the status after it, or nothing for an unknown job.
+# KEYS job events leases queued; ARGV id type data. Ends a job at once, or requests cancellation if a worker is running
+# it under a valid lease. Returns the resulting status, or nothing for an unknown job.
 CANCEL = (
-    _OPEN
+    _START
     + _WRITE
     + """
 local status, till = unpack(redis.call('HMGET', KEYS[1], 'status', 'until'))
-if not open(status) then return status end
+if not unfinished(status) then return status end
 if status == 'running' and till and tonumber(till) > now then
   redis.call('HSET', KEYS[1], 'cancel', 1)
   return status
@@ -136,10 +143,10 @@ return 'cancelled'
 """
 )
 
-# KEYS leases queued; ARGV rewake_ms most_held most_queued. Returns ids of jobs to be looked at by REAP, longest due
-# first.
+# KEYS leases queued; ARGV rewake_ms max_leased max_queued. Returns ids of jobs that REAP must check: first those with
+# an expired lease, then queued ones, each group longest overdue first.
 DUE = (
-    _OPEN
+    _START
     + """
 local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[2])
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now - ARGV[1], 'LIMIT', 0, ARGV[3])) do
@@ -150,18 +157,18 @@ return due
 )
 
 # KEYS job events leases queued; ARGV id rewake_ms max_strikes failed_type failed_data cancelled_type cancelled_data
-# late_data. Takes the job from a holder whose lease has run out, which is a strike, and ends it where that was the last
-# one or where cancel was asked for; ends it also where nobody holds it at its deadline. Returns the status, kind and
-# epoch of a job that has ended or wants a wake-up now; nothing where there is nothing to do, or another reaper has
-# just done it.
+# late_data. Takes the job from a holder whose lease has expired; that counts as a strike. Ends the job if this was its
+# last strike or if cancellation was requested. Also ends a job that no worker holds at its deadline. Returns the
+# status, kind and epoch of a job that ended or needs a wake-up; nothing if there is nothing to do, or another reaper
+# has just done it.
 REAP = (
-    _OPEN
+    _START
     + _WRITE
     + """
 local status, kind, epoch, holder, till, cancel, deadline =
   unpack(redis.call('HMGET', KEYS[1], 'status', 'kind', 'epoch', 'holder', 'until', 'cancel', 'deadline'))
 local late = deadline and tonumber(deadline) <= now
-if not open(status) then
+if not unfinished(status) then
   redis.call('ZREM', KEYS[3], ARGV[1])
   redis.call('ZREM', KEYS[4], ARGV[1])
   return nil
@@ -182,8 +189,8 @@ if holder then
   end
   redis.call('HDEL', KEYS[1], 'holder', 'until')
 elseif not late then
-  local waked = redis.call('ZSCORE', KEYS[4], ARGV[1])
-  if waked and tonumber(waked) > now - ARGV[2] then return nil end
+  local woken = redis.call('ZSCORE', KEYS[4], ARGV[1])
+  if woken and tonumber(woken) > now - ARGV[2] then return nil end
 end
 if late then
   finish(ARGV[1], 'failed', ARGV[4], ARGV[8])

@@ -216,8 +216,8 @@ async def test_a_disk_that_is_really_full(
         problem(
             await post("/captions", content=untold(3_000_000), headers=form), 507, "storage_full"
         )  # by what is free
-        with monkeypatch.context() as taken_meanwhile:
-            taken_meanwhile.setattr("service.intake.uploads.check_room", lambda *_: None)
+        with monkeypatch.context() as unchecked:
+            unchecked.setattr("service.contract.storage.local.LocalStorage.check_free_space", lambda *_: None)
             problem(await post("/captions", files=body(3_000_000)), 507, "storage_full")  # by the write itself
             problem(await post("/captions", content=untold(9_000_000), headers=form), 507, "storage_full")
         await nothing_kept(gateway, store)

@@ -1,4 +1,4 @@
-"""Videos behind URLs, through a real worker: the same job as an upload's, and a documented end for all that is bad."""
+"""Jobs with a URL, run by a real worker: the same result as an upload, and the documented error for bad responses."""
 
 import asyncio
 import gzip
@@ -14,10 +14,10 @@ from yarl import URL
 
 from service.contract.errors import UrlForbidden, UrlUnreachable
 from service.contract.events import Event, Started, Video
-from service.contract.jobs import Job, JobKind, JobStatus, Record, Source, VideoOptions, new_job_id
+from service.contract.jobs import JobKind, JobState, JobStatus, Record, Source, VideoOptions, new_job_id
 from service.contract.outbound import ssrf as urls
 from tests.fake_captioner import FakeCaptioner
-from tests.rogue import Answer, Rogue, endless, file, leads_to, rogue, says, status
+from tests.hostile_server import Answer, HostileServer, endless, file, hostile_server, raw, redirect, status
 from tests.workers.conftest import Bench
 from workers.video import fetch
 
@@ -26,22 +26,22 @@ QUICK: dict[str, Any] = {"max_upload_bytes": MAX_BYTES, "min_free_bytes": 0, "fe
 
 
 @pytest.fixture(autouse=True)
-def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch, "PAUSES_S", (0.05, 0.05))
-    monkeypatch.setattr(fetch, "HEAD_S", 0.5)
-    monkeypatch.setattr(fetch, "WINDOW_S", 0.5)
+def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "RETRY_PAUSES_S", (0.05, 0.05))
+    monkeypatch.setattr(fetch, "RESPONSE_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(fetch, "RATE_WINDOW_S", 0.5)
 
 
 @pytest.fixture
-async def server() -> AsyncIterator[Rogue]:
-    async with rogue() as served:
+async def server() -> AsyncIterator[HostileServer]:
+    async with hostile_server() as served:
         yield served
 
 
 @pytest.fixture
-async def canary(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rogue]:
-    """A server on this machine that no setting opens, though its port is as good as any."""
-    async with rogue() as served:
+async def canary(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[HostileServer]:
+    """A server on this machine that the settings do not allow, although its port is allowed."""
+    async with hostile_server() as served:
         monkeypatch.setattr(urls, "PORTS", {served.port})
         served.answers["/"] = file(b"secret")
         yield served
@@ -60,8 +60,8 @@ async def queue(bench: Bench, url: str, **options: Any) -> str:
     return record.id
 
 
-async def caption(bench: Bench, server: Rogue, path: str = "/", **settings: Any) -> Job:
-    """Have a worker, which may ask `server`, do a job with that URL."""
+async def caption(bench: Bench, server: HostileServer, path: str = "/", **settings: Any) -> JobState:
+    """Run a job with a URL of `server`, which the worker is allowed to contact."""
     runner = bench.runner(FakeCaptioner(), allowed_hosts=server.hosts, **{**QUICK, **settings})
     return await bench.run(runner, await queue(bench, server.url(path)))
 
@@ -70,25 +70,25 @@ def files(bench: Bench) -> list[str]:
     return [path.name for path in (bench.data_dir / "uploads").rglob("*")]
 
 
-def told(job: Job, events: list[Event]) -> tuple[str, set[str]]:
-    """What a job says that does not differ from run to run, and the kinds of its events."""
+def outcome(job: JobState, events: list[Event]) -> tuple[str, set[str]]:
+    """Return the parts of a job that do not vary between runs, and the types of its events."""
     times = {"created_at", "started_at", "finished_at", "timings_s"}
     source = {"url", "filename", "bytes", "sha256"}
     text = job.model_dump_json(exclude={**dict.fromkeys(times, True), "source": source})
     return text.replace(job.id, "id"), {event.type for event in events}
 
 
-async def test_a_good_url_gives_the_same_job_as_the_upload(bench: Bench, server: Rogue, clip: Path) -> None:
+async def test_a_url_gives_the_same_result_as_an_upload(bench: Bench, server: HostileServer, clip: Path) -> None:
     server.answers = {
-        "/": leads_to("/2"),
-        "/2": leads_to(server.url("/3"), 308),
-        "/3": leads_to("clip.mp4"),
+        "/": redirect("/2"),
+        "/2": redirect(server.url("/3"), 308),
+        "/3": redirect("clip.mp4"),
         "/clip.mp4": file(clip.read_bytes()),
     }
     fetched = await caption(bench, server)
     uploaded = await bench.run(bench.runner(FakeCaptioner()), await bench.video(clip))
     assert fetched.status is uploaded.status is JobStatus.COMPLETED
-    assert told(fetched, await bench.events(fetched.id)) == told(uploaded, await bench.events(uploaded.id))
+    assert outcome(fetched, await bench.events(fetched.id)) == outcome(uploaded, await bench.events(uploaded.id))
     data = clip.read_bytes()
     source = fetched.source
     assert source is not None and uploaded.source is not None
@@ -102,11 +102,11 @@ async def test_a_good_url_gives_the_same_job_as_the_upload(bench: Bench, server:
     assert len(server.requests) == 4
 
 
-async def test_what_passes_is_tried_again(bench: Bench, server: Rogue, clip: Path) -> None:
-    bad = [status(503), says("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf")]
+async def test_transient_failures_are_retried(bench: Bench, server: HostileServer, clip: Path) -> None:
+    failures = [status(503), raw("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf")]
 
     async def answer(writer: asyncio.StreamWriter) -> None:
-        await (bad.pop() if bad else file(clip.read_bytes()))(writer)
+        await (failures.pop() if failures else file(clip.read_bytes()))(writer)
 
     server.answers["/"] = answer
     assert (await caption(bench, server)).status is JobStatus.COMPLETED
@@ -114,57 +114,59 @@ async def test_what_passes_is_tried_again(bench: Bench, server: Rogue, clip: Pat
 
 
 HEAD = "HTTP/1.1 200 OK\r\n"
-BAD: dict[str, tuple[Answer, str]] = {
+BAD_RESPONSES: dict[str, tuple[Answer, str]] = {
     "missing": (status(404), "url_unreachable"),
     "always busy": (status(503), "url_unreachable"),
     "no content": (status(204), "url_unreachable"),
-    "a part unasked": (status(206, "Content-Range: bytes 0-3/9", body=b"four"), "url_unreachable"),
-    "redirect to nowhere": (status(302), "url_unreachable"),
-    "redirect loop": (leads_to("/"), "url_unreachable"),
-    "redirect to a file": (leads_to("file:///etc/passwd"), "url_forbidden"),
-    "redirect with a password": (leads_to("http://a:b@example.com/"), "url_forbidden"),
-    "redirect to another port": (leads_to("http://example.com:22/"), "url_forbidden"),
+    "unrequested part": (status(206, "Content-Range: bytes 0-3/9", body=b"four"), "url_unreachable"),
+    "redirect without location": (status(302), "url_unreachable"),
+    "redirect loop": (redirect("/"), "url_unreachable"),
+    "redirect to a file": (redirect("file:///etc/passwd"), "url_forbidden"),
+    "redirect with a password": (redirect("http://a:b@example.com/"), "url_forbidden"),
+    "redirect to another port": (redirect("http://example.com:22/"), "url_forbidden"),
     "empty": (file(b""), "not_a_video"),
-    "a page": (file(b"<html>" + b" " * 2000), "not_a_video"),
+    "HTML page": (file(b"<html>" + b" " * 2000), "not_a_video"),
     "another format": (file(b"GIF89a" + b"\0" * 2000), "unsupported_media"),
-    "says it is too large": (says(f"{HEAD}Content-Length: {MAX_BYTES + 1}\r\n\r\n"), "video_too_large"),
+    "declared size too large": (raw(f"{HEAD}Content-Length: {MAX_BYTES + 1}\r\n\r\n"), "video_too_large"),
     "endless": (endless(f"{HEAD}\r\n", b"\0" * 65_536), "video_too_large"),
     "endless chunks": (
         endless(f"{HEAD}Transfer-Encoding: chunked\r\n\r\n", b"10000\r\n" + b"\0" * 65_536 + b"\r\n"),
         "video_too_large",
     ),
-    "shorter than it says": (says(f"{HEAD}Content-Length: 9\r\n\r\nhalf"), "url_unreachable"),
-    "ends in a chunk": (says(f"{HEAD}Transfer-Encoding: chunked\r\n\r\nff\r\nhalf"), "url_unreachable"),
-    "two lengths": (says(f"{HEAD}Content-Length: 4\r\nContent-Length: 9\r\n\r\nhalf"), "url_unreachable"),
-    "packed": (status(200, "Content-Encoding: gzip", body=gzip.compress(b"\0" * (20 << 20))), "url_unreachable"),
-    "packed twice": (status(200, "Content-Encoding: gzip, br", body=b"\x1f\x8b"), "url_unreachable"),
-    "packed in transfer": (
-        says(f"{HEAD}Transfer-Encoding: gzip\r\n\r\n", gzip.compress(b"\0" * (20 << 20))),
+    "shorter than declared": (raw(f"{HEAD}Content-Length: 9\r\n\r\nhalf"), "url_unreachable"),
+    "truncated chunk": (raw(f"{HEAD}Transfer-Encoding: chunked\r\n\r\nff\r\nhalf"), "url_unreachable"),
+    "two lengths": (raw(f"{HEAD}Content-Length: 4\r\nContent-Length: 9\r\n\r\nhalf"), "url_unreachable"),
+    "gzip": (status(200, "Content-Encoding: gzip", body=gzip.compress(b"\0" * (20 << 20))), "url_unreachable"),
+    "gzip and brotli": (status(200, "Content-Encoding: gzip, br", body=b"\x1f\x8b"), "url_unreachable"),
+    "gzip as transfer encoding": (
+        raw(f"{HEAD}Transfer-Encoding: gzip\r\n\r\n", gzip.compress(b"\0" * (20 << 20))),
         "not_a_video",
     ),
-    "long header": (says(f"{HEAD}X: {'y' * 1_000_000}\r\n\r\n"), "url_unreachable"),
+    "long header": (raw(f"{HEAD}X: {'y' * 1_000_000}\r\n\r\n"), "url_unreachable"),
     "endless headers": (endless(HEAD, b"X: y\r\n" * 100), "url_unreachable"),
     "endless continue": (endless("", b"HTTP/1.1 100 Continue\r\n\r\n"), "url_unreachable"),
-    "no HTTP": (says("SSH-2.0-OpenSSH_9.9\r\n\r\n"), "url_unreachable"),
-    "hangs up": (says(""), "url_unreachable"),
-    "slow head": (endless(f"{HEAD}X: ", b"y", 0.05), "url_unreachable"),
+    "not HTTP": (raw("SSH-2.0-OpenSSH_9.9\r\n\r\n"), "url_unreachable"),
+    "closes the connection": (raw(""), "url_unreachable"),
+    "slow headers": (endless(f"{HEAD}X: ", b"y", 0.05), "url_unreachable"),
     "slow body": (endless(f"{HEAD}Content-Length: 100000\r\n\r\n", b"y", 0.05), "url_unreachable"),
     "slow chunks": (endless(f"{HEAD}Transfer-Encoding: chunked\r\n\r\n", b"1\r\ny\r\n", 0.05), "url_unreachable"),
 }
 
 
-@pytest.mark.parametrize(("answer", "code"), BAD.values(), ids=BAD)
-async def test_a_bad_answer_ends_as_documented(bench: Bench, server: Rogue, answer: Answer, code: str) -> None:
+@pytest.mark.parametrize(("answer", "code"), BAD_RESPONSES.values(), ids=BAD_RESPONSES)
+async def test_a_bad_response_gives_the_documented_error(
+    bench: Bench, server: HostileServer, answer: Answer, code: str
+) -> None:
     server.answers["/"] = answer
-    begun = time.monotonic()
+    started_at = time.monotonic()
     job = await caption(bench, server)
     assert (job.status, job.error and job.error.code) == (JobStatus.FAILED, code)
-    assert time.monotonic() - begun < QUICK["fetch_timeout_s"] + 10
+    assert time.monotonic() - started_at < QUICK["fetch_timeout_s"] + 10
     assert files(bench) == []
-    assert len(server.requests) <= 2 * 3  # a connection that ends at once is made once more
+    assert len(server.requests) <= 2 * 3  # a connection that closes immediately is opened once more
 
 
-async def test_the_deadline_is_for_all_tries_together(bench: Bench, server: Rogue) -> None:
+async def test_the_timeout_covers_all_retries_together(bench: Bench, server: HostileServer) -> None:
     server.answers["/"] = endless(f"{HEAD}\r\n", b"\0" * 100, 0.01)
     job = await caption(bench, server, fetch_timeout_s=0.7, fetch_min_rate=0)
     assert job.error is not None and job.error.code == "url_unreachable"
@@ -172,31 +174,33 @@ async def test_the_deadline_is_for_all_tries_together(bench: Bench, server: Rogu
     assert files(bench) == []
 
 
-async def test_a_full_disk_is_told_as_that(bench: Bench, server: Rogue, clip: Path) -> None:
+async def test_a_full_disk_is_reported_as_storage_full(bench: Bench, server: HostileServer, clip: Path) -> None:
     server.answers["/"] = file(clip.read_bytes())
     job = await caption(bench, server, min_free_bytes=1 << 62)
     assert job.error is not None and (job.error.code, job.error.retryable) == ("storage_full", True)
     assert files(bench) == []
 
 
-INSIDE = ["127.0.0.1", "localhost", "127.1", "0.0.0.0", "[::1]", "[::ffff:127.0.0.1]", "[64:ff9b::7f00:1]"]
+INTERNAL_HOSTS = ["127.0.0.1", "localhost", "127.1", "0.0.0.0", "[::1]", "[::ffff:127.0.0.1]", "[64:ff9b::7f00:1]"]
 
 
-@pytest.mark.parametrize("host", INSIDE)
-async def test_no_redirect_leads_inside(bench: Bench, server: Rogue, canary: Rogue, host: str) -> None:
-    server.answers["/"] = leads_to(f"http://{host}:{canary.port}/")
+@pytest.mark.parametrize("host", INTERNAL_HOSTS)
+async def test_a_redirect_to_an_internal_host_is_refused(
+    bench: Bench, server: HostileServer, canary: HostileServer, host: str
+) -> None:
+    server.answers["/"] = redirect(f"http://{host}:{canary.port}/")
     job = await caption(bench, server)
     assert job.error is not None and job.error.code == "url_forbidden"
     assert files(bench) == []
 
 
-async def test_no_name_leads_inside(bench: Bench, canary: Rogue) -> None:
+async def test_a_name_of_an_internal_host_is_refused(bench: Bench, canary: HostileServer) -> None:
     runner = bench.runner(FakeCaptioner(), **QUICK)
     job = await bench.run(runner, await queue(bench, f"http://ip6-localhost:{canary.port}/"))
     assert job.error is not None and job.error.code in ("url_forbidden", "url_unreachable")
 
 
-NEXT = [
+REDIRECTS = [
     ("http://e.com/a/b", "c", "http://e.com/a/c"),
     ("http://e.com/", "https://f.com/x#y", "https://f.com/x"),
     ("https://e.com/", "//f.com/", "https://f.com/"),
@@ -208,8 +212,8 @@ NEXT = [
 ]
 
 
-@pytest.mark.parametrize(("url", "location", "expected"), NEXT)
-def test_where_a_redirect_leads(url: str, location: str | None, expected: str | type[Exception]) -> None:
+@pytest.mark.parametrize(("url", "location", "expected"), REDIRECTS)
+def test_the_target_of_a_redirect(url: str, location: str | None, expected: str | type[Exception]) -> None:
     headers = {} if location is None else {"Location": location}
     if isinstance(expected, str):
         assert str(fetch.next_url(URL(url), headers, frozenset())) == expected
@@ -218,7 +222,9 @@ def test_where_a_redirect_leads(url: str, location: str | None, expected: str | 
             fetch.next_url(URL(url), headers, frozenset())
 
 
-async def test_another_attempt_fetches_what_the_one_before_did_not(bench: Bench, server: Rogue, clip: Path) -> None:
+async def test_the_next_attempt_repeats_an_interrupted_download(
+    bench: Bench, server: HostileServer, clip: Path
+) -> None:
     server.answers["/"] = endless(f"{HEAD}Content-Length: 100000\r\n\r\n", b"y" * 5000, 0.05)
     runner = bench.runner(FakeCaptioner(), allowed_hosts=server.hosts, **QUICK)
     job_id = await queue(bench, server.url("/"))
@@ -237,7 +243,7 @@ async def test_another_attempt_fetches_what_the_one_before_did_not(bench: Bench,
     assert files(bench) == []
 
 
-async def test_a_job_that_has_begun_takes_no_other_file(bench: Bench, server: Rogue, clip: Path) -> None:
+async def test_a_job_that_has_started_at_takes_no_other_file(bench: Bench, server: HostileServer, clip: Path) -> None:
     server.answers["/"] = file(clip.read_bytes() + b"more")
     job_id = await queue(bench, server.url("/"))
     lease = await bench.store.claim(job_id)
@@ -249,11 +255,11 @@ async def test_a_job_that_has_begun_takes_no_other_file(bench: Bench, server: Ro
     runner = bench.runner(FakeCaptioner(), allowed_hosts=server.hosts, **QUICK)
     job = await bench.run(runner, job_id)
     assert job.error is not None and (job.error.code, job.attempts) == ("url_unreachable", 2)
-    assert "another file" in job.error.detail
+    assert "different file" in job.error.detail
     assert files(bench) == []
 
 
-async def test_cancelling_ends_the_fetching(bench: Bench, server: Rogue) -> None:
+async def test_cancelling_stops_the_download(bench: Bench, server: HostileServer) -> None:
     server.answers["/"] = endless(f"{HEAD}Content-Length: 100000\r\n\r\n", b"y" * 5000, 0.05)
     runner = bench.runner(FakeCaptioner(), allowed_hosts=server.hosts, **{**QUICK, "fetch_timeout_s": 60})
     job_id = await queue(bench, server.url("/"))

@@ -13,15 +13,15 @@ from yarl import URL
 from service.contract.errors import UrlForbidden
 from service.contract.outbound import http as net
 from service.contract.outbound.ssrf import is_public
-from tests.rogue import Rogue, endless, file, leads_to, rogue, says, status
+from tests.hostile_server import HostileServer, endless, file, hostile_server, raw, redirect, status
 
 SECOND = "127.0.0.2"
 """Another address of this machine, which a test may take for a public one."""
 
 
 @pytest.fixture
-async def canary() -> AsyncIterator[Rogue]:
-    async with rogue() as served:
+async def canary() -> AsyncIterator[HostileServer]:
+    async with hostile_server() as served:
         served.answers["/"] = file(b"secret")
         yield served
 
@@ -62,7 +62,9 @@ INSIDE = ["127.0.0.1", "0.0.0.0", "::1", "::", "::ffff:127.0.0.1", "::127.0.0.1"
 
 
 @pytest.mark.parametrize("address", INSIDE)
-async def test_a_name_that_leads_inside_is_not_followed(address: str, canary: Rogue, names: type[Names]) -> None:
+async def test_a_name_that_leads_inside_is_not_followed(
+    address: str, canary: HostileServer, names: type[Names]
+) -> None:
     names.answers = (address, f"{address} 127.0.0.1")
     for _ in range(2):
         with pytest.raises(UrlForbidden):
@@ -73,13 +75,13 @@ async def test_a_name_that_leads_inside_is_not_followed(address: str, canary: Ro
 
 
 @pytest.mark.parametrize("host", ["127.1", "2130706433", "0x7f.1", "017700000001", "localhost"])
-async def test_nor_is_an_old_spelling_of_an_address(host: str, canary: Rogue) -> None:
+async def test_nor_is_an_old_spelling_of_an_address(host: str, canary: HostileServer) -> None:
     with pytest.raises(UrlForbidden):
         await ask(f"http://{host}:{canary.port}/")
     assert canary.connections == 0
 
 
-async def test_a_named_host_is_asked_wherever_it_is(canary: Rogue, names: type[Names]) -> None:
+async def test_a_named_host_is_asked_wherever_it_is(canary: HostileServer, names: type[Names]) -> None:
     names.answers = ("127.0.0.1",)
     hosts = frozenset({("rogue.test", canary.port)})
     assert await ask(f"http://rogue.test:{canary.port}/", hosts=hosts) == (200, b"secret")
@@ -87,11 +89,11 @@ async def test_a_named_host_is_asked_wherever_it_is(canary: Rogue, names: type[N
 
 
 async def test_a_name_server_that_changes_its_mind_gains_nothing(
-    canary: Rogue, names: type[Names], monkeypatch: pytest.MonkeyPatch
+    canary: HostileServer, names: type[Names], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(net, "is_public", lambda address: address == SECOND or is_public(address))
     names.answers = (SECOND, "127.0.0.1")
-    async with rogue(SECOND, canary.port) as outside:
+    async with hostile_server(SECOND, canary.port) as outside:
         outside.answers["/"] = file(b"hello")
         assert await ask(f"http://rogue.test:{canary.port}/") == (200, b"hello")
         with pytest.raises(UrlForbidden):
@@ -99,14 +101,16 @@ async def test_a_name_server_that_changes_its_mind_gains_nothing(
     assert canary.connections == 0
 
 
-async def test_a_redirect_is_told_and_not_followed(canary: Rogue) -> None:
-    async with rogue() as served:
-        served.answers["/"] = leads_to(canary.url("/"))
+async def test_a_redirect_is_told_and_not_followed(canary: HostileServer) -> None:
+    async with hostile_server() as served:
+        served.answers["/"] = redirect(canary.url("/"))
         assert await ask(served.url("/"), hosts=frozenset({(served.host, served.port)})) == (302, b"")
     assert canary.connections == 0
 
 
-async def test_what_is_sent_says_nothing_of_this_machine(canary: Rogue, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_is_sent_says_nothing_of_this_machine(
+    canary: HostileServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     hosts = frozenset({(canary.host, canary.port)})
@@ -119,35 +123,35 @@ async def test_what_is_sent_says_nothing_of_this_machine(canary: Rogue, monkeypa
 
 
 BROKEN = [
-    ("no HTTP", says("SSH-2.0-OpenSSH_9.9\r\n\r\n")),
-    ("nothing", says("")),
-    ("too short", says("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nfour")),
-    ("chunk too short", says("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\nfour")),
-    ("chunk of no length", says("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\nfour")),
-    ("two lengths", says("HTTP/1.1 200 OK\r\nContent-Length: 4\r\nContent-Length: 5\r\n\r\nfours")),
-    ("negative length", says("HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\nfour")),
-    ("long header", says("HTTP/1.1 200 OK\r\nX: " + "a" * 1_000_000 + "\r\n\r\n")),
+    ("no HTTP", raw("SSH-2.0-OpenSSH_9.9\r\n\r\n")),
+    ("nothing", raw("")),
+    ("too short", raw("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nfour")),
+    ("chunk too short", raw("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\nfour")),
+    ("chunk of no length", raw("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\nfour")),
+    ("two lengths", raw("HTTP/1.1 200 OK\r\nContent-Length: 4\r\nContent-Length: 5\r\n\r\nfours")),
+    ("negative length", raw("HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\nfour")),
+    ("long header", raw("HTTP/1.1 200 OK\r\nX: " + "a" * 1_000_000 + "\r\n\r\n")),
     ("endless header", endless("HTTP/1.1 200 OK\r\nX: ", b"a" * 65_536)),
     ("endless headers", endless("HTTP/1.1 200 OK\r\n", b"X: y\r\n" * 1000)),
 ]
 
 
 @pytest.mark.parametrize("answer", [answer for _, answer in BROKEN], ids=[name for name, _ in BROKEN])
-async def test_a_broken_answer_is_an_error_and_no_body(canary: Rogue, answer: object) -> None:
+async def test_a_broken_answer_is_an_error_and_no_body(canary: HostileServer, answer: object) -> None:
     canary.answers["/"] = answer
     with pytest.raises(net.TransientFetchError):
         await ask(canary.url("/"), hosts=frozenset({(canary.host, canary.port)}))
 
 
-async def test_bytes_beyond_the_length_are_not_the_bodys(canary: Rogue) -> None:
-    canary.answers["/"] = says("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nfour and more")
+async def test_bytes_beyond_the_length_are_not_the_bodys(canary: HostileServer) -> None:
+    canary.answers["/"] = raw("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nfour and more")
     body = b"four"
     with suppress(net.TransientFetchError):  # where both come at once the answer is none
         _, body = await ask(canary.url("/"), hosts=frozenset({(canary.host, canary.port)}))
     assert body == b"four"
 
 
-async def test_nothing_is_unpacked(canary: Rogue) -> None:
+async def test_nothing_is_unpacked(canary: HostileServer) -> None:
     canary.answers["/"] = status(200, "Content-Encoding: gzip", body=b"\x1f\x8b and no gzip")
     hosts = frozenset({(canary.host, canary.port)})
     assert await ask(canary.url("/"), hosts=hosts) == (200, b"\x1f\x8b and no gzip")

@@ -12,7 +12,7 @@ import pytest
 
 from service.contract.errors import NotAVideo, UnsupportedMedia, VideoTooLarge, VideoTooLong
 from service.contract.sandbox import probe as module
-from service.contract.sandbox.probe import CHILD, Limits, NoSandbox, check_sandbox, probe
+from service.contract.sandbox.probe import CHILD, NoSandbox, VideoLimits, check_sandbox, probe
 
 CONFINE = CHILD.with_name("confine.py")
 
@@ -122,8 +122,8 @@ async def test_other_containers_and_codecs_are_named(tmp_path, make_clip, case) 
 
 async def test_too_many_pixels(clip) -> None:
     with pytest.raises(VideoTooLarge, match="160 × 120"):
-        await probe(clip, Limits(max_pixels=160 * 120 - 1))
-    assert (await probe(clip, Limits(max_pixels=160 * 120))).width == 160
+        await probe(clip, VideoLimits(max_pixels=160 * 120 - 1))
+    assert (await probe(clip, VideoLimits(max_pixels=160 * 120))).width == 160
 
 
 async def test_a_huge_frame_in_a_small_file(tmp_path) -> None:
@@ -151,7 +151,7 @@ async def test_flic_is_not_taken(tmp_path) -> None:
 
 async def test_too_long(clip) -> None:
     with pytest.raises(VideoTooLong, match="3 s"):
-        await probe(clip, Limits(max_duration_s=2.9))
+        await probe(clip, VideoLimits(max_duration_s=2.9))
 
 
 async def test_ten_hours_in_a_small_file(tmp_path) -> None:
@@ -166,7 +166,7 @@ async def test_ten_hours_in_a_small_file(tmp_path) -> None:
         out.mux(stream.encode())
     assert path.stat().st_size < 100_000
     with pytest.raises(VideoTooLong):
-        await probe(path, Limits(max_duration_s=3600))
+        await probe(path, VideoLimits(max_duration_s=3600))
 
 
 async def test_a_child_that_hangs_is_killed(tmp_path, clip, monkeypatch) -> None:
@@ -177,7 +177,7 @@ async def test_a_child_that_hangs_is_killed(tmp_path, clip, monkeypatch) -> None
     )
     monkeypatch.setattr(module, "CHILD", child)
     with pytest.raises(NotAVideo, match="within 1 s"):
-        await probe(clip, Limits(wall_s=1.0))
+        await probe(clip, VideoLimits(wall_s=1.0))
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid_file.read_text()), 0)
 
@@ -189,7 +189,7 @@ async def test_a_child_that_breaks_is_an_unreadable_video(tmp_path, clip, monkey
     child = tmp_path / "child.py"
     child.write_text(body)
     monkeypatch.setattr(module, "CHILD", child)
-    with pytest.raises(NotAVideo, match="broke"):
+    with pytest.raises(NotAVideo, match="crashed"):
         await asyncio.wait_for(probe(clip), 10)
 
 
@@ -256,7 +256,7 @@ def test_a_machine_without_a_sandbox_is_found_out(tmp_path: Path, monkeypatch: p
 def test_without_a_sandbox_nothing_starts(process: str, tmp_path: Path) -> None:
     code = f"""
 import sys, {process} as process
-from service.contract.probe import NoSandbox
+from service.contract.sandbox.probe import NoSandbox
 def check_sandbox(): raise NoSandbox("no seccomp here")
 process.check_sandbox = check_sandbox
 sys.exit(process.main())"""

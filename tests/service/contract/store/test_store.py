@@ -33,22 +33,17 @@ from service.contract.jobs import (
     VideoOptions,
     new_job_id,
 )
-from service.contract.store.store import (
-    JOBS,
-    LEASES,
+from service.contract.store.keys import JOBS, LEASES, QUEUED, events_key, job_key
+from service.contract.store.leases import (
     MAX_STRIKES,
-    PAGE,
-    QUEUED,
     REWAKE_AFTER_S,
     CancelRequested,
     Fenced,
-    Store,
     StreamTruncated,
-    WorkerCard,
-    events_key,
-    job_key,
     new_token,
 )
+from service.contract.store.store import PAGE, Store
+from service.contract.store.worker_cards import WorkerCard
 
 
 def a_record(**changes: object) -> Record:
@@ -412,9 +407,10 @@ async def test_pages_list_every_job_once_even_of_one_instant(store: Store) -> No
 async def test_summaries_tell_statuses_and_leave_out_deleted_jobs(store: Store) -> None:
     first, second = await a_job(store), await a_job(store)
     await store.cancel(second)
-    found = await store.summaries([first, new_job_id(), second])
-    assert [(job.id, job.status) for job in found] == [(first, JobStatus.QUEUED), (second, JobStatus.CANCELLED)]
-    assert await store.summaries([]) == []
+    found = await store.records([first, new_job_id(), second])
+    statuses = [(record.id, status) for record, status in found]
+    assert statuses == [(first, JobStatus.QUEUED), (second, JobStatus.CANCELLED)]
+    assert await store.records([]) == []
 
 
 async def test_worker_cards_come_and_go(store: Store) -> None:
@@ -443,8 +439,8 @@ def at(second: int) -> datetime:
 
 
 def test_fold_adds_up_a_resumed_job() -> None:
-    first = Keyframe(index=0, time_s=0.0, image="/0.jpg")
-    second = Keyframe(index=1, time_s=2.0, image="/1.jpg")
+    first = Keyframe(index=0, time_s=0.0)
+    second = Keyframe(index=1, time_s=2.0)
     story = [
         Queued(),
         Started(attempt=1),

@@ -1,0 +1,173 @@
+"""Leases: how a worker owns a job, and every write that needs a valid lease.
+
+A worker claims a job and receives a *lease*: the store writes the lease's token into the job's record, and every later
+write carries the token. The store refuses a write with another token or after the lease's end (`Fenced`). It drops a
+write at a place in the stream that is already taken, because then only the reply to the first write was lost. So a
+worker that froze and comes back can neither repeat nor overwrite anything. Only the Redis server's clock counts.
+
+A *strike* is an attempt that ended badly: its lease expired, or its decoder or engine died. `MAX_STRIKES` strikes in a
+row, with no finished text in between, end the job.
+"""
+
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+from redis.asyncio import Redis
+
+from service.contract.errors import AttemptsExhausted, DeadlineExceeded
+from service.contract.events import Cancelled, Event, Failed
+from service.contract.jobs import JobKind, JobStatus
+from service.contract.store import scripts
+from service.contract.store.entries import event_json
+from service.contract.store.keys import LEASES, QUEUED, events_key, job_key
+
+LEASE_S = 10.0
+RENEW_EVERY_S = 3.0
+"""Three renewals fit into a lease: one or two may fail."""
+MAX_STRIKES = 3
+REWAKE_AFTER_S = 2.0
+"""A queued job is woken again if no worker has claimed it this long after its latest wake-up."""
+
+
+class Fenced(Exception):
+    """The worker has lost its lease, or the job has ended: the worker must stop without writing anything."""
+
+
+class StreamTruncated(Exception):
+    """The stream is shorter than this worker left it: the Redis server has lost its last writes."""
+
+
+class CancelRequested(Exception):
+    """The client has requested the job's cancellation."""
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right to write to one job; `epoch` counts the job's leases from 1."""
+
+    job_id: str
+    epoch: int
+    token: str
+
+
+@dataclass(frozen=True)
+class Reaped:
+    """A job that a reaper has ended, or must wake."""
+
+    job_id: str
+    status: JobStatus
+    kind: JobKind
+    epoch: int
+
+
+def new_token() -> str:
+    """Return a random token that identifies one claim."""
+    return secrets.token_hex(8)
+
+
+class LeaseStore:
+    """The part of the store that workers and reapers write through. `redis` must decode responses to `str`."""
+
+    def __init__(self, redis: Redis) -> None:
+        self.redis: Any = redis  # redis-py's types do not express decoded responses
+        self._claim = redis.register_script(scripts.CLAIM)
+        self._renew = redis.register_script(scripts.RENEW)
+        self._release = redis.register_script(scripts.RELEASE)
+        self._append = redis.register_script(scripts.APPEND)
+        self._due = redis.register_script(scripts.DUE)
+        self._reap = redis.register_script(scripts.REAP)
+
+    async def strikes(self, job_id: str) -> int:
+        """Return how many attempts in a row have ended badly."""
+        return int(await self.redis.hget(job_key(job_id), "strikes") or 0)
+
+    async def claim(self, job_id: str, token: str | None = None) -> Lease | None:
+        """Lease a job; return None if it is already leased, ended or unknown.
+
+        A claim repeated with the same `token` returns the same lease.
+        """
+        token = token or new_token()
+        epoch = await self._claim(keys=[job_key(job_id), LEASES, QUEUED], args=[job_id, token, _lease_ms()])
+        return Lease(job_id, int(epoch), token) if epoch else None
+
+    async def renew(self, lease: Lease) -> None:
+        """Extend the lease to `LEASE_S` from now. Raises Fenced or CancelRequested."""
+        reply = await self._renew(keys=[job_key(lease.job_id), LEASES], args=[lease.job_id, lease.token, _lease_ms()])
+        if reply == 0:
+            raise Fenced(lease.job_id)
+        if reply == 2:
+            raise CancelRequested(lease.job_id)
+
+    async def release(self, lease: Lease, *, strike: bool = False) -> bool:
+        """Return an unfinished job to the queue; the caller wakes another worker.
+
+        Returns False if this strike would be the job's last: the lease is kept, and the caller must end the job.
+        """
+        reply = await self._release(
+            keys=[job_key(lease.job_id), LEASES, QUEUED],
+            args=[lease.job_id, lease.token, "1" if strike else "", MAX_STRIKES],
+        )
+        return bool(reply != 2)
+
+    async def append(self, lease: Lease, seq: int, event: Event) -> None:
+        """Write `event` at place `seq` of the job's stream; do nothing if the place is already taken.
+
+        Raises Fenced if the lease is lost or the job has ended, StreamTruncated if places before `seq` are missing, and
+        CancelRequested if the event was written and the client has requested cancellation.
+        """
+        status = event.status
+        reply = await self._append(
+            keys=[job_key(lease.job_id), events_key(lease.job_id), LEASES, QUEUED],
+            args=[
+                lease.job_id,
+                lease.token,
+                seq,
+                event.type,
+                event_json(event),
+                status.value if status else "",
+                "1" if status and status.ended else "",
+                "1" if event.progress else "",
+            ],
+        )
+        if reply == "FENCED":
+            raise Fenced(lease.job_id)
+        if reply == "GAP":
+            raise StreamTruncated(lease.job_id)
+        if reply == "CANCEL" and not (status and status.ended):
+            raise CancelRequested(lease.job_id)
+
+    async def due(self, max_leased: int, max_queued: int) -> list[str]:
+        """Return ids of jobs to reap: up to `max_leased` with an expired lease, up to `max_queued` without a wake-up.
+
+        A queued job counts as without a wake-up if its latest one is `REWAKE_AFTER_S` ago.
+        """
+        return list(await self._due(keys=[LEASES, QUEUED], args=[int(REWAKE_AFTER_S * 1000), max_leased, max_queued]))
+
+    async def reap(self, job_id: str) -> Reaped | None:
+        """Take the job from a worker whose lease has expired, and end a job that is past its deadline.
+
+        Returns the job if this ended it or if it needs a wake-up now.
+        """
+        failed = Failed.of(AttemptsExhausted(f"{MAX_STRIKES} attempts in a row ended before they finished a caption."))
+        cancelled = Cancelled()
+        late = Failed.of(DeadlineExceeded("No worker was processing the job when its deadline passed."))
+        reply = await self._reap(
+            keys=[job_key(job_id), events_key(job_id), LEASES, QUEUED],
+            args=[
+                job_id,
+                int(REWAKE_AFTER_S * 1000),
+                MAX_STRIKES,
+                *(failed.type, event_json(failed)),
+                *(cancelled.type, event_json(cancelled)),
+                event_json(late),
+            ],
+        )
+        if reply is None:
+            return None
+        status, kind, epoch = reply
+        return Reaped(job_id, JobStatus(status), JobKind(kind), int(epoch))
+
+
+def _lease_ms() -> int:
+    return int(LEASE_S * 1000)
