@@ -1,12 +1,13 @@
 """Registers `generate`, `vllm-args` and `dedupe` with the `sharecap` command.
 
-Each command runs as its own program, so that this module imports nothing heavy.
+Each command runs as a program of its own, so this module does not import torch or vLLM.
 """
 
 import typer
-from sharecap_client.cli.run import become
+from sharecap_client.cli.run import become, require
 
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+ADVICE = "This command needs the packages in requirements/cpu.txt or requirements/gpu.txt."
 
 
 def register(app: typer.Typer) -> None:
@@ -17,15 +18,18 @@ def register(app: typer.Typer) -> None:
 
 
 def generate(context: typer.Context) -> None:
-    """Run one greedy turn of the model, without any service; see `sharecap generate --help`."""
+    """Run one greedy turn of a model without the service; see `sharecap generate --help`."""
+    require(("torch", "vllm"), ADVICE)
     become("workers.commands.generate", *context.args)
 
 
 def vllm_args(context: typer.Context) -> None:
-    """Print the options for vLLM's own server: vllm serve MODEL $(sharecap vllm-args MODEL)."""
+    """Print options for vLLM's own server: vllm serve MODEL $(sharecap vllm-args MODEL)."""
+    require(("torch", "vllm"), ADVICE)
     become("workers.commands.vllm_args", *context.args)
 
 
 def dedupe(context: typer.Context) -> None:
-    """Keep the captions that are not too similar to one kept before; see `sharecap dedupe --help`."""
+    """Drop captions that are too similar to an earlier caption; see `sharecap dedupe --help`."""
+    require(("torch", "transformers"), ADVICE)
     become("workers.commands.dedupe", *context.args)

@@ -14,7 +14,7 @@ from yarl import URL
 from service.contract.errors import UrlForbidden, UrlUnreachable
 from service.contract.outbound import http as net
 from service.contract.outbound.http import TransientFetchError
-from service.contract.outbound.ssrf import HostAndPort, checked
+from service.contract.outbound.ssrf import HostAndPort, check_url
 from service.contract.storage.interface import IncomingVideo
 from service.contract.storage.local import too_large
 from workers.attempt import Attempt, Fetched
@@ -50,20 +50,20 @@ async def fetch(attempt: Attempt) -> None:
     attempt.fetched = fetched
 
 
-async def _download_with_retries(attempt: Attempt, address: str, sha256: str | None) -> Fetched:
+async def _download_with_retries(attempt: Attempt, url: str, sha256: str | None) -> Fetched:
     for pause_s in RETRY_PAUSES_S:
         try:
-            return await _download(attempt, address, sha256)
+            return await _download(attempt, url, sha256)
         except TransientFetchError:
             await asyncio.sleep(pause_s)
-    return await _download(attempt, address, sha256)
+    return await _download(attempt, url, sha256)
 
 
-async def _download(attempt: Attempt, address: str, sha256: str | None) -> Fetched:
+async def _download(attempt: Attempt, url: str, sha256: str | None) -> Fetched:
     """Download the file and store it as the job's upload. With `sha256`, any other file raises UrlUnreachable."""
     settings, storage, job_id = attempt.context.settings, attempt.context.storage, attempt.record.id
     async with (
-        _final_response(checked(address, settings.allowed_hosts), attempt) as response,
+        _final_response(check_url(address, settings.allowed_hosts), attempt) as response,
         storage.receive(settings.max_upload_bytes, job_id) as video,
     ):
         storage.check_free_space(response.content_length or 0)
@@ -111,7 +111,7 @@ def next_url(url: URL, headers: Mapping[str, str], hosts: Set[HostAndPort]) -> U
         raise UrlUnreachable("The URL redirects to an invalid location.") from None
     if url.scheme == "https" and target.scheme != "https":
         raise UrlForbidden("The URL redirects from https:// to another scheme.")
-    return checked(str(target), hosts)
+    return check_url(str(target), hosts)
 
 
 def _check_headers(response: ClientResponse, max_bytes: int) -> None:
@@ -128,7 +128,7 @@ def _check_headers(response: ClientResponse, max_bytes: int) -> None:
 async def _receive(response: ClientResponse, video: IncomingVideo, min_rate: int) -> None:
     """Write the response's body to `video`, durably. Raises UrlUnreachable if it arrives too slowly."""
     async with _minimum_rate(min_rate) as report_progress:
-        async for chunk in net.chunks(response):
+        async for chunk in net.read_body(response):
             await video.write(chunk)
             report_progress(video.size)
     await video.sync()

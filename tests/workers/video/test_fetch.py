@@ -243,7 +243,7 @@ async def test_the_next_attempt_repeats_an_interrupted_download(
     assert files(bench) == []
 
 
-async def test_a_job_that_has_started_at_takes_no_other_file(bench: Bench, server: HostileServer, clip: Path) -> None:
+async def test_a_resumed_job_rejects_a_different_file(bench: Bench, server: HostileServer, clip: Path) -> None:
     server.answers["/"] = file(clip.read_bytes() + b"more")
     job_id = await queue(bench, server.url("/"))
     lease = await bench.store.claim(job_id)
