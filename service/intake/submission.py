@@ -18,7 +18,7 @@ from service.access.job_access import load_job, owner_of
 from service.contract.errors import InvalidOption, NoWorker, QueueUnavailable
 from service.contract.events import fold
 from service.contract.jobs import JobKind, JobState, Options, Record, Source, new_job_id
-from service.contract.outbound.ssrf import checked
+from service.contract.outbound.ssrf import check_url
 from service.contract.store.retry import refuses_writes
 from service.dependencies import Gateway
 from service.intake import idempotency
@@ -143,7 +143,7 @@ def _check_webhook(url: str | None, settings: Settings) -> None:
         return
     if settings.webhook_secret is None:
         raise InvalidOption("webhook_url: this service does not send webhooks, because WEBHOOK_SECRET is not set")
-    checked(url, settings.allowed_hosts)
+    check_url(url, settings.allowed_hosts)
 
 
 def _with_deadline(options: Options, max_s: float) -> Options:

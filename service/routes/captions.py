@@ -24,7 +24,7 @@ from service.contract.errors import (
     VideoTooLong,
 )
 from service.contract.jobs import JobKind, JobStatus, Source, VideoOptions
-from service.contract.outbound.ssrf import checked
+from service.contract.outbound.ssrf import check_url
 from service.contract.sandbox.probe import VideoInfo, probe
 from service.dependencies import Gateway, GatewayDep
 from service.intake import options, uploads
@@ -108,7 +108,7 @@ async def _from_url(request: Request, gateway: Gateway, submission: Submission) 
     video_options = _with_max_keyframes(video_options, gateway.settings.max_keyframes)
     if not isinstance(text, str):
         raise InvalidOption("url: send the URL of a video, or multipart/form-data with a `file`")
-    url = checked(text, gateway.settings.allowed_hosts)
+    url = check_url(text, gateway.settings.allowed_hosts)
     source = Source(url=str(url), filename=uploads.plain_name(url.name))
     return await submit(gateway, submission, JobKind.VIDEO, video_options, metadata, source=source)
 

@@ -12,7 +12,7 @@ from standardwebhooks import Webhook
 from service.contract.errors import UrlForbidden, UrlUnreachable
 from service.contract.jobs import JobState
 from service.contract.outbound import http
-from service.contract.outbound.ssrf import HostAndPort, checked
+from service.contract.outbound.ssrf import HostAndPort, check_url
 from service.presentation import Job, present_job
 
 TIMEOUT_S = 15.0
@@ -40,7 +40,7 @@ class WebhookSender:
         body = notice.model_dump_json()
         headers = self._headers(f"msg_{job.id}", body)
         try:
-            url = checked(webhook_url, self._hosts)
+            url = check_url(webhook_url, self._hosts)
             async with asyncio.timeout(TIMEOUT_S):
                 async with http.request("POST", url, self._hosts, data=body.encode(), headers=headers) as response:
                     return response.status

@@ -1,1 +1,1 @@
-"""HTTP requests to addresses named by clients: SSRF rules and the HTTP client."""
+"""Outgoing HTTP requests to URLs that clients name: the SSRF rules and the HTTP client."""

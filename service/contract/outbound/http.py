@@ -1,9 +1,9 @@
-"""HTTP to addresses that clients name, for the worker's fetching and the gateway's webhooks: nothing else goes out.
+"""The HTTP client for URLs that clients name: the worker fetches videos with it, the gateway delivers webhooks.
 
-Each address is judged as it is connected to, so whatever a name server says, and whenever it changes its mind, no
-socket is opened to a network that is not public. Redirects are the caller's; nothing is unpacked; cookies, proxies and
-the environment are left out of it. Importing this takes 0.2 s of processor time, for aiohttp: the gateway does so only
-where it has webhooks.
+The client checks each IP address at the moment of connecting, so no connection to a private network is opened whatever
+a name server answers and however its answers change. It does not follow redirects, does not decompress bodies, and
+ignores cookies, proxies and the environment. Importing this module takes 0.2 s of CPU time, for aiohttp; the gateway
+imports it only if webhooks are enabled.
 """
 
 import asyncio
@@ -19,64 +19,71 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from service.contract.errors import UrlForbidden, UrlUnreachable
-from service.contract.outbound.ssrf import HostAndPort, is_named, is_public
+from service.contract.outbound.ssrf import HostAndPort, is_allowed_host, is_public
 
 CONNECT_S = 10.0
 READ_BYTES = 1 << 19
-"""How much of a body waits in memory until it is taken; up to twice as much comes in at once."""
+"""How much of a body aiohttp buffers until it is read; up to twice as much may arrive at once."""
 HEADERS = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": "sharecap"}
 
 
 class TransientFetchError(UrlUnreachable):
-    """The address gave nothing this time; it may the next."""
+    """The request failed, and a retry may succeed."""
 
 
-class Names(AbstractResolver):
-    """The system's resolver, in a thread for each question.
+class Resolver(AbstractResolver):
+    """Resolves names with the system's resolver, each query in a daemon thread of its own.
 
-    A name server that does not answer holds the thread for half a minute: nobody waits for it, not even at the
-    process's end.
+    A name server that does not answer blocks its thread for half a minute. Nothing waits for that thread, not even the
+    end of the process.
     """
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        loop = asyncio.get_running_loop()
-        found: asyncio.Future[list[Any]] = loop.create_future()
-
-        def tell(infos: list[Any], error: OSError | None) -> None:
-            if found.done():
-                return
-            if error is None:
-                found.set_result(infos)
-            else:
-                found.set_exception(error)
-
-        def look_up() -> None:
-            infos: list[Any] = []
-            error: OSError | None = None
-            try:
-                infos = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, 0, socket.AI_ADDRCONFIG)
-            except (OSError, UnicodeError) as met:
-                error = met if isinstance(met, OSError) else socket.gaierror(socket.EAI_NONAME, str(met))
-            with suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(tell, infos, error)
-
-        threading.Thread(target=look_up, name="names", daemon=True).start()
+        """Return the addresses of `host`. Raises OSError."""
         return [
             ResolveResult(
                 hostname=host,
                 host=address[0],
                 port=port,
-                family=kind,
+                family=address_family,
                 proto=proto,
                 flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
             )
-            for kind, _, proto, _, address in await found
+            for address_family, _, proto, _, address in await _getaddrinfo(host, port, family)
         ]
 
     async def close(self) -> None:
         pass
+
+
+async def _getaddrinfo(host: str, port: int, family: socket.AddressFamily) -> list[Any]:
+    loop = asyncio.get_running_loop()
+    result: asyncio.Future[list[Any]] = loop.create_future()
+
+    def finish(addresses: list[Any], error: OSError | None) -> None:
+        if result.done():  # the caller was cancelled
+            return
+        if error is None:
+            result.set_result(addresses)
+        else:
+            result.set_exception(error)
+
+    def look_up() -> None:
+        addresses: list[Any] = []
+        failure: OSError | None = None
+        try:
+            addresses = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, 0, socket.AI_ADDRCONFIG)
+        except OSError as error:
+            failure = error
+        except UnicodeError as error:  # the name cannot be encoded
+            failure = socket.gaierror(socket.EAI_NONAME, str(error))
+        with suppress(RuntimeError):  # the event loop is closed
+            loop.call_soon_threadsafe(finish, addresses, failure)
+
+    threading.Thread(target=look_up, name="resolver", daemon=True).start()
+    return await result
 
 
 @asynccontextmanager
@@ -88,26 +95,14 @@ async def request(
     data: bytes | None = None,
     headers: dict[str, str] | None = None,
 ) -> AsyncIterator[aiohttp.ClientResponse]:
-    """Give the answer's head; its body is read by `chunks`. `url` was `urls.checked` with the same `hosts`.
+    """Send a request and yield the response once its headers have arrived; `read_body` reads the body.
 
-    Raises UrlForbidden where the address turns out not to be public, TransientFetchError where there is no answer.
-    There is no time limit but `CONNECT_S`: the caller has its own.
+    `url` must come from `ssrf.check_url` with the same `hosts`. Raises UrlForbidden if the host's address is not
+    public, TransientFetchError if there is no response. The only time limit is `CONNECT_S`: callers set their own.
     """
-    named = is_named(url, hosts)
     refused: list[str] = []
-
-    def open_socket(info: tuple[Any, ...]) -> socket.socket:
-        family, kind, proto, _, address = info
-        if not (named or is_public(address[0])):
-            refused.append(address[0])
-            raise OSError(errno.EACCES, "not public")
-        return socket.socket(family, kind, proto)
-
-    connector = aiohttp.TCPConnector(
-        socket_factory=open_socket, resolver=Names(), use_dns_cache=False, force_close=True
-    )
     async with aiohttp.ClientSession(
-        connector=connector,
+        connector=_connector(is_allowed_host(url, hosts), refused),
         headers=HEADERS,
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
@@ -115,44 +110,57 @@ async def request(
         auto_decompress=False,
         trust_env=False,
     ) as session:
-        with _told(refused):
-            answer = await session.request(method, url, data=data, headers=headers, allow_redirects=False)
-        async with answer:
-            yield answer
+        with _convert_errors(refused):
+            response = await session.request(method, url, data=data, headers=headers, allow_redirects=False)
+        async with response:
+            yield response
 
 
-async def chunks(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-    """Yield the body as it comes. Raises TransientFetchError where it breaks off, or is not as long as was said."""
+def _connector(any_address: bool, refused: list[str]) -> aiohttp.TCPConnector:
+    """Return a connector that opens sockets to public addresses only, and adds the others to `refused`."""
+
+    def open_socket(info: tuple[Any, ...]) -> socket.socket:
+        family, kind, proto, _, address = info
+        if not (any_address or is_public(address[0])):
+            refused.append(address[0])
+            raise OSError(errno.EACCES, "not public")
+        return socket.socket(family, kind, proto)
+
+    return aiohttp.TCPConnector(socket_factory=open_socket, resolver=Resolver(), use_dns_cache=False, force_close=True)
+
+
+async def read_body(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    """Yield the body in chunks as it arrives. Raises TransientFetchError if the body ends early."""
     while True:
-        with _told([]):
-            chunk = await answer.content.readany()
+        with _convert_errors([]):
+            chunk = await response.content.readany()
         if not chunk:
             return
         yield chunk
 
 
 @contextmanager
-def _told(refused: list[str]) -> Iterator[None]:
-    """Turn what aiohttp meets into what a client is told."""
+def _convert_errors(refused: list[str]) -> Iterator[None]:
+    """Raise this service's errors instead of aiohttp's."""
     try:
         yield
     except aiohttp.InvalidURL:
-        raise UrlForbidden("This is no address.") from None
+        raise UrlForbidden("This is not a valid URL.") from None
     except (aiohttp.ClientError, OSError) as error:
         if refused:
-            raise UrlForbidden("The address does not lie on the public internet.") from None
+            raise UrlForbidden("The URL does not lead to the public internet.") from None
         raise TransientFetchError(_reason(error)) from error
 
 
 def _reason(error: Exception) -> str:
     match error:
         case aiohttp.ClientConnectorDNSError():
-            return "The address's host name is not known."
+            return "The URL's host name cannot be resolved."
         case aiohttp.ClientSSLError():
-            return "No secure connection could be made to the address."
+            return "The TLS connection to the URL's host failed."
         case aiohttp.ClientConnectorError() | TimeoutError():
-            return "Nothing answers at the address."
+            return "The URL's host does not accept connections."
         case aiohttp.ClientResponseError():
-            return "The address does not answer in proper HTTP."
+            return "The URL's host does not answer with valid HTTP."
         case _:
-            return "The connection broke off before the end."
+            return "The connection broke before the end of the response."

@@ -1,6 +1,7 @@
-"""Which addresses a client may have asked: what can be told from the text of a URL, and from an address connected to.
+"""SSRF rules: which URLs may be fetched, judged by the text of a URL and by the IP address that it leads to.
 
-A text tells little, for a name may lead anywhere: `net.py` asks `is_public` of each address as it connects to it.
+The text alone is not enough, because a host name may resolve to any address: `http.py` calls `is_public` for each
+address that it connects to.
 """
 
 import ipaddress
@@ -18,93 +19,100 @@ from service.contract.jobs import MAX_URL_CHARS
 PORTS = frozenset({80, 443})
 
 _GLOBAL_IPV6 = ipaddress.ip_network("2000::/3")
-"""All that is given out to the public; mapped IPv4 addresses and NAT64 lie outside of it."""
-_REFUSED = tuple(
+"""All public IPv6 addresses. Mapped IPv4 addresses and NAT64 lie outside this network."""
+_REFUSED_NETWORKS = tuple(
     ipaddress.ip_network(network)
     for network in (
-        "100.64.0.0/10",  # carriers' own
-        "168.63.129.16/32",  # a cloud's services for its machines, though not private by number
-        "192.0.0.0/24",  # protocols
-        "192.88.99.0/24",  # relays into 6to4
-        "2001::/23",  # protocols; Teredo, which holds an IPv4 address, is one
-        "2002::/16",  # 6to4, which holds an IPv4 address
+        "100.64.0.0/10",  # carrier-grade NAT
+        "168.63.129.16/32",  # a cloud provider's service for its virtual machines, on a public address
+        "192.0.0.0/24",  # IETF protocol assignments
+        "192.88.99.0/24",  # 6to4 relays
+        "2001::/23",  # IETF protocol assignments, including Teredo, which embeds an IPv4 address
+        "2002::/16",  # 6to4, which embeds an IPv4 address
         "3fff::/20",  # documentation
     )
 )
-_NUMBER_AT_THE_END = re.compile(r"(.*\.)?(\d+|0x[0-9a-f]*)")
-"""Hosts that resolvers read as IPv4 addresses in one of their old spellings, such as 127.1."""
+_LEGACY_IPV4 = re.compile(r"(.*\.)?(\d+|0x[0-9a-f]*)")
+"""Hosts that resolvers read as IPv4 addresses in a legacy notation, such as 127.1."""
 
 HostAndPort = tuple[str, int]
 
 
-def _parse_hosts(told: object) -> object:
-    """Return the pairs of host and port of `host[:port],…`; no port stands for all that are allowed anyway."""
-    if not isinstance(told, str):
-        return told
-    found: list[HostAndPort] = []
-    for entry in filter(None, (part.strip() for part in told.split(","))):
-        try:
-            url = URL(f"//{entry}")
-            port = url.explicit_port
-        except ValueError:
-            raise ValueError(f"{entry} is not host[:port]") from None
-        if url.raw_host is None or url.raw_path not in ("", "/") or "@" in entry:
-            raise ValueError(f"{entry} is not host[:port]")
-        found += [(_plain(url.raw_host), each) for each in ([port] if port is not None else sorted(PORTS))]
-    return frozenset(found)
+def _parse_hosts(value: object) -> object:
+    """Return the pairs of host and port in `host[:port],…`; without a port, every port in `PORTS` is allowed."""
+    if not isinstance(value, str):
+        return value
+    entries = filter(None, (part.strip() for part in value.split(",")))
+    return frozenset(pair for entry in entries for pair in _parse_host(entry))
+
+
+def _parse_host(entry: str) -> list[HostAndPort]:
+    try:
+        url = URL(f"//{entry}")
+        port = url.explicit_port
+    except ValueError:
+        raise ValueError(f"{entry} is not host[:port]") from None
+    if url.raw_host is None or url.raw_path not in ("", "/") or "@" in entry:
+        raise ValueError(f"{entry} is not host[:port]")
+    host = _normalise(url.raw_host)
+    return [(host, port)] if port is not None else [(host, each) for each in sorted(PORTS)]
 
 
 Hosts = Annotated[frozenset[HostAndPort], NoDecode, BeforeValidator(_parse_hosts)]
-"""A setting, written `host[:port],…`: what is asked whatever its address and port are."""
+"""A setting, written `host[:port],…`: these hosts may be fetched whatever their address and port are."""
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one that anybody on the internet could be asked by."""
+    """Return whether an IP address is reachable from the public internet. Raises ValueError for other text."""
     ip = ipaddress.ip_address(address)
     if ip.version == 6 and ip not in _GLOBAL_IPV6:
         return False
-    return ip.is_global and not ip.is_multicast and not any(ip in network for network in _REFUSED)
+    return ip.is_global and not ip.is_multicast and not any(ip in network for network in _REFUSED_NETWORKS)
 
 
-def is_named(url: URL, hosts: Set[HostAndPort]) -> bool:
-    """Whether the URL's host and port are among `hosts`."""
-    return (_plain(url.raw_host or ""), url.port or 0) in hosts
+def is_allowed_host(url: URL, hosts: Set[HostAndPort]) -> bool:
+    """Return whether the URL's host and port are among `hosts`."""
+    return (_normalise(url.raw_host or ""), url.port or 0) in hosts
 
 
-def checked(text: str, hosts: Set[HostAndPort] = frozenset()) -> URL:
-    """Return the URL that `text` is, without its fragment. Raises UrlForbidden for what would never be asked.
+def check_url(text: str, hosts: Set[HostAndPort] = frozenset()) -> URL:
+    """Return the URL in `text` without its fragment. Raises UrlForbidden if it must not be fetched.
 
-    `hosts` may be asked wherever they are.
+    URLs of `hosts` may lead to any address and port.
     """
     if len(text) > MAX_URL_CHARS:
-        raise UrlForbidden(f"The address is longer than {MAX_URL_CHARS} characters.")
-    try:
-        if any(char <= " " or char in "\\\x7f" for char in text):
-            raise ValueError("a character that no address has")
-        url = URL(text).with_fragment(None)
-        host, port = _plain(url.raw_host or ""), url.port
-        url.host  # noqa: B018  a punycode that stands for nothing raises UnicodeError, a ValueError
-    except ValueError:
-        raise UrlForbidden("This is no address.") from None
-    if url.scheme not in ("http", "https") or not host:
-        raise UrlForbidden("Only addresses of http:// and https:// are asked.")
+        raise UrlForbidden(f"The URL is longer than {MAX_URL_CHARS} characters.")
+    url = _parse_url(text)
+    if url.scheme not in ("http", "https") or not url.raw_host:
+        raise UrlForbidden("Only http:// and https:// URLs are accepted.")
     if "@" in url.raw_authority:
-        raise UrlForbidden("An address with a user name or a password is not asked.")
-    if not is_named(url, hosts):
-        _check_place(host, port)
+        raise UrlForbidden("A URL with a user name or password is not accepted.")
+    if not is_allowed_host(url, hosts):
+        _check_host(_normalise(url.raw_host), url.port)
     return url
 
 
-def _check_place(host: str, port: int | None) -> None:
+def _parse_url(text: str) -> URL:
+    try:
+        if any(char <= " " or char in "\\\x7f" for char in text):
+            raise ValueError("a character that is not allowed in a URL")
+        url = URL(text).with_fragment(None)
+        url.port, url.host  # noqa: B018  invalid ports and invalid punycode (a UnicodeError) raise ValueError here
+    except ValueError:
+        raise UrlForbidden("This is not a valid URL.") from None
+    return url
+
+
+def _check_host(host: str, port: int | None) -> None:
     if port not in PORTS:
-        raise UrlForbidden(f"Only the ports {' and '.join(map(str, sorted(PORTS)))} are asked.")
+        raise UrlForbidden(f"Only the ports {' and '.join(map(str, sorted(PORTS)))} are accepted.")
     try:
         public = is_public(host)
-    except ValueError:
-        public = not (host.endswith("localhost") or _NUMBER_AT_THE_END.fullmatch(host))
+    except ValueError:  # a name, which is judged by its address when it is connected to
+        public = not (host.endswith("localhost") or _LEGACY_IPV4.fullmatch(host))
     if not public:
-        raise UrlForbidden("The address does not lie on the public internet.")
+        raise UrlForbidden("The URL does not lead to the public internet.")
 
 
-def _plain(host: str) -> str:
+def _normalise(host: str) -> str:
     return host.lower().removesuffix(".")

@@ -1,4 +1,4 @@
-"""Asking addresses: none that is not public is connected to, whatever name it goes by and however it answers."""
+"""The HTTP client: it never connects to a private address, and it survives malformed responses."""
 
 import asyncio
 import socket
@@ -11,12 +11,12 @@ from aiohttp.abc import ResolveResult
 from yarl import URL
 
 from service.contract.errors import UrlForbidden
-from service.contract.outbound import http as net
+from service.contract.outbound import http
 from service.contract.outbound.ssrf import is_public
 from tests.hostile_server import HostileServer, endless, file, hostile_server, raw, redirect, status
 
-SECOND = "127.0.0.2"
-"""Another address of this machine, which a test may take for a public one."""
+PSEUDO_PUBLIC = "127.0.0.2"
+"""Another address of this machine, which one test treats as public."""
 
 
 @pytest.fixture
@@ -26,8 +26,8 @@ async def canary() -> AsyncIterator[HostileServer]:
         yield served
 
 
-class Names(net.Names):
-    """Answers from a list, the last one again and again."""
+class ScriptedResolver(http.Resolver):
+    """Answers with the next entry of `answers`, and repeats the last one."""
 
     answers: tuple[str, ...] = ()
 
@@ -48,67 +48,67 @@ class Names(net.Names):
 
 
 @pytest.fixture
-def names(monkeypatch: pytest.MonkeyPatch) -> type[Names]:
-    monkeypatch.setattr(net, "Names", Names)
-    return Names
+def resolver(monkeypatch: pytest.MonkeyPatch) -> type[ScriptedResolver]:
+    monkeypatch.setattr(http, "Resolver", ScriptedResolver)
+    return ScriptedResolver
 
 
-async def ask(url: str, **more: frozenset[tuple[str, int]]) -> tuple[int, bytes]:
-    async with asyncio.timeout(5), net.request("GET", URL(url), **more) as answer:
-        return answer.status, b"".join([chunk async for chunk in net.chunks(answer)])
+async def get(url: str, **options: frozenset[tuple[str, int]]) -> tuple[int, bytes]:
+    async with asyncio.timeout(5), http.request("GET", URL(url), **options) as response:
+        return response.status, b"".join([chunk async for chunk in http.read_body(response)])
 
 
-INSIDE = ["127.0.0.1", "0.0.0.0", "::1", "::", "::ffff:127.0.0.1", "::127.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::1"]
+PRIVATE = ["127.0.0.1", "0.0.0.0", "::1", "::", "::ffff:127.0.0.1", "::127.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::1"]
 
 
-@pytest.mark.parametrize("address", INSIDE)
-async def test_a_name_that_leads_inside_is_not_followed(
-    address: str, canary: HostileServer, names: type[Names]
+@pytest.mark.parametrize("address", PRIVATE)
+async def test_names_of_private_addresses_are_refused(
+    address: str, canary: HostileServer, resolver: type[ScriptedResolver]
 ) -> None:
-    names.answers = (address, f"{address} 127.0.0.1")
+    resolver.answers = (address, f"{address} 127.0.0.1")
     for _ in range(2):
         with pytest.raises(UrlForbidden):
-            await ask(f"http://rogue.test:{canary.port}/")
+            await get(f"http://rogue.test:{canary.port}/")
     with pytest.raises(UrlForbidden):
-        await ask(f"http://[{address}]:{canary.port}/" if ":" in address else f"http://{address}:{canary.port}/")
+        await get(f"http://[{address}]:{canary.port}/" if ":" in address else f"http://{address}:{canary.port}/")
     assert canary.connections == 0
 
 
 @pytest.mark.parametrize("host", ["127.1", "2130706433", "0x7f.1", "017700000001", "localhost"])
-async def test_nor_is_an_old_spelling_of_an_address(host: str, canary: HostileServer) -> None:
+async def test_legacy_notations_of_private_addresses_are_refused(host: str, canary: HostileServer) -> None:
     with pytest.raises(UrlForbidden):
-        await ask(f"http://{host}:{canary.port}/")
+        await get(f"http://{host}:{canary.port}/")
     assert canary.connections == 0
 
 
-async def test_a_named_host_is_asked_wherever_it_is(canary: HostileServer, names: type[Names]) -> None:
-    names.answers = ("127.0.0.1",)
+async def test_an_allowed_host_may_have_any_address(canary: HostileServer, resolver: type[ScriptedResolver]) -> None:
+    resolver.answers = ("127.0.0.1",)
     hosts = frozenset({("rogue.test", canary.port)})
-    assert await ask(f"http://rogue.test:{canary.port}/", hosts=hosts) == (200, b"secret")
+    assert await get(f"http://rogue.test:{canary.port}/", hosts=hosts) == (200, b"secret")
     assert canary.connections == 1
 
 
-async def test_a_name_server_that_changes_its_mind_gains_nothing(
-    canary: HostileServer, names: type[Names], monkeypatch: pytest.MonkeyPatch
+async def test_every_connection_is_checked_anew_against_dns_rebinding(
+    canary: HostileServer, resolver: type[ScriptedResolver], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(net, "is_public", lambda address: address == SECOND or is_public(address))
-    names.answers = (SECOND, "127.0.0.1")
-    async with hostile_server(SECOND, canary.port) as outside:
+    monkeypatch.setattr(http, "is_public", lambda address: address == PSEUDO_PUBLIC or is_public(address))
+    resolver.answers = (PSEUDO_PUBLIC, "127.0.0.1")
+    async with hostile_server(PSEUDO_PUBLIC, canary.port) as outside:
         outside.answers["/"] = file(b"hello")
-        assert await ask(f"http://rogue.test:{canary.port}/") == (200, b"hello")
+        assert await get(f"http://rogue.test:{canary.port}/") == (200, b"hello")
         with pytest.raises(UrlForbidden):
-            await ask(f"http://rogue.test:{canary.port}/")
+            await get(f"http://rogue.test:{canary.port}/")
     assert canary.connections == 0
 
 
-async def test_a_redirect_is_told_and_not_followed(canary: HostileServer) -> None:
+async def test_a_redirect_is_returned_and_not_followed(canary: HostileServer) -> None:
     async with hostile_server() as served:
         served.answers["/"] = redirect(canary.url("/"))
-        assert await ask(served.url("/"), hosts=frozenset({(served.host, served.port)})) == (302, b"")
+        assert await get(served.url("/"), hosts=frozenset({(served.host, served.port)})) == (302, b"")
     assert canary.connections == 0
 
 
-async def test_what_is_sent_says_nothing_of_this_machine(
+async def test_requests_use_no_proxy_no_cookies_and_minimal_headers(
     canary: HostileServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
@@ -116,18 +116,18 @@ async def test_what_is_sent_says_nothing_of_this_machine(
     hosts = frozenset({(canary.host, canary.port)})
     canary.answers["/"] = status(200, "Set-Cookie: a=b")
     for _ in range(2):
-        await ask(canary.url("/"), hosts=hosts)
-    told = [line.split(b": ")[0].lower() for head, _ in canary.requests for line in head.split(b"\r\n")[1:-2]]
-    assert told == [b"host", b"accept", b"accept-encoding", b"user-agent", b"connection"] * 2
+        await get(canary.url("/"), hosts=hosts)
+    sent = [line.split(b": ")[0].lower() for head, _ in canary.requests for line in head.split(b"\r\n")[1:-2]]
+    assert sent == [b"host", b"accept", b"accept-encoding", b"user-agent", b"connection"] * 2
     assert b"identity" in canary.requests[0][0]
 
 
-BROKEN = [
-    ("no HTTP", raw("SSH-2.0-OpenSSH_9.9\r\n\r\n")),
-    ("nothing", raw("")),
+MALFORMED = [
+    ("not HTTP", raw("SSH-2.0-OpenSSH_9.9\r\n\r\n")),
+    ("empty", raw("")),
     ("too short", raw("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nfour")),
     ("chunk too short", raw("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\nfour")),
-    ("chunk of no length", raw("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\nfour")),
+    ("chunk without length", raw("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\nfour")),
     ("two lengths", raw("HTTP/1.1 200 OK\r\nContent-Length: 4\r\nContent-Length: 5\r\n\r\nfours")),
     ("negative length", raw("HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\nfour")),
     ("long header", raw("HTTP/1.1 200 OK\r\nX: " + "a" * 1_000_000 + "\r\n\r\n")),
@@ -136,49 +136,49 @@ BROKEN = [
 ]
 
 
-@pytest.mark.parametrize("answer", [answer for _, answer in BROKEN], ids=[name for name, _ in BROKEN])
-async def test_a_broken_answer_is_an_error_and_no_body(canary: HostileServer, answer: object) -> None:
+@pytest.mark.parametrize("answer", [answer for _, answer in MALFORMED], ids=[name for name, _ in MALFORMED])
+async def test_a_malformed_response_raises_a_transient_error(canary: HostileServer, answer: object) -> None:
     canary.answers["/"] = answer
-    with pytest.raises(net.TransientFetchError):
-        await ask(canary.url("/"), hosts=frozenset({(canary.host, canary.port)}))
+    with pytest.raises(http.TransientFetchError):
+        await get(canary.url("/"), hosts=frozenset({(canary.host, canary.port)}))
 
 
-async def test_bytes_beyond_the_length_are_not_the_bodys(canary: HostileServer) -> None:
+async def test_bytes_beyond_the_content_length_are_ignored(canary: HostileServer) -> None:
     canary.answers["/"] = raw("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nfour and more")
     body = b"four"
-    with suppress(net.TransientFetchError):  # where both come at once the answer is none
-        _, body = await ask(canary.url("/"), hosts=frozenset({(canary.host, canary.port)}))
+    with suppress(http.TransientFetchError):  # raised if all bytes arrive in one read
+        _, body = await get(canary.url("/"), hosts=frozenset({(canary.host, canary.port)}))
     assert body == b"four"
 
 
-async def test_nothing_is_unpacked(canary: HostileServer) -> None:
-    canary.answers["/"] = status(200, "Content-Encoding: gzip", body=b"\x1f\x8b and no gzip")
+async def test_bodies_are_not_decompressed(canary: HostileServer) -> None:
+    canary.answers["/"] = status(200, "Content-Encoding: gzip", body=b"\x1f\x8b not really gzip")
     hosts = frozenset({(canary.host, canary.port)})
-    assert await ask(canary.url("/"), hosts=hosts) == (200, b"\x1f\x8b and no gzip")
+    assert await get(canary.url("/"), hosts=hosts) == (200, b"\x1f\x8b not really gzip")
 
 
 @pytest.fixture
 def silent_name_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    answered = threading.Event()
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: answered.wait(20))
+    released = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: released.wait(20))
     yield
-    answered.set()
+    released.set()
 
 
-async def test_a_silent_name_server_holds_up_nobody_else(silent_name_server: None) -> None:
-    waiting = [asyncio.create_task(ask("http://rogue.test/")) for _ in range(20)]
+async def test_a_silent_name_server_does_not_block_other_threads(silent_name_server: None) -> None:
+    requests = [asyncio.create_task(get("http://rogue.test/")) for _ in range(20)]
     await asyncio.sleep(0.1)
     async with asyncio.timeout(5):
         await asyncio.to_thread(int)
-    for task in waiting:
+    for task in requests:
         task.cancel()
-    assert all(isinstance(e, asyncio.CancelledError) for e in await asyncio.gather(*waiting, return_exceptions=True))
+    assert all(isinstance(e, asyncio.CancelledError) for e in await asyncio.gather(*requests, return_exceptions=True))
 
 
-async def test_an_unknown_name_is_told_as_that(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_unknown_host_name_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(*_: object) -> None:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    with pytest.raises(net.TransientFetchError, match="host name is not known"):
-        await ask("http://rogue.test/")
+    with pytest.raises(http.TransientFetchError, match="host name cannot be resolved"):
+        await get("http://rogue.test/")
