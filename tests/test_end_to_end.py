@@ -196,6 +196,7 @@ def test_decoding_options_reach_the_model(service: Service) -> None:
     assert recaption(num_beams=3)["caption"]
     short = recaption(max_tokens=3)
     assert short["usage"]["completion_tokens"] == 3
+    assert (short["finish_reason"], greedy["finish_reason"]) == ("length", "stop")
     assert greedy["caption"].startswith(short["caption"])
     late = service.http.post("/recaption", json={"prompt": "a red star", "deadline_s": 0.001})
     assert (late.status_code, late.json()["code"]) == (504, "deadline_exceeded")
