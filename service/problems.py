@@ -112,7 +112,7 @@ def _routing_error(request: Request, error: HTTPException) -> RequestError:
     if error.status_code == MethodNotAllowed.status:
         return MethodNotAllowed(f"{request.url.path} does not support {request.method}.")
     if error.status_code == NotFound.status:
-        return NotFound(f"There is nothing at {request.url.path}.")
+        return NotFound(f"{request.url.path} does not exist.")
     return InvalidOption(str(error.detail))
 
 

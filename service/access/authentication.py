@@ -125,7 +125,7 @@ async def _authenticate(scope: Scope) -> ApiKey | None:
 def _bearer_token(headers: Headers) -> str:
     """Return the token of the `Authorization` header, or "" if the header is not a single bearer token.
 
-    Raises Unauthorized if there is no such header.
+    Raises Unauthorized if the header is missing.
     """
     values = headers.getlist("authorization")
     if not values:

@@ -42,4 +42,4 @@ async def load_job(store: Store, key: ApiKey | None, job_id: str) -> JobState:
 
 
 def _not_found() -> NotFound:
-    return NotFound("There is no such job.")
+    return NotFound("This job does not exist.")

@@ -17,7 +17,7 @@ from tests.service.scripted import ScriptedWorker, Serve, Served
 
 @pytest.fixture
 def serve(tmp_path: Path, redis_url: str) -> Serve:
-    """`async with serve(max_upload_bytes=…) as gateway`: a gateway with these settings, stopped at the end."""
+    """`async with serve(max_upload_bytes=…) as gateway` runs a gateway with these settings until the block ends."""
 
     @asynccontextmanager
     async def serving(**changes: Any) -> AsyncIterator[Served]:

@@ -1,8 +1,7 @@
-"""A gateway in a process of its own, as `python -m service` starts it."""
+"""A gateway in its own process, started with `python -m service`."""
 
 import asyncio
 import os
-import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,19 +10,24 @@ from pathlib import Path
 import httpx
 import psutil
 
+from service.local.up import free_port
+
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """Return the environment of a child process: only what Python needs, and `variables`."""
+    return {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **variables}
 
 
 @asynccontextmanager
 async def gateway_process(
     redis_url: str, data_dir: Path, **settings: object
 ) -> AsyncIterator[tuple[str, psutil.Process]]:
-    """Start a gateway, wait until it answers; give its address and its process, which is killed at the end."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    """Start a gateway and wait until it answers. Yields its URL and its process, and kills the process at the end."""
+    port = free_port()
     values = {"redis_url": redis_url, "data_dir": data_dir, "port": port, "min_free_bytes": 0, **settings}
-    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **{k.upper(): str(v) for k, v in values.items()}}
+    env = environment(**{name.upper(): str(value) for name, value in values.items()})
     log = (data_dir.parent / "gateway.log").open("wb")
     with log:
         child = await asyncio.create_subprocess_exec(sys.executable, "-m", "service", env=env, stdout=log, stderr=log)
@@ -31,7 +35,7 @@ async def gateway_process(
     try:
         async with asyncio.timeout(60), httpx.AsyncClient(base_url=url, trust_env=False) as client:
             while not await _answers(client):
-                assert child.returncode is None, "the gateway ended"
+                assert child.returncode is None, "the gateway exited"
                 await asyncio.sleep(0.05)
         yield url, psutil.Process(child.pid)
     finally:

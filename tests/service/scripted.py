@@ -1,4 +1,4 @@
-"""A running gateway as tests see it, and a worker that does what a test's script says."""
+"""What tests see of a running gateway, and a worker that appends the events of a test's script."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -20,7 +20,7 @@ from service.settings import Settings
 
 @dataclass
 class Served:
-    """A running gateway: where it is, what it was set to, and a client for it."""
+    """A running gateway: its URL, its settings and a client for it."""
 
     url: str
     settings: Settings
@@ -30,7 +30,7 @@ class Served:
 
     @property
     def files(self) -> list[str]:
-        """Names of all files in the data directory."""
+        """The names of all files in the data directory."""
         return sorted(p.name for p in self.settings.data_dir.rglob("*") if p.is_file())
 
     async def post_video(self, path: Path, **options: str) -> httpx.Response:
@@ -43,7 +43,7 @@ Serve = Callable[..., Any]
 
 @dataclass
 class ScriptedWorker:
-    """Claims jobs and appends the events it is told to, as a worker does."""
+    """Claims jobs and appends given events, as a worker does."""
 
     store: Store
     places: dict[str, int] = field(default_factory=dict)
@@ -60,7 +60,7 @@ class ScriptedWorker:
             await self.store.append(lease, self.places[lease.job_id], event)
 
     async def oldest_queued(self) -> str:
-        """Return the id of the job that has been queued longest, waiting for one."""
+        """Return the id of the job that has been queued longest. Waits until a job is queued."""
         while True:
             if queued := await self.store.redis.zrange("sharecap:queued", 0, 0):
                 return str(queued[0])
@@ -70,7 +70,7 @@ class ScriptedWorker:
         await self.store.show_worker(WorkerCard(id="w1", model="test/model", slots=4))
 
     def serve(self, script: Callable[[str], list[Event]], pause_s: float = 0.0) -> "asyncio.Task[None]":
-        """Do every job that comes by `script(job_id)`, until cancelled."""
+        """Claim each queued job and append the events of `script(job_id)`, until cancelled."""
 
         async def work() -> None:
             while True:
@@ -83,7 +83,7 @@ class ScriptedWorker:
 
 
 def video_events(job_id: str) -> list[Event]:
-    """All events of a video with two keyframes after `queued`."""
+    """All events of a video job with two keyframes, except `queued`."""
     return [
         Started(attempt=1),
         Video(duration_s=3.0, width=160, height=120, fps=10.0, interval_s=2.0),
@@ -109,7 +109,7 @@ def recaption_events(job_id: str) -> list[Event]:
 
 
 async def eventually(check: Callable[[], Awaitable[bool]], timeout_s: float = 5.0) -> None:
-    """Wait until `check()` is true."""
+    """Wait until `check()` returns true. Raises TimeoutError."""
     async with asyncio.timeout(timeout_s):
         while not await check():
             await asyncio.sleep(0.02)

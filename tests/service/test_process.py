@@ -1,8 +1,6 @@
-"""The gateway as a process: what it imports, how fast it starts, where it binds, how it stops; health and OpenAPI."""
+"""The gateway as a process: imports, start time, bind address, shutdown; readiness, metrics and OpenAPI."""
 
-import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,21 +11,16 @@ from pathlib import Path
 import httpx
 import pytest
 
+from service.local.up import free_port
 from service.settings import Settings, is_loopback
+from tests.service.processes import environment
 from tests.service.scripted import ScriptedWorker, Serve, Served
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def environment(**changes: str) -> dict[str, str]:
-    return {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **changes}
 
 
 @contextmanager
-def gateway_process(redis_url: str, data_dir: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+def starting_gateway(redis_url: str, data_dir: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Start a gateway without waiting for it. Yields the process, whose output can be read, and its URL."""
+    port = free_port()
     env = environment(REDIS_URL=redis_url, DATA_DIR=str(data_dir), PORT=str(port))
     command = [sys.executable, "-m", "service"]
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
@@ -38,18 +31,18 @@ def gateway_process(redis_url: str, data_dir: Path) -> Iterator[tuple[subprocess
 
 
 def wait_until_alive(url: str, timeout_s: float) -> None:
-    end = time.monotonic() + timeout_s
+    deadline = time.monotonic() + timeout_s
     while True:
         try:
             assert httpx.get(f"{url}/healthz", trust_env=False).json() == {"status": "ok"}
             return
         except httpx.TransportError:
-            assert time.monotonic() < end, "the gateway does not answer"
+            assert time.monotonic() < deadline, "the gateway does not answer"
             time.sleep(0.02)
 
 
-def test_the_gateway_imports_nothing_heavy_and_within_two_seconds() -> None:
-    """Of processor time, for the machine that tests may be busy."""
+def test_the_gateway_imports_no_heavy_modules_and_takes_less_than_two_seconds() -> None:
+    """Measures CPU time, because the machine may be busy."""
     script = """
 import resource, sys
 from service.app import create_app
@@ -60,32 +53,32 @@ heavy = {"torch", "vllm", "transformers", "numpy", "aiohttp", "av", "decord", "d
 print(sorted(heavy))
 print(used.ru_utime + used.ru_stime)
 """
-    for _ in range(2):  # the first start after an installation also compiles every module
-        told = subprocess.run(
+    for _ in range(2):  # the first run after an installation also compiles every module
+        result = subprocess.run(
             [sys.executable, "-c", script], capture_output=True, text=True, env=environment(), check=True, timeout=120
         )
-    heavy, seconds = told.stdout.split()
+    heavy, seconds = result.stdout.split()
     assert heavy == "[]"
     assert float(seconds) < 2.0
 
 
-def test_it_starts_fast_and_stops_cleanly_with_streams_open(redis_url: str, tmp_path: Path) -> None:
-    with gateway_process(redis_url, tmp_path) as (process, url):
+def test_the_gateway_stops_cleanly_while_streams_are_open(redis_url: str, tmp_path: Path) -> None:
+    with starting_gateway(redis_url, tmp_path) as (process, url):
         wait_until_alive(url, 60)
         with httpx.Client(base_url=url, trust_env=False, timeout=10) as client:
             job = client.post("/recaption", json={"prompt": "A fox"}, headers={"Prefer": "wait=0"}).json()
             with client.stream("GET", job["links"]["events"]) as stream:
-                parts = stream.iter_raw()
-                assert next(parts).startswith(b"retry")
+                chunks = stream.iter_raw()
+                assert next(chunks).startswith(b"retry")
                 process.send_signal(signal.SIGTERM)
-                list(parts)  # ends, and not by an error
+                list(chunks)  # ends without an error
         assert process.wait(20) == 0
         assert process.stdout is not None and "Traceback" not in process.stdout.read()
 
 
-def test_a_bad_setting_is_told_in_words(redis_url: str, tmp_path: Path) -> None:
+def test_an_invalid_setting_is_reported_without_a_traceback(redis_url: str, tmp_path: Path) -> None:
     public = {"HOST": "0.0.0.0", "REDIS_URL": redis_url}
-    for env, told in (({"PORT": "x"}, "PORT: "), (public, "there is no API key")):
+    for env, message in (({"PORT": "x"}, "PORT: "), (public, "no API key exists")):
         result = subprocess.run(
             [sys.executable, "-m", "service"],
             capture_output=True,
@@ -95,10 +88,10 @@ def test_a_bad_setting_is_told_in_words(redis_url: str, tmp_path: Path) -> None:
             timeout=120,
         )
         assert result.returncode == 78
-        assert told in result.stderr and "Traceback" not in result.stderr
+        assert message in result.stderr and "Traceback" not in result.stderr
 
 
-def test_what_is_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loopback_hosts_and_environment_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     for host in ("127.0.0.1", "::1", "localhost", "127.8.8.8"):
         assert is_loopback(host) and not Settings(host=host).exposed
     for host in ("0.0.0.0", "::", "10.0.0.1", "example.com"):
@@ -109,11 +102,11 @@ def test_what_is_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (Settings().max_upload_bytes, Settings().heartbeat_s) == (123, 1.5)
 
 
-async def test_readiness_tells_each_check(gateway: Served, worker: ScriptedWorker) -> None:
+async def test_readiness_reports_each_check(gateway: Served, worker: ScriptedWorker) -> None:
     answer = await gateway.client.get("/readyz")
-    told = answer.json()
-    assert (answer.status_code, told["ready"]) == (503, False)
-    assert {name: check["ok"] for name, check in told["checks"].items()} == {
+    readiness = answer.json()
+    assert (answer.status_code, readiness["ready"]) == (503, False)
+    assert {name: check["ok"] for name, check in readiness["checks"].items()} == {
         "redis": True,
         "disk": True,
         "workers": False,
@@ -124,7 +117,7 @@ async def test_readiness_tells_each_check(gateway: Served, worker: ScriptedWorke
     assert answer.json()["checks"]["workers"]["detail"] == "1 live: test/model"
 
 
-async def test_readiness_without_redis_or_room(serve: Serve) -> None:
+async def test_readiness_without_redis_and_free_space(serve: Serve) -> None:
     async with serve(redis_url="redis://127.0.0.1:1/0", redis_patience_s=0.1, min_free_bytes=1 << 62) as gateway:
         answer = await gateway.client.get("/readyz")
         assert answer.status_code == 503
@@ -132,7 +125,7 @@ async def test_readiness_without_redis_or_room(serve: Serve) -> None:
         assert (await gateway.client.get("/healthz")).status_code == 200
 
 
-async def test_metrics_count_jobs_and_answers(gateway: Served, worker: ScriptedWorker, clip: Path) -> None:
+async def test_metrics_count_jobs_and_responses(gateway: Served, worker: ScriptedWorker, clip: Path) -> None:
     await worker.show_card()
     await gateway.post_video(clip)
     await gateway.client.get("/captions/nobody/made/this/up")
@@ -154,18 +147,18 @@ async def test_metrics_count_jobs_and_answers(gateway: Served, worker: ScriptedW
         assert line in lines, answer.text
 
 
-async def test_the_openapi_document_is_true(gateway: Served) -> None:
-    told = (await gateway.client.get("/openapi.json")).json()
-    assert "HTTPValidationError" not in str(told)
-    problem = told["components"]["schemas"]["Problem"]
+async def test_the_openapi_document_describes_bodies_errors_and_security(gateway: Served) -> None:
+    document = (await gateway.client.get("/openapi.json")).json()
+    assert "HTTPValidationError" not in str(document)
+    problem = document["components"]["schemas"]["Problem"]
     assert {"type", "title", "status", "detail", "code", "retryable"} <= set(problem["properties"])
-    post = told["paths"]["/captions"]["post"]
+    post = document["paths"]["/captions"]["post"]
     form = post["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert form["required"] == ["file"]
     assert {"file", "mode", "interval_s", "hd_num", "metadata", "seed"} <= set(form["properties"])
     assert set(post["responses"]) == {"200", "202", "401", "413", "415", "422", "429", "502", "503", "507"}
     assert "application/problem+json" in post["responses"]["422"]["content"]
-    assert "text/event-stream" in told["paths"]["/captions/{job_id}/events"]["get"]["responses"]["200"]["content"]
+    assert "text/event-stream" in document["paths"]["/captions/{job_id}/events"]["get"]["responses"]["200"]["content"]
     assert {"Prefer", "Idempotency-Key"} <= {parameter["name"] for parameter in post["parameters"]}
-    assert told["security"] == [{"key": []}, {}] and told["paths"]["/healthz"]["get"]["security"] == []
+    assert document["security"] == [{"key": []}, {}] and document["paths"]["/healthz"]["get"]["security"] == []
     assert (await gateway.client.get("/docs")).status_code == 200

@@ -1,4 +1,4 @@
-"""API keys: who is let in, before any body is read, and whose job is whose."""
+"""API keys: authentication before the body is read, and access to the jobs of the own key only."""
 
 import asyncio
 import socket
@@ -10,14 +10,14 @@ from pathlib import Path
 import httpx
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
-from service.access.api_keys import ApiKey, KeyLimits, ApiKeyStore
 
 from service.access import authentication as auth
+from service.access.api_keys import ApiKey, ApiKeyStore, KeyLimits
 from service.contract.storage.local import keyframe_path
 from service.contract.store.store import Store
 from service.settings import Settings
+from tests.service.processes import environment
 from tests.service.scripted import ScriptedWorker, Serve, Served, eventually, video_events
-from tests.service.test_process import environment
 
 UNLIMITED = KeyLimits(requests_per_minute=None, upload_bytes_per_day=None, jobs=None, streams=None)
 
@@ -29,7 +29,7 @@ async def keys(store: Store) -> ApiKeyStore:
 
 @pytest.fixture
 async def text(keys: ApiKeyStore) -> str:
-    """A key, made before the gateway starts."""
+    """A key, created before the gateway starts."""
     return (await keys.add("first", UNLIMITED))[1]
 
 
@@ -53,6 +53,8 @@ ROUTES = [
     ("DELETE", "/captions/x"),
     ("POST", "/recaption"),
     ("GET", "/metrics"),
+]
+OTHER_REQUESTS = [
     ("GET", "/nowhere"),
     ("GET", "/healthz/"),
     ("GET", "/web/a/b"),
@@ -61,7 +63,7 @@ ROUTES = [
 ]
 
 
-async def test_everything_needs_a_key_but_what_tells_of_no_job(text: str, gateway: Served) -> None:
+async def test_every_path_except_the_open_ones_needs_a_key(text: str, gateway: Served) -> None:
     wrong = {
         "none": {},
         "basic": {"Authorization": "Basic YTpi"},
@@ -73,7 +75,7 @@ async def test_everything_needs_a_key_but_what_tells_of_no_job(text: str, gatewa
         "not ASCII": {"Authorization": "Bearer sc_ü".encode()},
         "huge": bearer("sc_" + "0" * 20_000),
     }
-    for method, path in ROUTES:
+    for method, path in ROUTES + OTHER_REQUESTS:
         for name, headers in wrong.items() if path == "/captions" else [("none", {})]:
             answer = await gateway.client.request(method, path, headers=headers)
             assert code(answer) == (401, "unauthorized"), (method, path, name)
@@ -85,22 +87,22 @@ async def test_everything_needs_a_key_but_what_tells_of_no_job(text: str, gatewa
         assert (await gateway.client.get(path)).status_code != 401, path
 
 
-def test_every_route_is_thought_of() -> None:
-    """Only what is named as open is; a new route is closed by itself, and this test asks to name it here."""
+def test_every_route_is_open_or_tested() -> None:
+    """A new route needs a key unless it is listed in `OPEN`; this test fails until the route is listed in `ROUTES`."""
     from service.app import create_app  # noqa: PLC0415
 
     paths = set(create_app(Settings()).openapi()["paths"])
     closed = {path for path in paths if not auth.OPEN.fullmatch(path)}
-    asked = {path.replace("{job_id}", "x").replace("{name}", "0.jpg") for path in closed}
-    assert asked == {path for _, path in ROUTES[:10]}
+    requested = {path.replace("{job_id}", "x").replace("{name}", "0.jpg") for path in closed}
+    assert requested == {path for _, path in ROUTES}
 
 
-async def test_without_keys_whoever_reaches_it_may(gateway: Served) -> None:
+async def test_the_service_is_open_until_a_key_is_created(gateway: Served) -> None:
     assert (await gateway.client.get("/captions")).status_code == 200
-    assert (await gateway.client.get("/captions", headers=bearer("whatever"))).status_code == 200
+    assert (await gateway.client.get("/captions", headers=bearer("anything"))).status_code == 200
 
 
-async def test_a_key_closes_a_running_service_and_revoking_it_opens_nothing(
+async def test_creating_a_key_closes_a_running_service_and_revoking_it_does_not_reopen_it(
     gateway: Served, serve: Serve, keys: ApiKeyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(auth, "CACHE_S", 0.1)
@@ -113,7 +115,9 @@ async def test_a_key_closes_a_running_service_and_revoking_it_opens_nothing(
     await eventually(closed)
     client = gateway.client
     assert (await client.get("/captions", headers=bearer(text))).json() == {"jobs": [], "cursor": None}
-    assert code(await client.get(made["links"]["self"], headers=bearer(text))) == (404, "not_found"), "it is nobody's"
+    assert code(await client.get(made["links"]["self"], headers=bearer(text))) == (404, "not_found"), (
+        "the job was created without a key"
+    )
     revoked = await keys.revoke(key.id)
     assert revoked is not None and revoked.revoked_at is not None
 
@@ -126,7 +130,7 @@ async def test_a_key_closes_a_running_service_and_revoking_it_opens_nothing(
             assert code(await again.client.get("/captions", headers=headers)) == (401, "unauthorized")
 
 
-async def test_only_a_hash_is_kept(keys: ApiKeyStore, text: str, gateway: Served, store: Store) -> None:
+async def test_only_a_hash_of_the_key_is_stored(keys: ApiKeyStore, text: str, gateway: Served, store: Store) -> None:
     assert (await gateway.client.get("/captions", headers=bearer(text))).status_code == 200
     secret = text.rpartition("_")[2]
     assert len(bytes.fromhex(secret)) == 32
@@ -138,7 +142,7 @@ async def test_only_a_hash_is_kept(keys: ApiKeyStore, text: str, gateway: Served
     assert key.accepts(text) and not key.accepts(text.upper())
 
 
-async def test_a_key_is_asked_for_before_the_body(text: str, gateway: Served, store: Store) -> None:
+async def test_the_key_is_checked_before_the_body_is_read(text: str, gateway: Served, store: Store) -> None:
     host = gateway.url.removeprefix("http://")
 
     async def begin(*lines: str) -> bytes:
@@ -146,7 +150,7 @@ async def test_a_key_is_asked_for_before_the_body(text: str, gateway: Served, st
         head = ("POST /captions HTTP/1.1", f"Host: {host}", "Content-Length: 9000000", *lines)
         writer.write("\r\n".join((*head, "Content-Type: multipart/form-data; boundary=b", "", "")).encode())
         async with asyncio.timeout(5):
-            line = await reader.readline()  # of the body there is nothing yet
+            line = await reader.readline()  # no byte of the body has been sent
         writer.close()
         await writer.wait_closed()
         return line
@@ -155,27 +159,29 @@ async def test_a_key_is_asked_for_before_the_body(text: str, gateway: Served, st
         assert b" 401 " in await begin(wrong, "Expect: 100-continue")
         assert b" 401 " in await begin(wrong)
     assert b" 100 " in await begin(f"Authorization: Bearer {text}", "Expect: 100-continue")
-    await eventually(lambda: _nothing(gateway))
+    await eventually(lambda: _has_no_files(gateway))
     assert await store.redis.zcard("sharecap:jobs") == 0
 
 
-async def _nothing(gateway: Served) -> bool:
+async def _has_no_files(gateway: Served) -> bool:
     return gateway.files == []
 
 
-async def test_without_redis_nobody_gets_in(gateway: Served, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def gone(*_: object) -> None:
-        raise RedisConnectionError("gone")
+async def test_without_redis_requests_are_refused(gateway: Served, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*_: object) -> None:
+        raise RedisConnectionError("unreachable")
 
-    monkeypatch.setattr(ApiKeyStore, "any_created", gone)
+    monkeypatch.setattr(ApiKeyStore, "any_created", fail)
     for headers in ({}, bearer(text)):
         assert code(await gateway.client.get("/captions", headers=headers)) == (503, "queue_unavailable")
     assert (await gateway.client.get("/healthz")).status_code == 200
 
 
 @pytest.fixture
-async def two(keys: ApiKeyStore, gateway: Served) -> AsyncIterator[tuple[httpx.AsyncClient, httpx.AsyncClient, ApiKey]]:
-    """Clients of two keys, and the first one's entry."""
+async def two_clients(
+    keys: ApiKeyStore, gateway: Served
+) -> AsyncIterator[tuple[httpx.AsyncClient, httpx.AsyncClient, ApiKey]]:
+    """Clients of two keys, and the entry of the first key."""
     (mine, my_text), (_, other_text) = await keys.add("mine", UNLIMITED), await keys.add("other", UNLIMITED)
     async with (
         httpx.AsyncClient(base_url=gateway.url, headers=bearer(my_text), timeout=30, trust_env=False) as my,
@@ -184,14 +190,14 @@ async def two(keys: ApiKeyStore, gateway: Served) -> AsyncIterator[tuple[httpx.A
         yield my, other, mine
 
 
-async def test_another_keys_job_is_not_there(
-    two: tuple[httpx.AsyncClient, httpx.AsyncClient, ApiKey],
+async def test_jobs_of_another_key_are_not_found(
+    two_clients: tuple[httpx.AsyncClient, httpx.AsyncClient, ApiKey],
     gateway: Served,
     store: Store,
     worker: ScriptedWorker,
     clip: Path,
 ) -> None:
-    my, other, key = two
+    my, other, key = two_clients
     made = await my.post("/captions", files={"file": clip.read_bytes()})
     assert made.status_code == 202 and "owner" not in made.json() and key.id not in made.text
     job_id = made.json()["id"]
@@ -202,44 +208,44 @@ async def test_another_keys_job_is_not_there(
     keyframe = keyframe_path(gateway.settings.data_dir, job_id, 0)
     keyframe.parent.mkdir(parents=True)
     keyframe.write_bytes(b"jpeg")
-    clip_of = {"json": {"start_s": 0, "end_s": 2}, "headers": {"Prefer": "wait=0"}}
+    clip_request = {"json": {"start_s": 0, "end_s": 2}, "headers": {"Prefer": "wait=0"}}
 
-    async def answers(client: httpx.AsyncClient) -> list[httpx.Response]:
+    async def responses(client: httpx.AsyncClient) -> list[httpx.Response]:
         return [
             await client.get(path),
             await client.get(f"{path}/events"),
             await client.get(f"{path}/events", headers={"Last-Event-ID": "99"}),
             await client.get(f"{path}/keyframes/0.jpg"),
-            await client.post(f"{path}/clips", **clip_of),
+            await client.post(f"{path}/clips", **clip_request),
             await client.post(f"{path}/cancel"),
             await client.delete(path),
         ]
 
     unknown = await other.get("/captions/cap_" + "0" * 32)
-    for answer in await answers(other):
+    for answer in await responses(other):
         assert (code(answer), answer.content) == ((404, "not_found"), unknown.content), answer.request.url
     assert (await other.get("/captions")).json()["jobs"] == []
     assert [job["id"] for job in (await my.get("/captions")).json()["jobs"]] == [job_id]
-    assert [answer.status_code for answer in await answers(my)] == [200, 200, 204, 200, 202, 200, 204]
+    assert [answer.status_code for answer in await responses(my)] == [200, 200, 204, 200, 202, 200, 204]
     (left,) = (await my.get("/captions")).json()["jobs"]
     assert left["parent"] == job_id
     assert (await my.delete(f"/captions/{left['id']}")).status_code == 204
     assert await store.redis.keys("sharecap:jobs*") == []
 
 
-async def test_each_key_lists_its_own(two: tuple[httpx.AsyncClient, httpx.AsyncClient, ApiKey]) -> None:
+async def test_each_key_lists_its_own_jobs(two_clients: tuple[httpx.AsyncClient, httpx.AsyncClient, ApiKey]) -> None:
     made: dict[int, list[str]] = {0: [], 1: []}
-    for turn in (0, 1, 0, 0, 1):
-        answer = await two[turn].post("/recaption", json={"prompt": "A fox"}, headers={"Prefer": "wait=0"})
-        made[turn].insert(0, answer.json()["id"])
-    for turn, ids in made.items():
-        page = (await two[turn].get("/captions", params={"limit": 2})).json()
-        rest = (await two[turn].get("/captions", params={"limit": 2, "cursor": page["cursor"]})).json()
+    for index in (0, 1, 0, 0, 1):
+        answer = await two_clients[index].post("/recaption", json={"prompt": "A fox"}, headers={"Prefer": "wait=0"})
+        made[index].insert(0, answer.json()["id"])
+    for index, ids in made.items():
+        page = (await two_clients[index].get("/captions", params={"limit": 2})).json()
+        rest = (await two_clients[index].get("/captions", params={"limit": 2, "cursor": page["cursor"]})).json()
         assert [job["id"] for job in page["jobs"] + rest["jobs"]] == ids
 
 
-async def test_an_exposed_service_never_stands_open(keys: ApiKeyStore, text: str, serve: Serve, store: Store) -> None:
-    """Not even where Redis has lost its keys."""
+async def test_an_exposed_service_is_never_open(keys: ApiKeyStore, text: str, serve: Serve, store: Store) -> None:
+    """Not even if Redis has lost its keys."""
     async with serve(host="0.0.0.0") as gateway:
         assert (await gateway.client.get("/captions", headers=bearer(text))).status_code == 200
         await store.redis.flushall()
@@ -256,7 +262,7 @@ async def test_an_exposed_service_starts_only_with_a_key(redis_url: str, keys: A
     await keys.revoke(key.id)
     refused = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=120)
     assert (refused.returncode, refused.stderr.count("\n")) == (78, 1)
-    assert "there is no API key" in refused.stderr
+    assert "no API key exists" in refused.stderr
     _, text = await keys.add("usable", UNLIMITED)
     process = await asyncio.create_subprocess_exec(*command, env=env, stderr=asyncio.subprocess.DEVNULL)
     try:
@@ -287,12 +293,12 @@ async def test_an_exposed_service_starts_only_with_a_key(redis_url: str, keys: A
         ({"Origin": "null"}, 401),
     ],
 )
-async def test_without_keys_no_page_from_elsewhere_is_answered(
+async def test_without_keys_pages_of_other_origins_are_refused(
     gateway: Served, headers: dict[str, str], status: int
 ) -> None:
     assert (await gateway.client.get("/captions", headers=headers)).status_code == status
 
 
-async def test_behind_a_proxy_any_name_will_do(serve: Serve) -> None:
+async def test_behind_a_proxy_any_host_name_is_accepted(serve: Serve) -> None:
     async with serve(allow_public_bind=True) as gateway:
         assert (await gateway.client.get("/captions", headers={"Host": "captions.example"})).status_code == 200

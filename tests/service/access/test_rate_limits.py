@@ -1,4 +1,4 @@
-"""RateLimits of a key: refused with 429 and when to come again, counted for all gateways together."""
+"""Rate limits of API keys: 429 with `Retry-After`, counted for all gateways together."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -7,15 +7,15 @@ from pathlib import Path
 
 import httpx
 import pytest
-from service.access.api_keys import ApiKey, KeyLimits, ApiKeyStore
 
-from service.access import rate_limits as limits
+from service.access import rate_limits
+from service.access.api_keys import ApiKey, ApiKeyStore, KeyLimits
 from service.access.rate_limits import RateLimits
 from service.contract.errors import RateLimited
 from service.contract.store.store import Store
 from tests.service.scripted import ScriptedWorker, Serve, Served, eventually, recaption_events
 
-NONE: dict[str, int | None] = {
+UNLIMITED: dict[str, int | None] = {
     "requests_per_minute": None,
     "upload_bytes_per_day": None,
     "jobs": None,
@@ -24,8 +24,8 @@ NONE: dict[str, int | None] = {
 NO_WAIT = {"Prefer": "wait=0"}
 
 
-async def key_with(store: Store, **some: int) -> tuple[ApiKey, str]:
-    return await ApiKeyStore(store.redis).add("limited", KeyLimits(**{**NONE, **some}))
+async def key_with(store: Store, **limits: int) -> tuple[ApiKey, str]:
+    return await ApiKeyStore(store.redis).add("limited", KeyLimits(**{**UNLIMITED, **limits}))
 
 
 @asynccontextmanager
@@ -36,7 +36,7 @@ async def client_of(gateway: Served, text: str) -> AsyncIterator[httpx.AsyncClie
 
 
 def refused(answer: httpx.Response) -> int:
-    """Check that the answer is 429; return after how many seconds it says to come again."""
+    """Check that the response is 429 and return its `Retry-After` in seconds."""
     assert (answer.status_code, answer.json()["code"], answer.json()["retryable"]) == (429, "rate_limited", True)
     return int(answer.headers["retry-after"])
 
@@ -45,37 +45,39 @@ async def recaption(client: httpx.AsyncClient, **headers: str) -> httpx.Response
     return await client.post("/recaption", json={"prompt": "A fox"}, headers={**NO_WAIT, **headers})
 
 
-async def test_requests(serve: Serve, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_requests_are_limited_across_gateways(
+    serve: Serve, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, text = await key_with(store, requests_per_minute=6)
     _, other = await key_with(store, requests_per_minute=6)
     async with serve() as one, serve() as two, AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(client_of(gateway, text)) for gateway in (one, two)]
         answers = await asyncio.gather(*(client.get("/captions") for client in clients for _ in range(5)))
         assert sorted(answer.status_code for answer in answers) == [200] * 6 + [429] * 4
-        again_s = refused(await clients[0].get("/captions"))
-        assert 8 <= again_s <= 10, "one of six comes back every ten seconds"
+        retry_after_s = refused(await clients[0].get("/captions"))
+        assert 8 <= retry_after_s <= 10, "one of six requests is refilled every ten seconds"
         assert (await clients[0].get("/healthz")).status_code == 200
-        assert (await one.client.get("/captions")).status_code == 401, "strangers spend nothing"
+        assert (await one.client.get("/captions")).status_code == 401, "requests without a key spend nothing"
         async with client_of(one, other) as client:
             assert (await client.get("/captions")).status_code == 200
-        assert await store.redis.pttl(f"sharecap:spent:{text.rpartition('_')[0]}:requests") <= limits.MINUTE_MS
+        assert await store.redis.pttl(f"sharecap:spent:{text.rpartition('_')[0]}:requests") <= rate_limits.MINUTE_MS
 
 
-async def test_requests_come_back(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "MINUTE_MS", 1000)
-    (key, _), limited = await key_with(store, requests_per_minute=4), RateLimits(store.redis)
+async def test_the_request_bucket_refills(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rate_limits, "MINUTE_MS", 1000)
+    (key, _), limits = await key_with(store, requests_per_minute=4), RateLimits(store.redis)
     for _ in range(4):
-        await limited.count_request(key)
+        await limits.count_request(key)
     with pytest.raises(RateLimited) as error:
-        await limited.count_request(key)
+        await limits.count_request(key)
     assert error.value.retry_after_s == 1
     await asyncio.sleep(0.3)
-    await limited.count_request(key)
+    await limits.count_request(key)
     with pytest.raises(RateLimited):
-        await limited.count_request(key)
+        await limits.count_request(key)
 
 
-async def test_unfinished_jobs(gateway: Served, store: Store, worker: ScriptedWorker, clip: Path) -> None:
+async def test_unfinished_jobs_are_limited(gateway: Served, store: Store, worker: ScriptedWorker, clip: Path) -> None:
     _, text = await key_with(store, jobs=2)
     async with client_of(gateway, text) as client:
         answers = await asyncio.gather(*(recaption(client) for _ in range(6)))
@@ -84,16 +86,16 @@ async def test_unfinished_jobs(gateway: Served, store: Store, worker: ScriptedWo
         assert await store.redis.zcard("sharecap:jobs") == 2
         assert refused(await client.post("/captions", files={"file": clip.read_bytes()})) > 0
         await worker.append(await worker.claim(made[0]), *recaption_events(made[0]))
-        assert (await recaption(client)).status_code == 202, "one has ended"
+        assert (await recaption(client)).status_code == 202, "one job has ended"
         refused(await recaption(client))
         await client.post(f"/captions/{made[1]}/cancel")
-        key = {"Idempotency-ApiKey": "k"}
+        key = {"Idempotency-Key": "k"}
         first = await recaption(client, **key)
-        assert first.status_code == 202, "one was cancelled"
+        assert first.status_code == 202, "one job was cancelled"
         again = await recaption(client, **key)
-        assert again.json()["id"] == first.json()["id"], "a repetition makes no job"
+        assert again.json()["id"] == first.json()["id"], "a repeated request creates no job"
         await client.delete(f"/captions/{first.json()['id']}")
-        assert (await recaption(client)).status_code == 202, "one was deleted"
+        assert (await recaption(client)).status_code == 202, "one job was deleted"
 
 
 async def test_a_refused_upload_is_not_read(gateway: Served, store: Store) -> None:
@@ -102,12 +104,12 @@ async def test_a_refused_upload_is_not_read(gateway: Served, store: Store) -> No
         await recaption(client)
     assert b" 429 " in await first_line_without_a_body(gateway, text)
     _, text = await key_with(store, upload_bytes_per_day=8_999_999)
-    assert b" 413 " in await first_line_without_a_body(gateway, text), "more than any day has"
+    assert b" 413 " in await first_line_without_a_body(gateway, text), "more than the limit of a whole day"
     assert gateway.files == []
 
 
 async def first_line_without_a_body(gateway: Served, text: str) -> bytes:
-    """Send the head of a POST of nine million bytes; return what is answered to that alone."""
+    """Send the headers of a POST of nine million bytes; return the first line of the response to the headers alone."""
     host = gateway.url.removeprefix("http://")
     reader, writer = await asyncio.open_connection(*host.split(":"))
     head = f"POST /captions HTTP/1.1\r\nHost: {host}\r\nContent-Length: 9000000\r\nAuthorization: Bearer {text}\r\n"
@@ -120,28 +122,28 @@ async def first_line_without_a_body(gateway: Served, text: str) -> bytes:
 
 
 async def spent(store: Store, key: ApiKey) -> float:
-    """Return how many of the key's bytes are spent now."""
-    back_ms = await store.redis.get(f"sharecap:spent:{key.id}:bytes")
+    """Return how many of the key's bytes are currently spent."""
+    full_at_ms = await store.redis.get(f"sharecap:spent:{key.id}:bytes")
     seconds, micros = await store.redis.time()
     limit = key.limits.upload_bytes_per_day
     assert limit is not None
-    return (float(back_ms) - seconds * 1000 - micros / 1000) * limit / limits.DAY_MS if back_ms else 0.0
+    return (float(full_at_ms) - seconds * 1000 - micros / 1000) * limit / rate_limits.DAY_MS if full_at_ms else 0.0
 
 
-async def test_uploaded_bytes(gateway: Served, store: Store, clip: Path) -> None:
+async def test_uploaded_bytes_are_limited(gateway: Served, store: Store, clip: Path) -> None:
     data = clip.read_bytes()
     key, text = await key_with(store, upload_bytes_per_day=2 * len(data) + 1000)
     async with client_of(gateway, text) as client:
         for name in ("a", "b"):
             assert (await client.post("/captions", files={"file": (name, data)})).status_code == 202
         assert await spent(store, key) == pytest.approx(2 * len(data), abs=500)
-        again_s = refused(await client.post("/captions", files={"file": data}))
-        assert 3600 < again_s <= 24 * 3600
+        retry_after_s = refused(await client.post("/captions", files={"file": data}))
+        assert 3600 < retry_after_s <= 24 * 3600
         assert len(gateway.files) == 2
-        assert (await recaption(client)).status_code == 202, "that is no upload"
+        assert (await recaption(client)).status_code == 202, "a recaption uploads nothing"
 
 
-async def test_bytes_of_untold_number_are_counted_as_they_come(gateway: Served, store: Store) -> None:
+async def test_bytes_of_an_upload_of_unknown_length_are_counted_as_they_arrive(gateway: Served, store: Store) -> None:
     key, text = await key_with(store, upload_bytes_per_day=4_000_000)
     sent = 0
 
@@ -157,14 +159,14 @@ async def test_bytes_of_untold_number_are_counted_as_they_come(gateway: Served, 
         form = {"content-type": "multipart/form-data; boundary=b"}
         answer = await client.post("/captions", content=body(3_000_000), headers=form)
         assert answer.json()["code"] == "not_a_video"
-        assert await spent(store, key) == pytest.approx(3_000_000, abs=100_000), "what came is spent"
+        assert await spent(store, key) == pytest.approx(3_000_000, abs=100_000), "the received bytes are spent"
         refused(await client.post("/captions", content=body(3_000_000), headers=form))
         answer = await client.post("/captions", content=body(50_000_000), headers=form)
         assert answer.status_code in (413, 429)
     assert gateway.files == []
 
 
-async def test_bytes_that_did_not_come_are_given_back(gateway: Served, store: Store) -> None:
+async def test_bytes_that_were_not_received_are_refunded(gateway: Served, store: Store) -> None:
     key, text = await key_with(store, upload_bytes_per_day=10_000_000)
     host = gateway.url.removeprefix("http://")
     _, writer = await asyncio.open_connection(*host.split(":"))
@@ -173,21 +175,21 @@ async def test_bytes_that_did_not_come_are_given_back(gateway: Served, store: St
     writer.write(f"{head}Content-Type: multipart/form-data; boundary=b\r\n\r\n".encode() + part + bytes(2_000_000))
     await writer.drain()
 
-    async def begun() -> bool:
+    async def spent_ahead() -> bool:
         return await spent(store, key) > 8_000_000
 
-    await eventually(begun)
+    await eventually(spent_ahead)
     writer.close()
     await writer.wait_closed()
 
-    async def given_back() -> bool:
+    async def refunded() -> bool:
         return await spent(store, key) < 2_500_000
 
-    await eventually(given_back)
+    await eventually(refunded)
     assert gateway.files == []
 
 
-async def test_open_streams(gateway: Served, store: Store, worker: ScriptedWorker) -> None:
+async def test_open_streams_are_limited(gateway: Served, store: Store, worker: ScriptedWorker) -> None:
     key, text = await key_with(store, streams=2)
     async with client_of(gateway, text) as client:
         job = (await recaption(client)).json()
@@ -198,7 +200,7 @@ async def test_open_streams(gateway: Served, store: Store, worker: ScriptedWorke
                 assert answer.status_code == 200
             refused(await client.get(events))
             refused(await client.post("/recaption", json={"prompt": "A fox", "stream": True}))
-            assert await store.redis.zcard("sharecap:jobs") == 1, "what cannot be streamed is not made"
+            assert await store.redis.zcard("sharecap:jobs") == 1, "no job is created if it cannot be streamed"
 
         async def closed() -> bool:
             return bool(await store.redis.zcard(f"sharecap:streams:{key.id}") == 0)
@@ -209,22 +211,22 @@ async def test_open_streams(gateway: Served, store: Store, worker: ScriptedWorke
             assert "event: completed" in (await client.get(events)).text
 
 
-async def test_streams_of_a_killed_gateway_are_forgotten_and_those_of_a_living_one_are_not(
+async def test_streams_of_a_killed_gateway_expire_and_those_of_a_running_one_do_not(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "STREAM_TTL_MS", 400)
-    monkeypatch.setattr(limits, "RENEW_EVERY_S", 0.1)
+    monkeypatch.setattr(rate_limits, "STREAM_TTL_MS", 400)
+    monkeypatch.setattr(rate_limits, "RENEW_EVERY_S", 0.1)
     key, _ = await key_with(store, streams=2)
-    killed, living = RateLimits(store.redis), RateLimits(store.redis)
-    renewing = asyncio.create_task(living.renew_streams())
+    killed, running = RateLimits(store.redis), RateLimits(store.redis)
+    renewing = asyncio.create_task(running.renew_streams())
     async with AsyncExitStack() as stack:
-        for gateway in (killed, living):
+        for gateway in (killed, running):
             await stack.enter_async_context(gateway.count_stream(key))
         with pytest.raises(RateLimited):
-            await stack.enter_async_context(living.count_stream(key))
+            await stack.enter_async_context(running.count_stream(key))
         await asyncio.sleep(0.6)
-        await stack.enter_async_context(living.count_stream(key))
+        await stack.enter_async_context(running.count_stream(key))
         with pytest.raises(RateLimited):
-            await stack.enter_async_context(living.count_stream(key))
+            await stack.enter_async_context(running.count_stream(key))
     renewing.cancel()
     assert await store.redis.zcard(f"sharecap:streams:{key.id}") == 0

@@ -1,4 +1,4 @@
-"""`Idempotency-Key`: one job for one key, however often and wherever the request is sent again."""
+"""`Idempotency-Key`: one job for each key, no matter how often and to which gateway the request is repeated."""
 
 import asyncio
 import random
@@ -11,13 +11,13 @@ from typing import Any
 
 import httpx
 import pytest
-from service.access.api_keys import KeyLimits, ApiKeyStore
 
+from service.access.api_keys import ApiKeyStore, KeyLimits
 from service.contract.store.keys import JOBS
 from service.contract.store.store import Store
 from service.local.up import free_port
+from tests.service.processes import environment
 from tests.service.scripted import ScriptedWorker, Serve, Served, recaption_events, video_events
-from tests.service.test_process import environment
 
 DAY_S = 24 * 3600
 
@@ -48,20 +48,22 @@ async def test_a_repeated_request_finds_its_job(gateway: Served, store: Store, w
     job_id = first.json()["id"]
     await worker.append(await worker.claim(job_id), *recaption_events(job_id))
     ended = await recaption(gateway, Prefer="wait=5")
-    assert (ended.status_code, ended.json()["caption"]) == (200, "A red fox."), "no live worker is needed for that"
+    assert (ended.status_code, ended.json()["caption"]) == (200, "A red fox."), (
+        "a repeated request waits even without a live worker"
+    )
     streamed = await recaption(gateway, Accept="text/event-stream")
     assert streamed.headers["idempotency-replayed"] == "true" and "event: completed" in streamed.text
     assert await store.redis.zrange(JOBS, 0, -1) == [job_id]
 
 
-async def test_another_body_is_refused(gateway: Served, store: Store, clip: Path) -> None:
+async def test_a_different_body_is_a_conflict(gateway: Served, store: Store, clip: Path) -> None:
     data = clip.read_bytes()
     assert (await recaption(gateway)).status_code == 202
     assert conflict(await recaption(gateway, "A cat"))
     assert conflict(await video(gateway, data))
     first = await video(gateway, data, "v", seed="1", metadata='{"a": "b"}')
     again = await video(gateway, data, "v", metadata='{ "a" : "b" }', seed="1", mode="sliding")
-    assert again.json()["id"] == first.json()["id"], "the same options in other words"
+    assert again.json()["id"] == first.json()["id"], "the same options, written differently"
     same: dict[str, Any] = {"key": "v", "seed": "1", "metadata": '{"a": "b"}'}
     for changed in ({"seed": "2"}, {"metadata": '{"a": "c"}'}, {"mode": "fast"}, {"name": "b.mp4"}):
         assert conflict(await video(gateway, data, **{**same, **changed})), changed
@@ -70,7 +72,7 @@ async def test_another_body_is_refused(gateway: Served, store: Store, clip: Path
     assert gateway.files == [first.json()["id"]]
 
 
-async def test_a_refused_request_does_not_use_the_key_up(gateway: Served, store: Store, clip: Path) -> None:
+async def test_a_refused_request_does_not_use_up_the_key(gateway: Served, store: Store, clip: Path) -> None:
     assert (await video(gateway, b"no video")).json()["code"] == "not_a_video"
     assert (await video(gateway, clip.read_bytes(), sed="1")).json()["code"] == "invalid_option"
     assert await entries(store) == []
@@ -78,7 +80,7 @@ async def test_a_refused_request_does_not_use_the_key_up(gateway: Served, store:
 
 
 @pytest.mark.parametrize("key", ["", '""', "x" * 256, "ü", "a\tb"])
-async def test_an_unfit_key(gateway: Served, store: Store, key: str) -> None:
+async def test_an_invalid_key_is_refused(gateway: Served, store: Store, key: str) -> None:
     headers = [(b"Idempotency-Key", key.encode()), (b"Prefer", b"wait=0")]
     answer = await gateway.client.post("/recaption", json={"prompt": "A fox"}, headers=headers)
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_option")
@@ -86,7 +88,7 @@ async def test_an_unfit_key(gateway: Served, store: Store, key: str) -> None:
     assert await store.redis.keys("*") == []
 
 
-async def test_a_key_in_quotes_is_the_same(gateway: Served) -> None:
+async def test_quotes_around_a_key_are_ignored(gateway: Served) -> None:
     plain, quoted = await recaption(gateway, key="8e03978e"), await recaption(gateway, key='"8e03978e"')
     assert plain.json()["id"] == quoted.json()["id"]
     twice = [("Idempotency-Key", "a"), ("Idempotency-Key", "b")]
@@ -94,7 +96,7 @@ async def test_a_key_in_quotes_is_the_same(gateway: Served) -> None:
     assert answer.json()["code"] == "invalid_option"
 
 
-async def test_each_api_key_has_its_own(gateway: Served, store: Store) -> None:
+async def test_each_api_key_has_its_own_idempotency_keys(gateway: Served, store: Store) -> None:
     keys = ApiKeyStore(store.redis)
     made = set()
     for name in ("a", "b"):
@@ -104,7 +106,7 @@ async def test_each_api_key_has_its_own(gateway: Served, store: Store) -> None:
     assert len(made) == 2
 
 
-async def test_a_clip_is_made_once(gateway: Served, worker: ScriptedWorker, clip: Path) -> None:
+async def test_a_clip_is_created_once(gateway: Served, worker: ScriptedWorker, clip: Path) -> None:
     ids = [(await gateway.post_video(clip)).json()["id"] for _ in range(2)]
     for job_id in ids:
         await worker.append(await worker.claim(job_id), *video_events(job_id))
@@ -118,17 +120,19 @@ async def test_a_clip_is_made_once(gateway: Served, worker: ScriptedWorker, clip
     assert conflict(other)
 
 
-async def test_a_key_lives_a_day_and_as_long_as_its_job(gateway: Served, store: Store) -> None:
+async def test_a_key_expires_after_a_day_but_not_before_its_job(gateway: Served, store: Store) -> None:
     made = await recaption(gateway)
     (entry,) = await entries(store)
     assert await store.redis.ttl(entry) == -1
     assert (await gateway.client.delete(made.headers["location"])).status_code == 204
     assert DAY_S - 60 < await store.redis.ttl(entry) <= DAY_S
-    assert conflict(await recaption(gateway)), "a late repetition does not bring a removed job back"
+    assert conflict(await recaption(gateway)), "a late repetition does not recreate a deleted job"
 
 
-async def test_what_was_begun_and_not_ended_is_ended(gateway: Served, store: Store, clip: Path) -> None:
-    """A gateway that was killed after reserving the id, and one that was killed after storing the video too."""
+async def test_a_repeated_request_finishes_what_a_killed_gateway_began(
+    gateway: Served, store: Store, clip: Path
+) -> None:
+    """One gateway was killed after it reserved the id, the other after it also stored the video."""
     data = clip.read_bytes()
     job_id = (await video(gateway, data)).json()["id"]
     for remove_video in (True, False):
@@ -141,7 +145,7 @@ async def test_what_was_begun_and_not_ended_is_ended(gateway: Served, store: Sto
         assert gateway.files == [job_id]
 
 
-async def test_parallel_requests_make_one_job(serve: Serve, store: Store, clip: Path) -> None:
+async def test_parallel_requests_create_one_job(serve: Serve, store: Store, clip: Path) -> None:
     data = clip.read_bytes()
     async with serve() as one, serve() as two:
         answers = await asyncio.gather(*(video(gateway, data) for gateway in (one, two) for _ in range(6)))
@@ -152,24 +156,24 @@ async def test_parallel_requests_make_one_job(serve: Serve, store: Store, clip: 
         assert len(await store.redis.lrange("rq:queue:video", 0, -1)) == 1
 
 
-# -- gateways that are killed meanwhile
+# -- gateways that are killed between requests
 
 
 @asynccontextmanager
-async def gateway_killed_again_and_again(
+async def repeatedly_killed_gateway(
     redis_url: str, data_dir: Path, port: int, kills: int, rng: random.Random
 ) -> AsyncIterator[None]:
-    """Keep a gateway on `port`; kill it `kills` times at random, and let the last one live."""
+    """Run a gateway on `port`, kill and restart it `kills` times at random moments, then let it run."""
     env = environment(REDIS_URL=redis_url, DATA_DIR=str(data_dir), PORT=str(port), MIN_FREE_BYTES="0")
     null = asyncio.subprocess.DEVNULL
 
-    async def keep() -> None:
-        for turn in range(kills + 1):
+    async def run() -> None:
+        for start in range(kills + 1):
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "service", env=env, stdout=null, stderr=null
             )
             try:
-                if turn == kills:
+                if start == kills:
                     await process.wait()
                 await until_it_listens(port)
                 await asyncio.sleep(rng.uniform(0.0, 0.2))
@@ -177,12 +181,12 @@ async def gateway_killed_again_and_again(
                 process.send_signal(signal.SIGKILL)
                 await process.wait()
 
-    keeping = asyncio.create_task(keep())
+    running = asyncio.create_task(run())
     try:
         yield
     finally:
-        keeping.cancel()
-        await asyncio.gather(keeping, return_exceptions=True)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
 
 
 async def until_it_listens(port: int) -> None:
@@ -198,7 +202,7 @@ async def until_it_listens(port: int) -> None:
 
 
 @pytest.mark.parametrize(("kind", "posts", "kills"), [("recaption", 50, 2), ("video", 10, 2)])
-async def test_posts_with_the_gateway_killed_between_make_one_job(
+async def test_posts_to_a_repeatedly_killed_gateway_create_one_job(
     *, redis_url: str, store: Store, tmp_path: Path, clip: Path, kind: str, posts: int, kills: int
 ) -> None:
     data, port, rng = clip.read_bytes(), free_port(), random.Random(4)
@@ -220,7 +224,7 @@ async def test_posts_with_the_gateway_killed_between_make_one_job(
                 lost += 1
                 await asyncio.sleep(rng.uniform(0.02, 0.3))
 
-    async with gateway_killed_again_and_again(redis_url, tmp_path / "data", port, kills, rng):
+    async with repeatedly_killed_gateway(redis_url, tmp_path / "data", port, kills, rng):
         limits, url = httpx.Limits(max_connections=None), f"http://127.0.0.1:{port}"
         async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=60, limits=limits) as client:
             answers = await asyncio.gather(*(post_until_answered(client, 7) for _ in range(posts)))

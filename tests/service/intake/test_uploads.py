@@ -1,4 +1,4 @@
-"""Posting videos: what is accepted and stored, what is refused, and that nothing is left behind."""
+"""Posting videos: what is accepted and stored, what is refused, and that refused uploads leave nothing behind."""
 
 import asyncio
 import hashlib
@@ -25,16 +25,16 @@ from tests.service.scripted import ScriptedWorker, Serve, Served, eventually, vi
 
 
 def problem(answer: httpx.Response, status: int, code: str) -> str:
-    """Check that the answer is this problem; return its detail."""
+    """Check that the response is this problem and return its detail."""
     assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json"), answer.text
-    told = answer.json()
-    assert set(told) == {"type", "title", "status", "detail", "code", "retryable"}
-    assert (told["status"], told["code"]) == (status, code), told
+    body = answer.json()
+    assert set(body) == {"type", "title", "status", "detail", "code", "retryable"}
+    assert (body["status"], body["code"]) == (status, code), body
     assert "Traceback" not in answer.text
-    return str(told["detail"])
+    return str(body["detail"])
 
 
-async def nothing_kept(gateway: Served, store: Store) -> None:
+async def nothing_stored(gateway: Served, store: Store) -> None:
     assert gateway.files == []
     assert await store.redis.keys("*") == []
 
@@ -63,7 +63,7 @@ async def test_a_video_is_stored_recorded_and_queued(gateway: Served, store: Sto
     assert (await store.record(job["id"])).source.filename == "clip.mp4"
 
 
-async def test_the_wake_up_carries_only_the_id(gateway: Served, store: Store, clip: Path) -> None:
+async def test_the_wake_up_contains_only_the_job_id(gateway: Served, store: Store, clip: Path) -> None:
     job_id = (await gateway.post_video(clip)).json()["id"]
     (rq_id,) = await store.redis.lrange("rq:queue:video", 0, -1)
     assert rq_id.startswith(f"{job_id}-")
@@ -73,13 +73,13 @@ async def test_the_wake_up_carries_only_the_id(gateway: Served, store: Store, cl
     assert (fields[b"timeout"], fields[b"result_ttl"]) == (b"-1", b"0")
 
 
-async def test_two_posts_are_two_jobs(gateway: Served, clip: Path) -> None:
+async def test_each_post_creates_a_job(gateway: Served, clip: Path) -> None:
     answers = await asyncio.gather(*(gateway.post_video(clip) for _ in range(6)))
     assert len({answer.json()["id"] for answer in answers}) == 6
     assert len(gateway.files) == 6
 
 
-UNFIT = [
+INVALID_OPTIONS = [
     ({"intervall_s": "1"}, "intervall_s: unknown option; did you mean interval_s?"),
     ({"webhook": "x"}, "webhook: unknown option"),
     ({"url": "http://example.com/a.mp4"}, "url: unknown option"),
@@ -103,11 +103,11 @@ UNFIT = [
 ]
 
 
-async def test_an_unfit_option_is_named(gateway: Served, store: Store, clip: Path) -> None:
-    for options, told in UNFIT:
+async def test_an_invalid_option_is_named(gateway: Served, store: Store, clip: Path) -> None:
+    for options, message in INVALID_OPTIONS:
         detail = problem(await gateway.post_video(clip, **options), 422, "invalid_option")
-        assert detail.startswith(told), (options, detail)
-    await nothing_kept(gateway, store)
+        assert detail.startswith(message), (options, detail)
+    await nothing_stored(gateway, store)
 
 
 async def test_a_repeated_option_is_named(gateway: Served, store: Store, clip: Path) -> None:
@@ -115,47 +115,51 @@ async def test_a_repeated_option_is_named(gateway: Served, store: Store, clip: P
     assert problem(answer, 422, "invalid_option") == "seed: given more than once"
     twice = [("file", ("a.mp4", clip.read_bytes())), ("file", ("b.mp4", clip.read_bytes()))]
     assert problem(await gateway.client.post("/captions", files=twice), 422, "invalid_option").startswith("file")
-    await nothing_kept(gateway, store)
+    await nothing_stored(gateway, store)
 
 
-async def test_a_form_without_a_file(gateway: Served, store: Store) -> None:
+async def test_a_form_without_a_file_is_refused(gateway: Served, store: Store) -> None:
     answer = await gateway.client.post("/captions", files={"video": b"abc"})
     assert problem(answer, 422, "invalid_option").startswith("file: ")
-    await nothing_kept(gateway, store)
+    await nothing_stored(gateway, store)
 
 
-async def test_a_file_that_is_no_video(gateway: Served, store: Store, clip: Path, make_clip, tmp_path) -> None:
+async def test_a_file_that_is_not_a_video_is_refused(
+    gateway: Served, store: Store, clip: Path, make_clip, tmp_path
+) -> None:
     path = tmp_path / "file.mp4"
     for body in (b"", b"hello " * 99, clip.read_bytes()[:-500]):
         path.write_bytes(body)
         problem(await gateway.post_video(path), 422, "not_a_video")
     problem(await gateway.post_video(make_clip(path, 1.0, video=False)), 422, "not_a_video")
-    await nothing_kept(gateway, store)
+    await nothing_stored(gateway, store)
 
 
-async def test_other_codecs_pixels_and_lengths(serve: Serve, store: Store, clip: Path, make_clip, tmp_path) -> None:
+async def test_unsupported_codecs_large_frames_and_long_videos_are_refused(
+    serve: Serve, store: Store, clip: Path, make_clip, tmp_path
+) -> None:
     async with serve(max_pixels=160 * 100, max_duration_s=2.0) as gateway:
         foreign = make_clip(tmp_path / "a.mkv", 0.5, codec="mjpeg", pix_fmt="yuvj420p")
         problem(await gateway.post_video(foreign), 415, "unsupported_media")
         problem(await gateway.post_video(clip), 413, "video_too_large")
         long = make_clip(tmp_path / "long.mp4", 2.5, size=(64, 48))
         problem(await gateway.post_video(long), 422, "video_too_long")
-        await nothing_kept(gateway, store)
+        await nothing_stored(gateway, store)
 
 
-async def test_too_many_bytes_told_or_untold(serve: Serve, store: Store) -> None:
+async def test_a_file_that_is_too_large_is_refused_with_and_without_content_length(serve: Serve, store: Store) -> None:
     async with serve(max_upload_bytes=3_000_000) as gateway:
         problem(await gateway.client.post("/captions", files={"file": bytes(5_000_000)}), 413, "video_too_large")
         problem(await gateway.client.post("/captions", files={"file": bytes(3_000_001)}), 413, "video_too_large")
 
-        async def untold():
+        async def chunks():
             yield b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
             for _ in range(400):
                 yield bytes(65_536)
 
         headers = {"content-type": "multipart/form-data; boundary=b"}
-        problem(await gateway.client.post("/captions", content=untold(), headers=headers), 413, "video_too_large")
-        await nothing_kept(gateway, store)
+        problem(await gateway.client.post("/captions", content=chunks(), headers=headers), 413, "video_too_large")
+        await nothing_stored(gateway, store)
 
 
 async def test_a_large_upload_takes_little_memory(serve: Serve, clip: Path) -> None:
@@ -176,35 +180,35 @@ async def test_a_large_upload_takes_little_memory(serve: Serve, clip: Path) -> N
         assert peak < 16_000_000
 
 
-async def test_a_full_disk(serve: Serve, store: Store, clip: Path) -> None:
+async def test_without_enough_free_space_an_upload_is_refused(serve: Serve, store: Store, clip: Path) -> None:
     async with serve(min_free_bytes=1 << 62) as gateway:
         answer = await gateway.post_video(clip)
         problem(answer, 507, "storage_full")
         assert answer.json()["retryable"] is True
-        await nothing_kept(gateway, store)
+        await nothing_stored(gateway, store)
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own with room for two megabytes and twelve files, mounted here; root only."""
+    """A mounted file system with space for two megabytes and twelve files. Needs root."""
     if os.geteuid() != 0:
-        pytest.skip("only root mounts")
+        pytest.skip("mounting needs root")
     path = tmp_path / "small"
     path.mkdir()
     mounting = ["mount", "-t", "tmpfs", "-o", "size=2m,nr_inodes=12", "tmpfs", str(path)]
     if subprocess.run(mounting, capture_output=True, check=False).returncode != 0:
-        pytest.skip("nothing can be mounted here")
+        pytest.skip("file systems cannot be mounted on this machine")
     yield path
     subprocess.run(["umount", "--lazy", str(path)], check=True)
 
 
-async def test_a_disk_that_is_really_full(
+async def test_an_upload_to_a_full_disk_is_refused(
     serve: Serve, store: Store, clip: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def body(size: int) -> dict[str, bytes]:
         return {"file": clip.read_bytes() + bytes(size)}
 
-    async def untold(size: int) -> AsyncIterator[bytes]:
+    async def chunks(size: int) -> AsyncIterator[bytes]:
         yield b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
         for _ in range(size // 65_536):
             yield bytes(65_536)
@@ -212,20 +216,20 @@ async def test_a_disk_that_is_really_full(
     form = {"content-type": "multipart/form-data; boundary=b"}
     async with serve(data_dir=small_disk / "data") as gateway:
         post = gateway.client.post
-        problem(await post("/captions", files=body(3_000_000)), 507, "storage_full")  # by its length
+        problem(await post("/captions", files=body(3_000_000)), 507, "storage_full")  # because of its length
         problem(
-            await post("/captions", content=untold(3_000_000), headers=form), 507, "storage_full"
-        )  # by what is free
+            await post("/captions", content=chunks(3_000_000), headers=form), 507, "storage_full"
+        )  # because of the free space
         with monkeypatch.context() as unchecked:
             unchecked.setattr("service.contract.storage.local.LocalStorage.check_free_space", lambda *_: None)
-            problem(await post("/captions", files=body(3_000_000)), 507, "storage_full")  # by the write itself
-            problem(await post("/captions", content=untold(9_000_000), headers=form), 507, "storage_full")
-        await nothing_kept(gateway, store)
+            problem(await post("/captions", files=body(3_000_000)), 507, "storage_full")  # because the write fails
+            problem(await post("/captions", content=chunks(9_000_000), headers=form), 507, "storage_full")
+        await nothing_stored(gateway, store)
         for number in range(12):
             with suppress(OSError):
                 (small_disk / str(number)).touch()
-        problem(await post("/captions", files=body(0)), 507, "storage_full")  # no room for one more name
-        await nothing_kept(gateway, store)
+        problem(await post("/captions", files=body(0)), 507, "storage_full")  # no free inode for another file
+        await nothing_stored(gateway, store)
         (small_disk / "0").unlink()
         assert (await post("/captions", files=body(0))).status_code == 202
         assert len(gateway.files) == 1
@@ -243,35 +247,35 @@ BROKEN_BODIES = {
 }
 
 
-async def test_a_broken_form(gateway: Served, store: Store) -> None:
+async def test_an_invalid_form_is_refused(gateway: Served, store: Store) -> None:
     headers = {"content-type": "multipart/form-data; boundary=b"}
     for name, body in BROKEN_BODIES.items():
         answer = await gateway.client.post("/captions", content=body, headers=headers)
         assert problem(answer, 422, "invalid_option"), name
-    await nothing_kept(gateway, store)
+    await nothing_stored(gateway, store)
 
 
-async def test_a_form_without_boundary_and_other_types(gateway: Served, store: Store) -> None:
+async def test_missing_boundaries_and_other_content_types_are_refused(gateway: Served, store: Store) -> None:
     post = gateway.client.post
     answer = await post("/captions", content=b"x", headers={"content-type": "multipart/form-data"})
     problem(answer, 422, "invalid_option")
     problem(await post("/captions", content=b"x", headers={"content-type": "video/mp4"}), 415, "unsupported_media")
     problem(await post("/captions", data={"url": "x"}), 415, "unsupported_media")
     problem(await post("/captions"), 415, "unsupported_media")
-    await nothing_kept(gateway, store)
+    await nothing_stored(gateway, store)
 
 
-async def test_an_address_is_refused(gateway: Served, store: Store) -> None:
+async def test_invalid_urls_are_refused(gateway: Served, store: Store) -> None:
     post = gateway.client.post
     problem(await post("/captions", json={"url": "http://127.0.0.1/a.mp4"}), 422, "url_forbidden")
     problem(await post("/captions", json={"url": "http://127.0.0.1/a.mp4", "sed": 1}), 422, "invalid_option")
     problem(await post("/captions", json={"url": "http://127.0.0.1/a.mp4", "seed": "1"}), 422, "invalid_option")
     problem(await post("/captions", json={}), 422, "invalid_option")
     problem(await post("/captions", json=[1]), 422, "invalid_option")
-    await nothing_kept(gateway, store)
+    await nothing_stored(gateway, store)
 
 
-async def test_a_client_that_breaks_off_leaves_nothing(gateway: Served, store: Store) -> None:
+async def test_an_interrupted_upload_is_removed(gateway: Served, store: Store) -> None:
     host = gateway.url.removeprefix("http://")
     _, writer = await asyncio.open_connection(*host.split(":"))
     head = f"POST /captions HTTP/1.1\r\nHost: {host}\r\nContent-Length: 9000000\r\n"
@@ -280,46 +284,48 @@ async def test_a_client_that_breaks_off_leaves_nothing(gateway: Served, store: S
     writer.write(head.encode() + part + bytes(4_000_000))
     await writer.drain()
 
-    async def begun() -> bool:
+    async def part_file_exists() -> bool:
         return any(name.endswith(".part") for name in gateway.files)
 
-    await eventually(begun)
+    await eventually(part_file_exists)
     writer.close()
     await writer.wait_closed()
 
-    async def cleared() -> bool:
+    async def no_files_exist() -> bool:
         return gateway.files == []
 
-    await eventually(cleared)
-    await nothing_kept(gateway, store)
+    await eventually(no_files_exist)
+    await nothing_stored(gateway, store)
 
 
 async def test_an_upload_that_cannot_be_recorded_is_removed(
     gateway: Served, store: Store, clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here = gateway.app.state.gateway
+    state = gateway.app.state.gateway
 
     async def fail(record: Record, reservation: str) -> bool:
-        assert gateway.files == [record.id], "the video is there before its record"
+        assert gateway.files == [record.id], "the video is stored before its record"
         await store.create(record, reservation)
         raise RedisConnectionError("the reply is lost")
 
     with monkeypatch.context() as broken:
-        broken.setattr(here.store, "create", fail)
+        broken.setattr(state.store, "create", fail)
         problem(await gateway.post_video(clip), 503, "queue_unavailable")
-        await nothing_kept(gateway, store)
+        await nothing_stored(gateway, store)
 
         async def fail_too(job_id: str) -> None:
-            raise RedisConnectionError("still gone")
+            raise RedisConnectionError("still unreachable")
 
-        broken.setattr(here.store, "delete", fail_too)
+        broken.setattr(state.store, "delete", fail_too)
         problem(await gateway.post_video(clip), 503, "queue_unavailable")
-    assert gateway.files == await store.redis.zrange("sharecap:jobs", 0, -1), "the job that may be there has its video"
+    assert gateway.files == await store.redis.zrange("sharecap:jobs", 0, -1), "a job that may exist has its video"
 
 
-async def test_a_lost_wake_up_loses_no_job(gateway: Served, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_lost_wake_up_does_not_lose_the_job(
+    gateway: Served, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def fail(kind: JobKind, job_id: str) -> None:
-        raise RedisConnectionError("gone")
+        raise RedisConnectionError("unreachable")
 
     monkeypatch.setattr(gateway.app.state.gateway.wakeups, "wake", fail)
     answer = await gateway.post_video(clip)
@@ -336,31 +342,31 @@ async def test_without_redis_an_upload_is_refused(serve: Serve, clip: Path) -> N
 
 
 @pytest.mark.parametrize("setting", ["min-replicas-to-write", "maxmemory"])
-async def test_a_redis_that_takes_no_writes(gateway: Served, store: Store, clip: Path, setting: str) -> None:
-    there = (await gateway.post_video(clip)).json()
-    await store.cancel(there["id"])
+async def test_a_redis_that_refuses_writes(gateway: Served, store: Store, clip: Path, setting: str) -> None:
+    job = (await gateway.post_video(clip)).json()
+    await store.cancel(job["id"])
     await store.redis.config_set(setting, 1)
     try:
         posted = await gateway.post_video(clip)
-        deleted = await gateway.client.delete(there["links"]["self"])
+        deleted = await gateway.client.delete(job["links"]["self"])
         recaption = await gateway.client.post("/recaption", json={"prompt": "A fox"}, headers={"Prefer": "wait=0"})
     finally:
         await store.redis.config_set(setting, 0)
     for answer in (posted, recaption):
         problem(answer, 503, "queue_unavailable")
     if setting == "maxmemory":
-        assert deleted.status_code == 204, "that needs none"
+        assert deleted.status_code == 204, "deleting needs no memory"
     else:
         problem(deleted, 503, "queue_unavailable")
-        assert (await gateway.client.delete(there["links"]["self"])).status_code == 204
+        assert (await gateway.client.delete(job["links"]["self"])).status_code == 204
     assert gateway.files == [] and await store.redis.zcard(JOBS) == 0
 
 
-async def test_waiting_for_a_video(gateway: Served, store: Store, worker: ScriptedWorker, clip: Path) -> None:
+async def test_a_video_can_be_waited_for(gateway: Served, store: Store, worker: ScriptedWorker, clip: Path) -> None:
     wait = {"Prefer": "respond-async, wait=20"}
     files = {"file": clip.read_bytes()}
     problem(await gateway.client.post("/captions", files=files, headers=wait), 503, "no_worker")
-    await nothing_kept(gateway, store)
+    await nothing_stored(gateway, store)
     await worker.show_card()
     working = worker.serve(video_events)
     answer = await gateway.client.post("/captions", files=files, headers=wait)
@@ -372,7 +378,7 @@ async def test_waiting_for_a_video(gateway: Served, store: Store, worker: Script
 
 
 @pytest.mark.parametrize(
-    ("told", "name"),
+    ("filename", "name"),
     [
         ("a.mp4", "a.mp4"),
         ("../../etc/passwd", "passwd"),
@@ -384,24 +390,24 @@ async def test_waiting_for_a_video(gateway: Served, store: Store, worker: Script
         ("x" * 300, "x" * 255),
     ],
 )
-def test_a_file_name_is_only_a_word(told: str, name: str | None) -> None:
-    assert plain_name(told) == name
+def test_a_file_name_is_only_a_label(filename: str, name: str | None) -> None:
+    assert plain_name(filename) == name
 
 
-async def test_names_given_twice_are_found_at_once(gateway: Served) -> None:
+async def test_repeated_names_are_found_quickly(gateway: Served) -> None:
     many = ",".join(f'"n{number}":1' for number in range(60_000))
     async with asyncio.timeout(5):
         answer = await gateway.client.post(
             "/captions", content="{" + many + ',"n59999":2}', headers={"Content-Type": "application/json"}
         )
     assert (answer.status_code, answer.json()["detail"]) == (422, "n59999: given more than once")
-    odd = await gateway.client.post(
+    surrogate = await gateway.client.post(
         "/captions", content=r'{"\ud800":1,"\ud800":2}', headers={"Content-Type": "application/json"}
     )
-    assert (odd.status_code, odd.json()["code"]) == (422, "invalid_option")
+    assert (surrogate.status_code, surrogate.json()["code"]) == (422, "invalid_option")
 
 
 @pytest.mark.parametrize("name", ["9" * 5000 + ".jpg", "9" * 260 + ".jpg", "0.png", "..jpg", "-1.jpg"])
-async def test_what_is_no_keyframes_name_is_not_there(gateway: Served, clip: Path, name: str) -> None:
+async def test_an_invalid_keyframe_name_is_not_found(gateway: Served, clip: Path, name: str) -> None:
     job_id = (await gateway.post_video(clip)).json()["id"]
     assert (await gateway.client.get(f"/captions/{job_id}/keyframes/{name}")).status_code == 404

@@ -1,4 +1,4 @@
-"""Showing, listing, cancelling and deleting jobs, their keyframes, and what unknown things answer."""
+"""Showing, listing, cancelling and deleting jobs; keyframes; unknown jobs and paths."""
 
 from pathlib import Path
 
@@ -29,12 +29,12 @@ def code(answer: httpx.Response) -> tuple[int, str]:
 async def test_a_job_shows_all_its_results(gateway: Served, worker: ScriptedWorker, clip: Path) -> None:
     job_id = (await gateway.post_video(clip)).json()["id"]
     lease = await worker.claim(job_id)
-    told = video_events(job_id)
-    await worker.append(lease, *told[:6])
+    events = video_events(job_id)
+    await worker.append(lease, *events[:6])
     job = (await gateway.client.get(f"/captions/{job_id}")).json()
     assert (job["status"], job["attempts"], job["interval_s"], job["caption"]) == ("running", 1, 2.0, None)
-    assert job["differentials"] == [{"keyframe": 0, "time_s": 0.0, "text": "A light square."}]
-    await worker.append(lease, *told[6:])
+    assert job["differentials"] == [{"keyframe": 0, "time_s": 0.0, "text": "A light square.", "finish_reason": None}]
+    await worker.append(lease, *events[6:])
     job = (await gateway.client.get(f"/captions/{job_id}")).json()
     assert (job["status"], job["caption"]) == ("completed", "A light square moves to the right.")
     assert job["usage"] == {"prompt_tokens": 100, "image_tokens": 80, "completion_tokens": 20}
@@ -43,7 +43,7 @@ async def test_a_job_shows_all_its_results(gateway: Served, worker: ScriptedWork
     assert job["source"]["filename"] == "clip.mp4"
 
 
-async def test_unknown_jobs_and_paths(gateway: Served) -> None:
+async def test_unknown_jobs_and_paths_are_not_found(gateway: Served) -> None:
     client = gateway.client
     for job_id in (UNKNOWN, "x", "cap_..%2f..%2fetc", "%00"):
         for answer in (
@@ -59,28 +59,28 @@ async def test_unknown_jobs_and_paths(gateway: Served) -> None:
     assert (await client.put("/captions")).headers["allow"]
 
 
-async def test_an_error_of_our_own_tells_nothing_of_the_code(gateway: Served, store: Store) -> None:
+async def test_an_internal_error_reveals_no_implementation_details(gateway: Served, store: Store) -> None:
     job_id = await post_recaption(gateway)
     await store.redis.hset(job_key(job_id), "record", "{broken")
     answer = await gateway.client.get(f"/captions/{job_id}")
     assert code(answer) == (500, "internal")
     assert "pydantic" not in answer.text and "Traceback" not in answer.text
-    told = (await gateway.client.get("/metrics")).text
-    assert 'sharecap_http_responses_total{method="GET",route="/captions/{job_id}",status="500"} 1.0' in told
+    metrics = (await gateway.client.get("/metrics")).text
+    assert 'sharecap_http_responses_total{method="GET",route="/captions/{job_id}",status="500"} 1.0' in metrics
 
 
-async def test_a_list_is_paged_and_filtered(gateway: Served, worker: ScriptedWorker, clip: Path) -> None:
+async def test_a_list_has_pages_and_filters(gateway: Served, worker: ScriptedWorker, clip: Path) -> None:
     recaptions = [await post_recaption(gateway, str(n)) for n in range(5)]
     video = (await gateway.post_video(clip)).json()["id"]
     await worker.append(await worker.claim(recaptions[1]), Started(attempt=1))
 
     async def listed(**params: object) -> list[str]:
-        found: list[str] = []
+        job_ids: list[str] = []
         while True:
             page = (await gateway.client.get("/captions", params=params)).json()
-            found += [job["id"] for job in page["jobs"]]
+            job_ids += [job["id"] for job in page["jobs"]]
             if page["cursor"] is None:
-                return found
+                return job_ids
             params["cursor"] = page["cursor"]
 
     everything = [video, *reversed(recaptions)]
@@ -94,7 +94,7 @@ async def test_a_list_is_paged_and_filtered(gateway: Served, worker: ScriptedWor
     assert (page["jobs"][0]["status"], page["jobs"][0]["source"]["filename"]) == ("queued", "clip.mp4")
 
 
-async def test_a_list_names_the_unfit_parameter(gateway: Served) -> None:
+async def test_a_list_names_the_invalid_parameter(gateway: Served) -> None:
     for name, value in (("limit", "0"), ("limit", "101"), ("status", "lost"), ("kind", "x"), ("cursor", "x")):
         answer = await gateway.client.get("/captions", params={name: value})
         assert code(answer) == (422, "invalid_option")
@@ -115,7 +115,9 @@ async def test_cancelling_is_idempotent(gateway: Served, worker: ScriptedWorker)
         await worker.store.renew(lease)
 
 
-async def test_deleting_leaves_nothing(gateway: Served, worker: ScriptedWorker, store: Store, clip: Path) -> None:
+async def test_deleting_a_job_removes_its_files_and_redis_keys(
+    gateway: Served, worker: ScriptedWorker, store: Store, clip: Path
+) -> None:
     job_id = (await gateway.post_video(clip)).json()["id"]
     lease = await worker.claim(job_id)
     await worker.append(lease, Started(attempt=1))

@@ -1,4 +1,4 @@
-"""Clips through HTTP: from what is stored alone, of running jobs too; bounds that make no sense are refused."""
+"""Clips over HTTP: they use stored results only, also those of running jobs; invalid bounds are refused."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -21,14 +21,14 @@ NO_WAIT = {"Prefer": "wait=0"}
 
 @pytest.fixture
 async def bench(gateway: Served, store: Store, redis_url: str) -> AsyncIterator[Bench]:
-    """Workers beside the gateway, with scripted models."""
+    """Workers with scripted models that serve the gateway's jobs."""
     bench = Bench(store, redis_url, gateway.settings.data_dir)
     yield bench
     for runner in bench.runners:
         await runner.stop(0)
 
 
-async def test_a_clip_of_a_running_job_whose_video_is_gone(
+async def test_a_clip_of_a_running_job_whose_upload_is_deleted(
     gateway: Served, bench: Bench, tmp_path: Path, make_clip: MakeClip
 ) -> None:
     captioner = FakeCaptioner(delay_s=0.05)
@@ -39,22 +39,22 @@ async def test_a_clip_of_a_running_job_whose_video_is_gone(
     await bench.until(video, lambda job: len(job.differentials) >= 4)
     upload_path(gateway.settings.data_dir, video).unlink(missing_ok=True)
     assert gateway.files == [name for name in gateway.files if name.endswith(".jpg")]
-    asked = {"start_s": 0.7, "end_s": 1.5}
-    posted = await gateway.client.post(f"/captions/{video}/clips", json=asked, headers=NO_WAIT)
+    bounds = {"start_s": 0.7, "end_s": 1.5}
+    posted = await gateway.client.post(f"/captions/{video}/clips", json=bounds, headers=NO_WAIT)
     assert posted.status_code == 202, posted.text
     await bench.run(runner, posted.json()["id"])
-    told = (await gateway.client.get(f"/captions/{video}")).json()
-    assert told["status"] == "running"
+    parent = (await gateway.client.get(f"/captions/{video}")).json()
+    assert parent["status"] == "running"
     answer = (await gateway.client.get(posted.headers["location"])).json()
     assert (answer["status"], answer["kind"], answer["parent"]) == ("completed", "clip", video)
     [turn] = [turn for turn in captioner.turns if turn.image is None]
-    assert turn.prompt == prompts.summary([(d["time_s"], d["text"]) for d in told["differentials"][1:4]])
+    assert turn.prompt == prompts.summary([(d["time_s"], d["text"]) for d in parent["differentials"][1:4]])
     assert answer["usage"]["image_tokens"] == 0
     assert answer["caption"]
 
 
 @pytest.mark.parametrize(
-    ("start_s", "end_s", "wrong"),
+    ("start_s", "end_s", "message"),
     [
         (3.0, 5.0, "start_s"),
         (99, 100, "start_s"),
@@ -67,25 +67,25 @@ async def test_a_clip_of_a_running_job_whose_video_is_gone(
         (0, "1", "end_s"),
     ],
 )
-async def test_bounds_outside_the_video_and_empty_ones(
-    gateway: Served, worker: ScriptedWorker, clip: Path, *, start_s: float, end_s: float, wrong: str
+async def test_empty_bounds_and_bounds_outside_the_video_are_refused(
+    gateway: Served, worker: ScriptedWorker, clip: Path, *, start_s: float, end_s: float, message: str
 ) -> None:
-    video = (await gateway.post_video(clip)).json()["id"]  # of 3 s
+    video = (await gateway.post_video(clip)).json()["id"]  # its duration is 3 s
     lease = await worker.claim(video)
     await worker.append(lease, Started(attempt=1), Differential(keyframe=0, time_s=0.0, text="A square."))
     body = {"start_s": start_s, "end_s": end_s}
     answer = await gateway.client.post(f"/captions/{video}/clips", json=body, headers=NO_WAIT)
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_option")
-    assert wrong in answer.json()["detail"]
+    assert message in answer.json()["detail"]
 
 
-async def test_the_whole_video_is_a_clip_too(gateway: Served, worker: ScriptedWorker, clip: Path) -> None:
+async def test_a_clip_can_cover_the_whole_video(gateway: Served, worker: ScriptedWorker, clip: Path) -> None:
     video = (await gateway.post_video(clip)).json()["id"]
     duration_s = (await gateway.client.get(f"/captions/{video}")).json()["source"]["duration_s"]
     assert duration_s == pytest.approx(3)
     body = {"start_s": 0, "end_s": duration_s}
     early = await gateway.client.post(f"/captions/{video}/clips", json=body, headers=NO_WAIT)
-    assert (early.status_code, early.json()["code"]) == (422, "invalid_option"), "nothing is captioned yet"
+    assert (early.status_code, early.json()["code"]) == (422, "invalid_option"), "no differential caption exists yet"
     lease = await worker.claim(video)
     await worker.append(lease, Started(attempt=1), Differential(keyframe=0, time_s=0.0, text="A square."))
     answer = await gateway.client.post(f"/captions/{video}/clips", json=body, headers=NO_WAIT)
@@ -93,7 +93,7 @@ async def test_the_whole_video_is_a_clip_too(gateway: Served, worker: ScriptedWo
     assert await worker.store.kind_and_status(answer.json()["id"]) == (JobKind.CLIP, JobStatus.QUEUED)
 
 
-async def test_a_clip_of_no_video(gateway: Served) -> None:
+async def test_a_clip_of_a_recaption_is_refused(gateway: Served) -> None:
     job_id = (await gateway.client.post("/recaption", json={"prompt": "A fox"}, headers=NO_WAIT)).json()["id"]
     answer = await gateway.client.post(f"/captions/{job_id}/clips", json={"start_s": 0, "end_s": 1})
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_option")

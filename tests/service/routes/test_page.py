@@ -1,4 +1,4 @@
-"""The web page: what is served and how, that nothing of it is inline or from elsewhere, that it knows the API."""
+"""The web page: headers, no inline code, no resources of other hosts, and agreement with the API."""
 
 import re
 from html.parser import HTMLParser
@@ -17,17 +17,17 @@ TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".s
 
 
 class Elements(HTMLParser):
-    """All elements of a page with their attributes, and the text within scripts and styles."""
+    """The elements of a page with their attributes, and the text inside scripts and styles."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
-        self.found: list[tuple[str, dict[str, str]]] = []
+        self.elements: list[tuple[str, dict[str, str]]] = []
         self.inline = ""
         self._inside = ""
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, {name: value or "" for name, value in attrs}))
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
         self._inside = tag
 
     def handle_data(self, data: str) -> None:
@@ -44,7 +44,7 @@ def directives(policy: str) -> dict[str, list[str]]:
     return {name: values for name, *values in parts}
 
 
-async def test_every_file_has_its_type_and_the_policy(gateway: Served) -> None:
+async def test_every_file_has_its_media_type_and_the_security_headers(gateway: Served) -> None:
     paths = {"/": "text/html"} | {f"/web/{path.name}": TYPES[path.suffix] for path in WEB.iterdir()}
     for path, media_type in paths.items():
         answer = await gateway.client.get(path)
@@ -62,7 +62,7 @@ async def test_every_file_has_its_type_and_the_policy(gateway: Served) -> None:
         assert (await gateway.client.head(path)).headers["content-length"] == answer.headers["content-length"]
 
 
-async def test_what_is_no_file_of_the_page_is_not_there(gateway: Served) -> None:
+async def test_other_paths_under_web_are_not_found(gateway: Served) -> None:
     for path in ("nothing.js", "..%2fapp.py", "%2e%2e/app.py", "..%5capp.py", "%00", "x" * 5000, "", ".", "sub/app.js"):
         answer = await gateway.client.get(f"/web/{path}")
         assert (answer.status_code, answer.json()["code"]) == (404, "not_found"), path
@@ -70,9 +70,9 @@ async def test_what_is_no_file_of_the_page_is_not_there(gateway: Served) -> None
     assert (await gateway.client.delete("/web/app.js")).status_code == 405
 
 
-async def test_whatever_the_page_names_is_served(gateway: Served) -> None:
+async def test_every_file_that_the_page_refers_to_is_served(gateway: Served) -> None:
     named = {
-        value for _, attributes in elements().found for name, value in attributes.items() if name in ("src", "href")
+        value for _, attributes in elements().elements for name, value in attributes.items() if name in ("src", "href")
     }
     assert {"web/app.js", "web/style.css", "web/icon.svg"} <= named
     for script in WEB.glob("*.js"):
@@ -81,10 +81,10 @@ async def test_whatever_the_page_names_is_served(gateway: Served) -> None:
         assert (await gateway.client.get(f"/{address}")).status_code == 200, address
 
 
-def test_nothing_is_inline_or_from_elsewhere() -> None:
+def test_the_page_has_no_inline_code_and_no_resources_of_other_hosts() -> None:
     page = elements()
     assert page.inline == ""
-    for tag, attributes in page.found:
+    for tag, attributes in page.elements:
         assert tag not in ("style", "iframe", "object", "embed", "base")
         assert not [name for name in attributes if name.startswith("on") or name in ("style", "srcdoc", "formaction")]
         assert not [v for n, v in attributes.items() if n in ("src", "href", "action") and re.match(r"/|\w+:", v)]
@@ -95,7 +95,7 @@ def test_nothing_is_inline_or_from_elsewhere() -> None:
 
 
 @pytest.mark.parametrize("script", sorted(WEB.glob("*.js")), ids=lambda path: path.name)
-def test_text_is_put_in_as_text(script: Path) -> None:
+def test_scripts_do_not_use_dangerous_functions(script: Path) -> None:
     dangerous = (
         r"innerHTML|outerHTML|insertAdjacentHTML|createContextualFragment|setHTML|document\.write|parseFromString"
     )
@@ -105,28 +105,28 @@ def test_text_is_put_in_as_text(script: Path) -> None:
 
 def test_every_field_has_a_label() -> None:
     page = elements()
-    labelled = {attributes.get("for") for tag, attributes in page.found if tag == "label"}
+    labelled = {attributes.get("for") for tag, attributes in page.elements if tag == "label"}
     text = (WEB / "index.html").read_text()
     within = "".join(re.findall(r"<label\b[^>]*>.*?</label>", text, re.DOTALL))
-    for tag, attributes in page.found:
+    for tag, attributes in page.elements:
         if tag in ("input", "select", "textarea"):
             assert attributes.get("id") in labelled or f'name="{attributes["name"]}"' in within, attributes
-    ids = [attributes["id"] for _, attributes in page.found if "id" in attributes]
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
 
 
-def test_the_options_are_the_service_s() -> None:
+def test_the_options_match_those_of_the_service() -> None:
     options = (WEB / "index.html").read_text().split('id="options"')[1].split("</details>")[0]
     page = Elements(options)
-    names = {attributes["name"] for _, attributes in page.found if "name" in attributes}
+    names = {attributes["name"] for _, attributes in page.elements if "name" in attributes}
     assert len(names) >= 12 and names <= set(VideoOptions.model_fields)
     for name in ("mode", "keyframes"):
-        within = Elements(options.split(f'name="{name}"')[1].split("</select>")[0])
-        values = tuple(attributes["value"] for tag, attributes in within.found if tag == "option")
+        select = Elements(options.split(f'name="{name}"')[1].split("</select>")[0])
+        values = tuple(attributes["value"] for tag, attributes in select.elements if tag == "option")
         assert values == get_args(VideoOptions.model_fields[name].annotation)
         assert values[0] == VideoOptions.model_fields[name].default
 
 
-def test_every_event_is_shown() -> None:
+def test_every_event_type_is_handled() -> None:
     types = {kind.model_fields["type"].default for kind in get_args(get_args(Event)[0])}
     assert types | {"gap", "interrupted"} == set(re.findall(r'case "(\w+)":', (WEB / "job.js").read_text()))

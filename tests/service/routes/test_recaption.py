@@ -1,4 +1,4 @@
-"""Recaptions and clips: waiting, not waiting, streaming, and clients that leave."""
+"""Recaptions and clips: waiting, not waiting, streaming, and clients that disconnect."""
 
 import asyncio
 from pathlib import Path
@@ -17,7 +17,7 @@ async def post(gateway: Served, body: Any, **headers: str) -> httpx.Response:
     return await gateway.client.post("/recaption", json=body, headers=headers)
 
 
-async def test_a_recaption_is_waited_for(gateway: Served, worker: ScriptedWorker) -> None:
+async def test_a_recaption_waits_for_its_result(gateway: Served, worker: ScriptedWorker) -> None:
     await worker.show_card()
     working = worker.serve(recaption_events)
     answer = await post(gateway, {"prompt": "A fox", "temperature": 0.5, "metadata": {"a": "b"}})
@@ -29,7 +29,7 @@ async def test_a_recaption_is_waited_for(gateway: Served, worker: ScriptedWorker
     assert answer.headers["location"] == f"/captions/{job['id']}"
 
 
-async def test_waiting_has_an_end(gateway: Served, worker: ScriptedWorker) -> None:
+async def test_waiting_ends_after_the_requested_time(gateway: Served, worker: ScriptedWorker) -> None:
     await worker.show_card()
     async with asyncio.timeout(3):
         answer = await post(gateway, {"prompt": "A fox"}, Prefer="wait=1")
@@ -45,29 +45,29 @@ async def test_waiting_without_a_worker_is_refused(gateway: Served, store: Store
     assert answer.status_code == 202 and "preference-applied" not in answer.headers
 
 
-@pytest.mark.parametrize("told", ["wait=soon", "wait=-1", "wait", "return=minimal", ""])
-async def test_a_preference_not_understood_is_none(gateway: Served, told: str) -> None:
-    assert (await post(gateway, {"prompt": "A fox"}, Prefer=told)).json()["code"] == "no_worker"
+@pytest.mark.parametrize("preference", ["wait=soon", "wait=-1", "wait", "return=minimal", ""])
+async def test_an_invalid_preference_is_ignored(gateway: Served, preference: str) -> None:
+    assert (await post(gateway, {"prompt": "A fox"}, Prefer=preference)).json()["code"] == "no_worker"
 
 
-async def test_a_failed_job_fails_the_one_who_waits(gateway: Served, worker: ScriptedWorker) -> None:
+async def test_a_waiting_request_receives_the_error_of_a_failed_job(gateway: Served, worker: ScriptedWorker) -> None:
     await worker.show_card()
     failure: list[Event] = [Started(attempt=1), Failed.of(EngineFailed("The engine is gone."))]
     working = worker.serve(lambda job_id: failure)
     answer = await post(gateway, {"prompt": "A fox"})
     working.cancel()
-    told = answer.json()
+    problem = answer.json()
     assert (answer.status_code, answer.headers["content-type"]) == (500, "application/problem+json")
-    assert (told["code"], told["detail"], told["retryable"]) == ("engine_failed", "The engine is gone.", True)
-    assert told["job"] == answer.headers["location"]
-    assert (await gateway.client.get(told["job"])).json()["error"]["code"] == "engine_failed"
+    assert (problem["code"], problem["detail"], problem["retryable"]) == ("engine_failed", "The engine is gone.", True)
+    assert problem["job"] == answer.headers["location"]
+    assert (await gateway.client.get(problem["job"])).json()["error"]["code"] == "engine_failed"
 
 
-@pytest.mark.parametrize("how", ["body", "header"])
-async def test_a_recaption_is_streamed(gateway: Served, worker: ScriptedWorker, how: str) -> None:
+@pytest.mark.parametrize("requested_by", ["body", "header"])
+async def test_a_recaption_is_streamed(gateway: Served, worker: ScriptedWorker, requested_by: str) -> None:
     working = worker.serve(recaption_events)
-    body = {"prompt": "A fox", **({"stream": True} if how == "body" else {})}
-    headers = {"Accept": "text/event-stream"} if how == "header" else {}
+    body = {"prompt": "A fox", **({"stream": True} if requested_by == "body" else {})}
+    headers = {"Accept": "text/event-stream"} if requested_by == "header" else {}
     answer = await post(gateway, body, **headers)
     working.cancel()
     assert (answer.status_code, answer.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
@@ -77,7 +77,7 @@ async def test_a_recaption_is_streamed(gateway: Served, worker: ScriptedWorker, 
     assert again.text == answer.text
 
 
-async def test_a_client_that_leaves_does_not_lose_the_job(gateway: Served, worker: ScriptedWorker) -> None:
+async def test_a_job_continues_after_its_client_disconnects(gateway: Served, worker: ScriptedWorker) -> None:
     async with gateway.client.stream("POST", "/recaption", json={"prompt": "A fox", "stream": True}) as answer:
         await anext(answer.aiter_raw())
         job_path = answer.headers["location"]
@@ -90,8 +90,8 @@ async def test_a_client_that_leaves_does_not_lose_the_job(gateway: Served, worke
     working.cancel()
 
 
-async def test_unfit_bodies(gateway: Served, store: Store) -> None:
-    for body, told in (
+async def test_invalid_bodies_are_refused(gateway: Served, store: Store) -> None:
+    for body, message in (
         ({}, "prompt: "),
         ({"prompt": ""}, "prompt: "),
         ({"prompt": "x" * 4001}, "prompt: "),
@@ -106,7 +106,7 @@ async def test_unfit_bodies(gateway: Served, store: Store) -> None:
     ):
         answer = await post(gateway, body)
         assert (answer.status_code, answer.json()["code"]) == (422, "invalid_option"), body
-        assert answer.json()["detail"].startswith(told), answer.text
+        assert answer.json()["detail"].startswith(message), answer.text
     for content in (
         b"",
         b"{",
@@ -125,7 +125,7 @@ async def test_unfit_bodies(gateway: Served, store: Store) -> None:
     assert await store.redis.keys("*") == []
 
 
-async def test_a_gateway_that_stops_answers_those_who_wait(serve: Serve, worker: ScriptedWorker) -> None:
+async def test_a_stopping_gateway_answers_waiting_requests(serve: Serve, worker: ScriptedWorker) -> None:
     await worker.show_card()
     async with serve() as gateway, httpx.AsyncClient(base_url=gateway.url, trust_env=False) as client:
         waiting = asyncio.create_task(client.post("/recaption", json={"prompt": "A fox"}))
@@ -135,10 +135,10 @@ async def test_a_gateway_that_stops_answers_those_who_wait(serve: Serve, worker:
         assert (await asyncio.wait_for(waiting, 3)).status_code == 202
 
 
-async def test_a_clip_is_a_job_of_its_own(gateway: Served, worker: ScriptedWorker, clip: Path) -> None:
+async def test_a_clip_is_a_separate_job(gateway: Served, worker: ScriptedWorker, clip: Path) -> None:
     job_id = (await gateway.post_video(clip)).json()["id"]
     path = f"/captions/{job_id}/clips"
-    for body, told in (
+    for body, message in (
         ({"start_s": 0, "end_s": 2}, "end_s: the job has no differential caption"),
         ({"start_s": 2, "end_s": 1}, "end_s must be greater"),
         ({"start_s": 3, "end_s": 4}, "start_s: the video lasts 3.000 s"),
@@ -146,7 +146,7 @@ async def test_a_clip_is_a_job_of_its_own(gateway: Served, worker: ScriptedWorke
     ):
         answer = await gateway.client.post(path, json=body)
         assert (answer.status_code, answer.json()["code"]) == (422, "invalid_option")
-        assert answer.json()["detail"].startswith(told)
+        assert answer.json()["detail"].startswith(message)
     await worker.append(await worker.claim(job_id), *video_events(job_id)[:6])
     await worker.show_card()
     working = worker.serve(recaption_events)

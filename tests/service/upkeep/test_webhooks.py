@@ -22,7 +22,7 @@ from service.upkeep import webhook_queue, webhook_sender, webhooks
 from service.upkeep.webhook_sender import WebhookSender
 from service.upkeep.webhooks import Webhooks
 from tests.hostile_server import Answer, HostileServer, hostile_server, raw, redirect, status
-from tests.service.intake.test_uploads import nothing_kept, problem
+from tests.service.intake.test_uploads import nothing_stored, problem
 from tests.service.scripted import ScriptedWorker, Serve, eventually, recaption_events
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -279,7 +279,7 @@ async def test_webhooks_need_a_secret_and_a_public_address(serve: Serve, store: 
     async with serve() as gateway:
         answer = await gateway.client.post("/captions", json=body)
         assert "WEBHOOK_SECRET" in problem(answer, 422, "invalid_option")
-        await nothing_kept(gateway, store)
+        await nothing_stored(gateway, store)
     async with serve(webhook_secret=SECRET) as gateway:
         for url in (
             "http://127.0.0.1/",
@@ -290,7 +290,7 @@ async def test_webhooks_need_a_secret_and_a_public_address(serve: Serve, store: 
         ):
             answer = await gateway.client.post("/captions", json={**body, "webhook_url": url})
             problem(answer, 422, "url_forbidden")
-        await nothing_kept(gateway, store)
+        await nothing_stored(gateway, store)
         assert (await gateway.client.post("/captions", json=body)).status_code == 202
 
 
