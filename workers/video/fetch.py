@@ -63,7 +63,7 @@ async def _download(attempt: Attempt, url: str, sha256: str | None) -> Fetched:
     """Download the file and store it as the job's upload. With `sha256`, any other file raises UrlUnreachable."""
     settings, storage, job_id = attempt.context.settings, attempt.context.storage, attempt.record.id
     async with (
-        _final_response(check_url(address, settings.allowed_hosts), attempt) as response,
+        _final_response(check_url(url, settings.allowed_hosts), attempt) as response,
         storage.receive(settings.max_upload_bytes, job_id) as video,
     ):
         storage.check_free_space(response.content_length or 0)
