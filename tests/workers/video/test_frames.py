@@ -1,4 +1,4 @@
-"""Sampling real video files: the right frame, at the right time, whatever the container makes of it."""
+"""Sampling real video files: the right frame at the right time, for every container and codec."""
 
 import asyncio
 from contextlib import aclosing, suppress
@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from service.contract.errors import DecodeFailed, InvalidOption
-from service.contract.sandbox.probe import probe
+from service.contract.sandbox.probe import VideoInfo, probe
 from tests.workers.clips import number_of, numbered, rotate, write
 from workers.video import decode_child as decode
 from workers.video.decode_child import Spec, plan_samples
@@ -17,20 +17,20 @@ from workers.video.frames import CHILD, DecodeLimits, Frame, Part, open_frames
 
 
 async def sample(path: Path, limits: DecodeLimits | None = None, **part: float | None) -> tuple[list[Frame], float]:
-    """Return the samples of `path` and the interval in use."""
-    wanted = Part(**{"interval_s": 2.0, "max_samples": 1000, **part})  # type: ignore[arg-type]
-    async with open_frames(path, await probe(path), wanted, limits or DecodeLimits()) as frames:
+    """Return the samples of `path` and the sampling interval used."""
+    requested = Part(**{"interval_s": 2.0, "max_samples": 1000, **part})  # type: ignore[arg-type]
+    async with open_frames(path, await probe(path), requested, limits or DecodeLimits()) as frames:
         return [frame async for frame in frames], frames.interval_s
 
 
 def decoders() -> list[psutil.Process]:
-    """Return the decoding children of this process; a test session has others."""
-    found = []
+    """Return the decode children of this process, which also has other children."""
+    children = []
     for child in psutil.Process().children():
         with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
             if str(CHILD) in child.cmdline():
-                found.append(child)
-    return found
+                children.append(child)
+    return children
 
 
 def times(frames: list[Frame]) -> list[float]:
@@ -68,23 +68,23 @@ async def test_each_sample_is_the_frame_on_screen_at_its_time(
 
 
 async def test_a_variable_frame_rate_is_sampled_by_time(tmp_path: Path) -> None:
-    shown = np.cumsum([0.0, *np.random.default_rng(3).uniform(0.01, 0.9, 60)]).round(3)
-    path = write(tmp_path / "vfr.mp4", [numbered(k) for k in range(61)], times_s=list(shown))
+    shown_at = np.cumsum([0.0, *np.random.default_rng(3).uniform(0.01, 0.9, 60)]).round(3)
+    path = write(tmp_path / "vfr.mp4", [numbered(k) for k in range(61)], times_s=list(shown_at))
     frames, _ = await sample(path, interval_s=1.0)
     for k, frame in enumerate(frames[:-1]):
-        expected = int(np.searchsorted(shown, k + 1e-3, side="right")) - 1
-        assert (number_of(frame.image), frame.time_s) == (expected, pytest.approx(shown[expected], abs=2e-3))
+        expected = int(np.searchsorted(shown_at, k + 1e-3, side="right")) - 1
+        assert (number_of(frame.image), frame.time_s) == (expected, pytest.approx(shown_at[expected], abs=2e-3))
     assert number_of(frames[-1].image) == 60
 
 
-async def test_a_frame_that_stays_is_sampled_once(tmp_path: Path) -> None:
+async def test_a_frame_shown_for_several_intervals_is_sampled_once(tmp_path: Path) -> None:
     path = write(tmp_path / "slides.mp4", [numbered(k) for k in range(3)], times_s=[0, 10, 20])
     frames, _ = await sample(path)
     assert [number_of(frame.image) for frame in frames] == [0, 1, 2]
     assert times(frames) == [0, 10, 20]
 
 
-async def test_rotation_is_honoured(tmp_path: Path) -> None:
+async def test_rotation_is_applied(tmp_path: Path) -> None:
     upright = write(tmp_path / "a.mp4", [numbered(k) for k in range(30)])
     frames, _ = await sample(rotate(upright, tmp_path / "b.mp4"))
     expected = np.rot90(numbered(29), -1).astype(int)
@@ -92,21 +92,21 @@ async def test_rotation_is_honoured(tmp_path: Path) -> None:
     assert np.abs(np.asarray(frames[-1].image).astype(int) - expected).mean() < 12
 
 
-async def test_rotation_is_honoured_where_decord_is_not_used(tmp_path: Path) -> None:
+async def test_rotation_is_applied_by_pyav_too(tmp_path: Path) -> None:
     upright = write(tmp_path / "a.mp4", [numbered(k) for k in range(60)], **OPEN)
     frames, _ = await sample(rotate(upright, tmp_path / "b.mp4"))
     assert np.abs(np.asarray(frames[-1].image).astype(int) - np.rot90(numbered(59), -1)).mean() < 12
 
 
 @pytest.mark.parametrize("count", [1, 2, 20])
-async def test_a_video_shorter_than_one_interval_gives_its_first_and_last_frame(tmp_path: Path, count: int) -> None:
+async def test_a_video_shorter_than_one_interval_has_its_first_and_last_frame(tmp_path: Path, count: int) -> None:
     path = write(tmp_path / "short.mp4", [numbered(k) for k in range(count)])
     frames, _ = await sample(path)
     assert [number_of(frame.image) for frame in frames] == sorted({0, count - 1})
 
 
 @pytest.mark.parametrize("width", [16, 24, 72])
-async def test_frames_so_narrow_that_decord_pads_them(tmp_path: Path, width: int) -> None:
+async def test_narrow_frames_that_decord_pads(tmp_path: Path, width: int) -> None:
     drawn = np.zeros((48, width, 3), np.uint8)
     drawn[:, : width // 2] = (200, 40, 40)
     frames, _ = await sample(write(tmp_path / "narrow.mp4", [drawn] * 3))
@@ -134,53 +134,53 @@ async def test_a_part(tmp_path: Path) -> None:
         await sample(path, start_s=30.0)
 
 
-async def test_a_blank_start_is_passed_over(tmp_path: Path) -> None:
+async def test_a_blank_start_is_skipped(tmp_path: Path) -> None:
     blank = np.full((120, 160, 3), 16, np.uint8)
 
-    async def starts(blanks: int, total: int = 100) -> list[float]:
+    async def sampled_times(blanks: int, total: int = 100) -> list[float]:
         drawn = [blank] * blanks + [numbered(k) for k in range(blanks, total)]
         return times((await sample(write(tmp_path / f"{blanks}-{total}.mp4", drawn)))[0])
 
-    assert await starts(0) == [0, 2, 3.96]
-    assert await starts(10) == [0.4, 2, 3.96]
-    assert await starts(50) == [2, 3.96]
-    assert (await starts(75))[0] == 0, "no more than one interval is passed over"
-    assert await starts(20, 20) == [0, 0.76], "nothing but one colour"
+    assert await sampled_times(0) == [0, 2, 3.96]
+    assert await sampled_times(10) == [0.4, 2, 3.96]
+    assert await sampled_times(50) == [2, 3.96]
+    assert (await sampled_times(75))[0] == 0, "at most one interval is skipped"
+    assert await sampled_times(20, 20) == [0, 0.76], "a video of one colour"
 
 
-@pytest.mark.parametrize(("most", "count"), [(1, 1), (2, 2), (5, 5), (10, 10), (11, 11), (50, 11)])
-async def test_the_interval_is_widened_to_the_most_keyframes(tmp_path: Path, most: int, count: int) -> None:
+@pytest.mark.parametrize(("max_samples", "count"), [(1, 1), (2, 2), (5, 5), (10, 10), (11, 11), (50, 11)])
+async def test_the_interval_is_increased_to_respect_max_samples(tmp_path: Path, max_samples: int, count: int) -> None:
     path = write(tmp_path / "long.mp4", [numbered(k) for k in range(201)], fps=10)
-    frames, interval_s = await sample(path, max_samples=most)
+    frames, interval_s = await sample(path, max_samples=max_samples)
     assert len(frames) == count
     assert times(frames)[0] == 0
-    assert most == 1 or times(frames)[-1] == 20
-    assert interval_s == (2.0 if most == 1 or most >= 11 else pytest.approx(20 / (most - 1)))
+    assert max_samples == 1 or times(frames)[-1] == 20
+    assert interval_s == (2.0 if max_samples == 1 or max_samples >= 11 else pytest.approx(20 / (max_samples - 1)))
 
 
-def test_no_plan_has_more_samples_than_asked_for() -> None:
+def test_a_plan_never_exceeds_max_samples() -> None:
     random = np.random.default_rng(0)
     for _ in range(500):
         seconds = np.unique(np.cumsum(random.uniform(0.001, 3, random.integers(1, 300))))
-        most, interval_s = int(random.integers(1, 40)), float(random.uniform(0.1, 60))
-        numbers, used = plan_samples(seconds, Spec("", "mov", interval_s, most, 1024, 1))
-        assert 1 <= len(numbers) <= most
-        assert used >= interval_s
+        max_samples, interval_s = int(random.integers(1, 40)), float(random.uniform(0.1, 60))
+        numbers, interval_used_s = plan_samples(seconds, Spec("", "mov", interval_s, max_samples, 1024, 1))
+        assert 1 <= len(numbers) <= max_samples
+        assert interval_used_s >= interval_s
         assert numbers == sorted(set(numbers))
         assert numbers[0] == 0
-        assert most == 1 or numbers[-1] == len(seconds) - 1
+        assert max_samples == 1 or numbers[-1] == len(seconds) - 1
 
 
-async def test_damage_costs_this_video_only(tmp_path: Path) -> None:
+async def test_a_truncated_video_is_decoded_as_far_as_possible(tmp_path: Path) -> None:
     path = write(tmp_path / "whole.mkv", [numbered(k) for k in range(200)])
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
     frames, _ = await sample(path)
-    assert 1 < len(frames) < 5, "what can be decoded is"
+    assert 1 < len(frames) < 5, "the intact part is decoded"
     assert times(frames) == sorted(times(frames))
 
 
-async def test_a_child_that_dies_is_a_failed_decode(tmp_path: Path) -> None:
+async def test_a_killed_or_stalled_child_fails_the_decoding(tmp_path: Path) -> None:
     path = write(tmp_path / "clip.mp4", [numbered(k) for k in range(200)])
     part = Part(interval_s=0.1, max_samples=1000)
     async with open_frames(path, await probe(path), part, DecodeLimits()) as frames:
@@ -190,23 +190,23 @@ async def test_a_child_that_dies_is_a_failed_decode(tmp_path: Path) -> None:
                     child.kill()
     with pytest.raises(DecodeFailed, match="too long"):
         await sample(path, DecodeLimits(stall_s=0.01))
-    assert not decoders(), "no child is left behind"
+    assert not decoders(), "all children are gone"
 
 
-async def test_leaving_early_leaves_nothing_open(tmp_path: Path) -> None:
+async def test_closing_early_releases_all_resources(tmp_path: Path) -> None:
     path = write(tmp_path / "clip.mp4", [numbered(k, (640, 480)) for k in range(200)])
-    part, info, here = Part(interval_s=0.1, max_samples=1000), await probe(path), psutil.Process()
+    part, info, process = Part(interval_s=0.1, max_samples=1000), await probe(path), psutil.Process()
     before = None
     for _ in range(4):
         async with open_frames(path, info, part, DecodeLimits()) as frames, aclosing(aiter(frames)) as samples:
             await anext(samples)
             await asyncio.sleep(0.3)  # the pipe is full now
-        before = before or here.num_fds()
-    assert here.num_fds() == before
+        before = before or process.num_fds()
+    assert process.num_fds() == before
     assert not decoders()
 
 
-async def test_the_child_knows_nothing_and_may_do_little(tmp_path: Path) -> None:
+async def test_the_child_is_confined(tmp_path: Path) -> None:
     path = write(tmp_path / "clip.mp4", [numbered(k, (640, 480)) for k in range(200)])
     part = Part(interval_s=0.1, max_samples=1000)
     async with open_frames(path, await probe(path), part, DecodeLimits()) as frames:
@@ -217,3 +217,15 @@ async def test_the_child_knows_nothing_and_may_do_little(tmp_path: Path) -> None
             limits = {name: child.rlimit(getattr(psutil, f"RLIMIT_{name}"))[1] for name in ("AS", "FSIZE", "CORE")}
             assert limits == {"AS": 2 << 30, "FSIZE": 0, "CORE": 0}
             break
+
+
+async def test_the_child_itself_refuses_other_codecs(tmp_path: Path) -> None:
+    """The probe refuses this file too; here the child gets it with the claim that it is H.264."""
+    path = write(tmp_path / "lossless.mkv", [numbered(k) for k in range(3)], codec="ffv1")
+    info = VideoInfo(container="matroska", codec="h264", width=160, height=120)
+    with pytest.raises(decode.CodecRefused, match="ffv1"):
+        decode.Video(str(path), info.container)
+    with pytest.raises(DecodeFailed, match="ended early"):
+        async with open_frames(path, info, Part(interval_s=2.0, max_samples=10), DecodeLimits()):
+            pass
+    assert not decoders()

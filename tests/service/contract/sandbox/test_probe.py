@@ -1,4 +1,4 @@
-"""The probe: real files of every kind that is taken, and of many that are not."""
+"""The probe: real files of every accepted kind, and of many kinds that are refused."""
 
 import asyncio
 import os
@@ -30,7 +30,7 @@ CONFINE = CHILD.with_name("confine.py")
         ("a.ts", "h264", "h264", "mpegts"),
     ],
 )
-async def test_what_is_taken(tmp_path, make_clip, case) -> None:
+async def test_accepted_containers_and_codecs(tmp_path, make_clip, case) -> None:
     name, encoder, codec, container = case
     info = await probe(make_clip(tmp_path / name, 1.0, 10, (160, 120), codec=encoder))
     assert (info.codec, info.container, info.width, info.height, info.rotation) == (codec, container, 160, 120, 0)
@@ -38,17 +38,17 @@ async def test_what_is_taken(tmp_path, make_clip, case) -> None:
     assert info.duration_s == pytest.approx(1.0, abs=0.15)
 
 
-async def test_the_name_says_nothing(tmp_path, make_clip) -> None:
+async def test_the_file_name_is_ignored(tmp_path, make_clip) -> None:
     info = await probe(make_clip(tmp_path / "video.txt", 0.5, container="mp4"))
     assert info.codec == "h264"
 
 
-async def test_sound_beside_the_video_does_no_harm(tmp_path, make_clip) -> None:
+async def test_a_video_with_sound_is_accepted(tmp_path, make_clip) -> None:
     info = await probe(make_clip(tmp_path / "a.mp4", 1.0, audio=True))
     assert (info.streams, info.codec) == (2, "h264")
 
 
-async def test_a_turned_video_is_told_as_a_viewer_sees_it(tmp_path) -> None:
+async def test_rotation_is_reported(tmp_path) -> None:
     path = tmp_path / "turned.mp4"
     with av.open(str(path), "w") as out:
         stream = out.add_stream("h264", rate=10)
@@ -75,26 +75,26 @@ NOT_VIDEOS = {
 
 
 @pytest.mark.parametrize("name", NOT_VIDEOS)
-async def test_what_is_no_video(tmp_path, name) -> None:
+async def test_files_that_are_not_videos_are_refused(tmp_path, name) -> None:
     path = tmp_path / "video.mp4"
     path.write_bytes(NOT_VIDEOS[name])
     with pytest.raises(NotAVideo):
         await probe(path)
 
 
-async def test_sound_alone_is_no_video(tmp_path, make_clip) -> None:
+async def test_a_file_with_only_sound_is_refused(tmp_path, make_clip) -> None:
     with pytest.raises(NotAVideo, match="no video stream"):
         await probe(make_clip(tmp_path / "a.mp4", 1.0, video=False))
 
 
-async def test_a_truncated_file_is_no_video(tmp_path, clip) -> None:
+async def test_a_truncated_file_is_refused(tmp_path, clip) -> None:
     path = tmp_path / "cut.mp4"
     path.write_bytes(clip.read_bytes()[:-600])
     with pytest.raises(NotAVideo, match="cannot be read"):
         await probe(path)
 
 
-async def test_an_mp4_without_frames_is_no_video(tmp_path) -> None:
+async def test_an_mp4_without_frames_is_refused(tmp_path) -> None:
     path = tmp_path / "none.mp4"
     with av.open(str(path), "w") as out:
         stream = out.add_stream("mpeg4", rate=10)
@@ -114,19 +114,19 @@ async def test_an_mp4_without_frames_is_no_video(tmp_path) -> None:
         ("a.mov", "qtrle", "rgb24", "qtrle"),
     ],
 )
-async def test_other_containers_and_codecs_are_named(tmp_path, make_clip, case) -> None:
-    name, encoder, pix_fmt, told = case
-    with pytest.raises(UnsupportedMedia, match=told):
+async def test_refused_containers_and_codecs_are_named(tmp_path, make_clip, case) -> None:
+    name, encoder, pix_fmt, named = case
+    with pytest.raises(UnsupportedMedia, match=named):
         await probe(make_clip(tmp_path / name, 0.5, codec=encoder, pix_fmt=pix_fmt))
 
 
-async def test_too_many_pixels(clip) -> None:
+async def test_a_video_with_too_many_pixels_is_refused(clip) -> None:
     with pytest.raises(VideoTooLarge, match="160 × 120"):
         await probe(clip, VideoLimits(max_pixels=160 * 120 - 1))
     assert (await probe(clip, VideoLimits(max_pixels=160 * 120))).width == 160
 
 
-async def test_a_huge_frame_in_a_small_file(tmp_path) -> None:
+async def test_a_huge_frame_in_a_small_file_is_refused(tmp_path) -> None:
     path = tmp_path / "huge.mp4"
     with av.open(str(path), "w") as out:
         stream = out.add_stream("mpeg4", rate=1)
@@ -141,7 +141,7 @@ async def test_a_huge_frame_in_a_small_file(tmp_path) -> None:
         await probe(path)
 
 
-async def test_flic_is_not_taken(tmp_path) -> None:
+async def test_flic_is_refused(tmp_path) -> None:
     header = (128 + 16).to_bytes(4, "little") + b"\x12\xaf" + b"\x01\x00\x40\x01\xc8\x00\x08\x00\x03\x00"
     path = tmp_path / "a.fli"
     path.write_bytes(header.ljust(128, b"\x00") + (16).to_bytes(4, "little") + b"\xfa\xf1".ljust(12, b"\x00"))
@@ -149,12 +149,12 @@ async def test_flic_is_not_taken(tmp_path) -> None:
         await probe(path)
 
 
-async def test_too_long(clip) -> None:
+async def test_a_video_that_is_too_long_is_refused(clip) -> None:
     with pytest.raises(VideoTooLong, match="3 s"):
         await probe(clip, VideoLimits(max_duration_s=2.9))
 
 
-async def test_ten_hours_in_a_small_file(tmp_path) -> None:
+async def test_ten_hours_in_a_small_file_are_refused(tmp_path) -> None:
     path = tmp_path / "long.mp4"
     with av.open(str(path), "w") as out:
         stream = out.add_stream("mpeg4", rate=1)
@@ -185,7 +185,7 @@ async def test_a_child_that_hangs_is_killed(tmp_path, clip, monkeypatch) -> None
 @pytest.mark.parametrize(
     "body", ["raise SystemExit(1)", "print('{')", "print('x' * 10_000_000)", "import os; os.abort()"]
 )
-async def test_a_child_that_breaks_is_an_unreadable_video(tmp_path, clip, monkeypatch, body) -> None:
+async def test_a_video_that_crashes_the_probe_is_refused(tmp_path, clip, monkeypatch, body) -> None:
     child = tmp_path / "child.py"
     child.write_text(body)
     monkeypatch.setattr(module, "CHILD", child)
@@ -193,7 +193,7 @@ async def test_a_child_that_breaks_is_an_unreadable_video(tmp_path, clip, monkey
         await asyncio.wait_for(probe(clip), 10)
 
 
-def test_a_confined_child_can_do_next_to_nothing(tmp_path, clip) -> None:
+def test_a_confined_child_can_only_read_its_file_and_start_threads(tmp_path, clip) -> None:
     canary = tmp_path / "canary"
     canary.write_text("secret")
     script = f"""
@@ -201,28 +201,28 @@ import os, runpy, signal, socket, subprocess, sys, threading
 runpy.run_path({str(CONFINE)!r})["confine"]({str(clip)!r}, 10, 16)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
-def tried(name, deed):
+def attempt(name, action):
     try:
-        deed()
+        action()
     except (OSError, MemoryError, RuntimeError):
         return
     print(name)
 
-tried("video", lambda: open({str(clip)!r}, "rb").read(10))
+attempt("video", lambda: open({str(clip)!r}, "rb").read(10))
 thread = threading.Thread(target=lambda: None)
-tried("thread", lambda: (thread.start(), thread.join()))
-tried("canary", lambda: open({str(canary)!r}).read())
-tried("list", lambda: os.listdir("/"))
-tried("write", lambda: open({str(tmp_path / "new")!r}, "w").write("x"))
-tried("overwrite", lambda: open({str(clip)!r}, "r+b").write(b"x"))
-tried("socket", socket.socket)
-tried("pair", socket.socketpair)
-tried("fork", os.fork)
-tried("program", lambda: subprocess.run(["/bin/true"]))
-tried("exec", lambda: os.execv("/bin/true", ["true"]))
-tried("kill", lambda: os.kill(os.getppid(), 0))
-tried("memory", lambda: bytearray(3 << 30))
-tried("files", lambda: [os.dup(0) for _ in range(20)])
+attempt("thread", lambda: (thread.start(), thread.join()))
+attempt("canary", lambda: open({str(canary)!r}).read())
+attempt("list", lambda: os.listdir("/"))
+attempt("write", lambda: open({str(tmp_path / "new")!r}, "w").write("x"))
+attempt("overwrite", lambda: open({str(clip)!r}, "r+b").write(b"x"))
+attempt("socket", socket.socket)
+attempt("pair", socket.socketpair)
+attempt("fork", os.fork)
+attempt("program", lambda: subprocess.run(["/bin/true"]))
+attempt("exec", lambda: os.execv("/bin/true", ["true"]))
+attempt("kill", lambda: os.kill(os.getppid(), 0))
+attempt("memory", lambda: bytearray(3 << 30))
+attempt("files", lambda: [os.dup(0) for _ in range(20)])
 """
     result = subprocess.run(
         [sys.executable, "-I", "-c", script],
@@ -237,12 +237,14 @@ tried("files", lambda: [os.dup(0) for _ in range(20)])
 
 
 async def test_real_clips(videos: list[Path]) -> None:
-    found = {path.name: await probe(path) for path in videos}
-    assert {info.codec for info in found.values()} == {"h264"}
-    assert all(info.duration_s and info.duration_s > 1 and info.fps and info.width > 100 for info in found.values())
+    infos = [await probe(path) for path in videos]
+    assert {info.codec for info in infos} == {"h264"}
+    assert all(info.duration_s and info.duration_s > 1 and info.fps and info.width > 100 for info in infos)
 
 
-def test_a_machine_without_a_sandbox_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_sandbox_distinguishes_a_missing_sandbox_from_other_errors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     check_sandbox()
     for name, error in (("confine.py", NoSandbox), ("another.py", RuntimeError)):
         child = tmp_path / name
@@ -253,7 +255,7 @@ def test_a_machine_without_a_sandbox_is_found_out(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("process", ["service.app", "workers.main"])
-def test_without_a_sandbox_nothing_starts(process: str, tmp_path: Path) -> None:
+def test_processes_do_not_start_without_a_sandbox(process: str, tmp_path: Path) -> None:
     code = f"""
 import sys, {process} as process
 from service.contract.sandbox.probe import NoSandbox
