@@ -42,6 +42,12 @@ def test_links_point_to_existing_files(page: Path) -> None:
             assert (page.parent / link).exists(), link
 
 
+def test_the_table_of_contents_links_every_page() -> None:
+    contents = (ROOT / "docs/README.md").read_text()
+    pages = {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")} - {"README.md"}
+    assert not (missing := sorted(page for page in pages if f"]({page})" not in contents)), missing
+
+
 @pytest.mark.parametrize("path", REQUIREMENTS, ids=lambda path: path.name)
 def test_requirements_files_pin_the_same_versions(path: Path) -> None:
     versions = pins(path)
