@@ -26,6 +26,9 @@ PHRASES = re.compile(
 CLASSES = r"Door|Here|Order|Told|Passing|Rewound|Patient|AsyncPatient|persistently|Tools|Dialect|ModelTurns"
 IDENTIFIERS = re.compile(rf"({CLASSES}|found|(.*_)?(told|waked)(_.*)?)")
 MODULES = {"fitting", "marks", "guard", "children", "dialects", "utils", "helpers", "common", "manager"}
+FILE_NAMES = re.compile(
+    r"(?<![\w/.-])((?:client|service|workers|tests|bench|docs)/[\w./-]*\w\.(?:py|js|html|css|md|sh))\b"
+)
 TEXTS = {".py", ".md", ".html", ".js", ".css", ".sh", ".yml", ".toml", ".txt", ".env", ""}
 
 
@@ -208,7 +211,7 @@ def test_modules_have_names_that_say_what_they_hold() -> None:
 
 
 def test_paths_in_texts_exist() -> None:
-    """A page or docstring that names a file of the three packages names one that exists."""
+    """A page or docstring that names a file of this repository names one that exists."""
     for place, line in lines_of_text():
-        for name in re.findall(r"(?<![\w/.-])((?:client|service|workers)/[\w./-]*\w\.(?:py|js|html|css))\b", line):
+        for name in FILE_NAMES.findall(line):
             assert (ROOT / name).exists(), f"{place} names {name}"
