@@ -45,11 +45,11 @@ def test_the_copied_files_are_enough_to_build_both_packages() -> None:
 
 def commands_of_the_images() -> list[list[str]]:
     """Return the `sharecap` commands of the Dockerfile and of the compose file's health checks, split into words."""
-    found = [re.findall(r'"([^"]+)"', line) for line in LINES if '["sharecap"' in line]
-    found += [
+    commands = [re.findall(r'"([^"]+)"', line) for line in LINES if '["sharecap"' in line]
+    commands += [
         service["healthcheck"]["test"][1:] for service in COMPOSE["services"].values() if "healthcheck" in service
     ]
-    return [words[1:] for words in found if words[0] == "sharecap"]
+    return [words[1:] for words in commands if words[0] == "sharecap"]
 
 
 def test_health_checks_are_commands_of_sharecap() -> None:

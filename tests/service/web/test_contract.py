@@ -19,9 +19,9 @@ CONFIGURABLE = {"max_keyframes"}
 
 def constant(name: str) -> str:
     """Return the expression that contract.js assigns to a constant."""
-    found = re.search(rf"^export const {name} = (.*?);", (WEB / "contract.js").read_text(), re.MULTILINE)
-    assert found, name
-    return found[1]
+    match = re.search(rf"^export const {name} = (.*?);", (WEB / "contract.js").read_text(), re.MULTILINE)
+    assert match, name
+    return match[1]
 
 
 class Inputs(HTMLParser):
