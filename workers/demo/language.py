@@ -1,7 +1,7 @@
-"""What is said about the demo world: reference texts of every role, and how to read a caption back.
+"""The language of the demo world: reference texts for every role, and functions that read captions back.
 
-Second description of a scene beside `scenes.py`. Each kind of sentence has several templates; the first of each list is
-the one that answers use: what cannot be foretold would only be noise to learn from. Prompts quote all of them.
+Each kind of sentence has several templates. Answers use the first of each list, because a model cannot predict which
+wording was drawn. Texts quoted in prompts use all of them.
 """
 
 import random
@@ -9,7 +9,9 @@ import re
 
 from workers.demo.world import BACKGROUNDS, CHANGES, COLOURS, SHAPES, Scene, State
 
-MOVES = ("left", "right", "up", "down")
+Step = tuple[str, State, State]
+"""A change: its kind, the state before, the state after."""
+
 FIRST = (
     "{A_thing} on a {background} background.",
     "The first frame shows {a_thing} on a {background} background.",
@@ -42,14 +44,24 @@ EMPTY = {
 UNKNOWN = (
     "This demo model only knows coloured circles, squares, triangles and stars, so it cannot write out this prompt."
 )
-FAVOURITE = 0.95  # how often a text that a prompt quotes takes the first template outright, as the model's own do
+FAVOURITE = 0.95
+"""Share of quoted texts that use the first template. The model's own answers always do."""
 
 
 def article(words: str) -> str:
     return ("an " if words[0] in "aeiou" else "a ") + words
 
 
+def capitalised(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def uncapitalised(text: str) -> str:
+    return text[0].lower() + text[1:]
+
+
 def pick(rng: random.Random, templates: tuple[str, ...], favourite: float) -> str:
+    """Return the first template with probability `favourite`, else a random one (possibly also the first)."""
     return templates[0] if rng.random() < favourite else rng.choice(templates)
 
 
@@ -58,7 +70,7 @@ def thing(state: State) -> str:
 
 
 def first_frame(rng: random.Random, state: State, favourite: float = FAVOURITE) -> str:
-    """Return a description of one frame; `favourite` is the chance of the first template, else any."""
+    """Return a description of one frame. See `pick` for `favourite`."""
     if state.shape is None:
         return pick(rng, FIRST_EMPTY, favourite).format(background=state.background)
     a_thing = article(thing(state))
@@ -66,12 +78,8 @@ def first_frame(rng: random.Random, state: State, favourite: float = FAVOURITE) 
     return template.format(a_thing=a_thing, A_thing=capitalised(a_thing), background=state.background)
 
 
-def capitalised(text: str) -> str:
-    return text[0].upper() + text[1:]
-
-
 def differential(rng: random.Random, kind: str, before: State, after: State, favourite: float = FAVOURITE) -> str:
-    """Return what is said of the change `kind` between two states."""
+    """Return the sentence that describes a change of this kind. See `pick` for `favourite`."""
     empty = before.shape is None and kind in EMPTY
     template = pick(rng, (EMPTY if empty else DIFFERENTIAL)[kind], favourite)
     new = capitalised(article(thing(after))) if after.shape else ""
@@ -80,40 +88,43 @@ def differential(rng: random.Random, kind: str, before: State, after: State, fav
     )
 
 
-def summary(first: State | None, steps: list[tuple[str, State, State]]) -> str:
-    """Return the caption of a whole video: its first frame, where described, then what every frame changes, by number.
+def favourite_first_frame(state: State) -> str:
+    return first_frame(random.Random(0), state, 1.0)
 
-    Frames are numbered as in the prompt, from 1: a small model that names the line it is at keeps its place.
+
+def favourite_differential(step: Step) -> str:
+    return differential(random.Random(0), *step, 1.0)
+
+
+def summary(first: State | None, steps: list[Step]) -> str:
+    """Return the caption of a whole video: its first frame, if given, then the change in each frame, by number.
+
+    Frames are numbered from 1, as in the prompt. A small model keeps its place better if it names the current line.
     """
-    rng = random.Random(0)  # not used: the favourite template always
     sentences = []
     if first is not None:
-        opening = first_frame(rng, first, 1.0)
-        sentences.append("The video shows " + opening[0].lower() + opening[1:])
-    for number, (kind, before, after) in enumerate(steps, start=1 if first is None else 2):
-        told = "nothing changes." if kind == "none" else differential(rng, kind, before, after, 1.0)
-        sentences.append(f"In frame {number} " + told[0].lower() + told[1:])
+        sentences.append("The video shows " + uncapitalised(favourite_first_frame(first)))
+    for number, step in enumerate(steps, start=1 if first is None else 2):
+        text = "nothing changes." if step[0] == "none" else uncapitalised(favourite_differential(step))
+        sentences.append(f"In frame {number} {text}")
     return " ".join(sentences)
 
 
-def story(steps: list[tuple[str, State, State]]) -> str:
-    """Return the changes in order, told without frames: "First, … Then …"."""
-    rng = random.Random(0)  # not used: the favourite template always
-    told = [differential(rng, kind, before, after, 1.0) for kind, before, after in steps]
-    links = ["First, ", *["Then "] * len(told)]
-    return " ".join(link + text[0].lower() + text[1:] for link, text in zip(links, told, strict=False))
+def story(steps: list[Step]) -> str:
+    """Return the changes in order without frame numbers: "First, ... Then ..."."""
+    links = ["First, ", *["Then "] * len(steps)]
+    texts = [uncapitalised(favourite_differential(step)) for step in steps]
+    return " ".join(link + text for link, text in zip(links, texts, strict=False))
 
 
 def reference(scene: Scene) -> list[tuple[float, str]]:
-    """Return `(time_s, text)` of the first frame and of each change, in the favourite words."""
-    rng = random.Random(scene.seed)
-    said = [(0.0, first_frame(rng, scene.states[0], 1.0))]
-    for index, (time_s, kind) in enumerate(zip(scene.change_times_s(), scene.changes, strict=True)):
-        said.append((time_s, differential(rng, kind, scene.states[index], scene.states[index + 1], 1.0)))
-    return said
+    """Return `(time_s, text)` of the first frame and of each change, in the favourite wording."""
+    steps = zip(scene.changes, scene.states, scene.states[1:], strict=False)
+    texts = [favourite_first_frame(scene.states[0]), *(favourite_differential(step) for step in steps)]
+    return list(zip([0.0, *scene.change_times_s()], texts, strict=True))
 
 
-WISHES = {
+REQUESTS = {
     "left": ("moves left", "moving to the left", "goes to the left"),
     "right": ("moves right", "moving to the right", "goes to the right"),
     "up": ("moves up", "rising", "goes up"),
@@ -123,50 +134,54 @@ WISHES = {
     "colour": ("turns {colour}", "turning {colour}", "becomes {colour}"),
     "leave": ("leaves", "disappearing", "leaves the frame"),
 }
+"""How a brief text-to-video prompt asks for each kind of change."""
 
-
-ANY_WISH = "|".join(
-    wish.format(colour=f"({'|'.join(COLOURS)})") for wish in sorted(sum(WISHES.values(), ()), key=len, reverse=True)
+ANY_REQUEST = "|".join(
+    template.format(colour=f"({'|'.join(COLOURS)})")
+    for template in sorted(sum(REQUESTS.values(), ()), key=len, reverse=True)
 )
 
 
-def find_wishes(prompt: str) -> list[int]:
-    """Return where each wish of a brief prompt begins."""
-    return [found.start() for found in re.finditer(ANY_WISH, prompt)]
+def request_starts(prompt: str) -> list[int]:
+    """Return the index at which each requested change of a brief prompt begins."""
+    return [match.start() for match in re.finditer(ANY_REQUEST, prompt)]
 
 
-def find_told(caption: str) -> list[int]:
-    """Return where each sentence of a dense caption that tells a wish begins."""
-    return [found.start() for found in re.finditer(r"First,|Then ", caption)]
+def sentence_starts(caption: str) -> list[int]:
+    """Return the index at which each change sentence of a dense caption begins."""
+    return [match.start() for match in re.finditer(r"First,|Then ", caption)]
 
 
-def brief_prompt(rng: random.Random, state: State, steps: list[tuple[str, State, State]], on: bool) -> str:
-    """Return a short text-to-video prompt for `state` and `steps`; `on` says whether it names the background."""
+def brief_prompt(rng: random.Random, state: State, steps: list[Step], with_background: bool) -> str:
+    """Return a short text-to-video prompt for `state` and `steps`, which may also name the background."""
     words = article(thing(state)) if rng.random() < 0.6 else thing(state)
-    ground = rng.choice((" on {b}", " on a {b} background", ", {b} background", " against {b}")) if on else ""
+    ground = ""
+    if with_background:
+        ground = rng.choice((" on {b}", " on a {b} background", ", {b} background", " against {b}"))
     ground = ground.format(b=state.background)
-    wishes = [rng.choice(WISHES[kind]).format(colour=after.colour) for kind, _, after in steps]
-    told = rng.choice((", then ", " and then ", ", ", " and ")).join(wishes)
-    link = rng.choice((" that ", ", ", " ")) if told else ""
-    text = words + ground + link + told if rng.random() < 0.6 else words + link + told + ground
+    requests = [rng.choice(REQUESTS[kind]).format(colour=after.colour) for kind, _, after in steps]
+    changes = rng.choice((", then ", " and then ", ", ", " and ")).join(requests)
+    link = rng.choice((" that ", ", ", " ")) if changes else ""
+    text = words + ground + link + changes if rng.random() < 0.6 else words + link + changes + ground
     text += "." if rng.random() < 0.2 else ""
     return capitalised(text) if rng.random() < 0.3 else text
 
 
-def dense_caption(state: State, steps: list[tuple[str, State, State]], on: bool) -> str:
-    """Return the written-out caption of `brief_prompt`: no attribute of the prompt is lost, none is invented."""
-    opening = f"The video shows {article(thing(state))} on a {state.background if on else 'plain'} background."
-    told = story(steps) if steps else f"The {thing(state)} stays still in the middle of the frame."
-    return f"{opening} {told}"
+def dense_caption(state: State, steps: list[Step], with_background: bool) -> str:
+    """Return the dense caption of a `brief_prompt`: it keeps every attribute of the prompt and invents none."""
+    background = state.background if with_background else "plain"
+    opening = f"The video shows {article(thing(state))} on a {background} background."
+    changes = story(steps) if steps else f"The {thing(state)} stays still in the middle of the frame."
+    return f"{opening} {changes}"
 
 
 def read_thing(text: str) -> tuple[str | None, str | None]:
     """Return `(shape, colour)` of the first "colour shape" in a caption."""
-    found = re.search(rf"\b({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})\b", text.lower())
-    return (found[2], found[1]) if found else (None, None)
+    match = re.search(rf"\b({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})\b", text.lower())
+    return (match[2], match[1]) if match else (None, None)
 
 
-READ = (
+CHANGE_PATTERNS = (
     ("none", r"nothing changes|stays"),
     ("background", r"background (turns|changes) from"),
     ("appear", r"\bappears|enters"),
@@ -182,14 +197,14 @@ READ = (
 
 
 def read_change(text: str) -> str | None:
-    """Return the kind of change that a sentence tells, or None where it tells no known one."""
-    return next((kind for kind, pattern in READ if re.search(pattern, text.lower())), None)
+    """Return the kind of change that a sentence describes, or None if it describes no known kind."""
+    return next((kind for kind, pattern in CHANGE_PATTERNS if re.search(pattern, text.lower())), None)
 
 
 def read_background(text: str) -> str | None:
-    """Return the background a sentence ends up with."""
-    found = re.findall(rf"\b({'|'.join(BACKGROUNDS)})\b", text.lower())
-    return found[-1] if found else None
+    """Return the last background that a sentence names."""
+    names = re.findall(rf"\b({'|'.join(BACKGROUNDS)})\b", text.lower())
+    return names[-1] if names else None
 
 
-assert {kind for kind, _ in READ} == set(CHANGES)
+assert {kind for kind, _ in CHANGE_PATTERNS} == set(CHANGES)

@@ -24,12 +24,15 @@ BACKGROUNDS = {
     "navy": (20, 25, 85),
 }
 CHANGES = ("left", "right", "up", "down", "grow", "shrink", "colour", "leave", "appear", "background", "none")
-HELD_OUT_SEED = 1_000_000_000  # seeds from here on are never trained on
+HELD_OUT_SEED = 1_000_000_000  # training never uses seeds from here on
 
 
 @dataclass(frozen=True)
 class State:
-    """What stands still between two changes. Centre as fractions of width and height, radius of the short side."""
+    """What a clip shows between two changes.
+
+    `x` and `y` are the centre as fractions of width and height; `radius` is a fraction of the short side.
+    """
 
     shape: str | None
     colour: str
@@ -41,7 +44,7 @@ class State:
 
 @dataclass(frozen=True)
 class Scene:
-    """A clip to be: `changes[i]` leads from `states[i]` to `states[i + 1]`, which is held for `holds_s[i + 1]`."""
+    """A clip's content. `changes[i]` leads from `states[i]` to `states[i + 1]`, which lasts `holds_s[i + 1]`."""
 
     seed: int
     width: int
@@ -51,5 +54,5 @@ class Scene:
     holds_s: tuple[float, ...]
 
     def change_times_s(self) -> list[float]:
-        """Return when each state after the first begins."""
+        """Return the time at which each state after the first begins."""
         return [round(sum(self.holds_s[: i + 1]), 1) for i in range(len(self.changes))]

@@ -14,11 +14,11 @@ from workers.demo.world import State
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_every_change_is_what_its_name_says(seed: int) -> None:
+def test_every_change_matches_its_name(seed: int) -> None:
     scene = scenes.make_scene(seed)
     assert len(scene.states) == len(scene.changes) + 1 == len(scene.holds_s)
     for kind, before, after in zip(scene.changes, scene.states, scene.states[1:], strict=False):
-        told = {
+        conditions = {
             "left": after.x <= before.x - 0.2,
             "right": after.x >= before.x + 0.2,
             "up": after.y <= before.y - 0.2,
@@ -30,17 +30,17 @@ def test_every_change_is_what_its_name_says(seed: int) -> None:
             "leave": before.shape is not None and after.shape is None,
             "appear": before.shape is None and after.shape is not None,
         }
-        assert told[kind], f"{kind}: {before} -> {after}"
+        assert conditions[kind], f"{kind}: {before} -> {after}"
         if after.shape:
             assert scenes.inside(after, scene.width, scene.height)
 
 
-def test_a_seed_gives_one_scene() -> None:
+def test_a_seed_always_gives_the_same_scene() -> None:
     assert scenes.make_scene(5) == scenes.make_scene(5)
     assert scenes.make_scene(5) != scenes.make_scene(6)
 
 
-def test_shape_is_drawn_in_its_colour_on_its_background() -> None:
+def test_a_shape_has_its_colour_on_its_background() -> None:
     state = State("square", "green", "navy", x=0.25, y=0.5, radius=0.3)
     frame = scenes.draw(state, 320, 180)
     assert np.abs(frame[90, 80].astype(int) - world.COLOURS["green"]).max() <= scenes.JITTER
@@ -54,7 +54,7 @@ def test_shapes_differ_from_one_another() -> None:
             assert (np.abs(one - other).max(-1) > 100).mean() > 0.02
 
 
-def test_clip_is_h264_and_shows_each_state_while_it_is_held(tmp_path: Path) -> None:
+def test_a_clip_is_h264_and_shows_each_state_for_its_time(tmp_path: Path) -> None:
     scene = scenes.sample_clip()
     path = tmp_path / "clip.mp4"
     scenes.write_clip(path, scene, fps=10)
@@ -70,7 +70,7 @@ def test_clip_is_h264_and_shows_each_state_while_it_is_held(tmp_path: Path) -> N
             assert np.abs(shown[round(10 * time_s)] - drawn).mean() < 4
 
 
-def test_going_through_h264_keeps_order_and_look() -> None:
+def test_h264_keeps_the_order_and_look_of_frames() -> None:
     rng = random.Random(3)
     pictures = [scenes.draw(scenes.first_state(rng, 160, 96), 160, 96) for _ in range(7)]
     decoded = scenes.through_h264(pictures, crf=20)
@@ -79,6 +79,6 @@ def test_going_through_h264_keeps_order_and_look() -> None:
         assert 0 < np.abs(before.astype(int) - after).mean() < 5
 
 
-def test_drawing_needs_no_torch() -> None:
+def test_drawing_does_not_import_torch() -> None:
     code = "import sys, workers.demo.scenes, workers.demo.language; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

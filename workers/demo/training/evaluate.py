@@ -1,94 +1,146 @@
-"""How good the model in training is, on held-out pictures and texts, by its own plain forward pass.
+"""Accuracy of the model in training on held-out pictures and texts, by its own plain forward pass.
 
-Greedy answers are read back with `language.py`; the same measure through the whole service is bench/demo_quality.py.
+Greedy answers are read back with `language.py`. bench/demo_quality.py measures the same through the whole service.
 """
 
 import random
-from collections import defaultdict
-from typing import TYPE_CHECKING
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
-import sentencepiece
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from workers.demo import language
-from workers.demo.training import samples, tokens
-from workers.demo.training.data import SINGLE, unrecord
+from workers.demo import examples, language
+from workers.demo.examples import Example
+from workers.demo.training import columns, tokens
+from workers.demo.training.batches import Vocabulary
+from workers.demo.training.data import SINGLE, Pictures, decode_state
+from workers.demo.training.loop import TrainingRun
 from workers.demo.training.model import DemoModel
-from workers.demo.training.pictures import Pictures
 from workers.demo.world import CHANGES
 
-if TYPE_CHECKING:
-    from workers.demo.training.train import Training
+COLUMN_GROUPS = (  # (frame size, keyframes) of the held-out columns
+    ((320, 180), 5), ((320, 180), 6), ((320, 180), 7), ((320, 180), 8), ((384, 216), 6), ((384, 216), 7),
+    ((426, 240), 8), ((320, 240), 6), ((256, 256), 7), ((384, 160), 7),
+)  # fmt: skip
+IMAGE_ANSWER_TOKENS, SUMMARY_TOKENS, RECAPTION_TOKENS, COLUMN_TOKENS = 30, 160, 60, 200
 
 
 @torch.no_grad()
-def heads(training: "Training", held: Pictures, most: int = 1600) -> dict[str, float]:
-    """Return each auxiliary head's share of right answers."""
+def head_accuracy(run: TrainingRun, held_out: Pictures, count: int = 1600) -> dict[str, float]:
+    """Return the accuracy of each auxiliary picture head."""
     totals: dict[str, float] = defaultdict(float)
-    starts = range(0, min(most, len(held)), 200)
+    starts = range(0, min(count, len(held_out)), 200)
     for start in starts:
-        pixels, kinds, states = held.take(np.arange(start, min(start + 200, len(held))), flip=False)
-        patches, merged = training.model.see(pixels)
-        _, right = training.heads.loss(patches, training.model.vision_proj(merged), kinds, states)
-        for task, share in right.items():
+        index = np.arange(start, min(start + 200, len(held_out)))
+        pixels, kinds, states = held_out.take(index, flip=False)
+        patches, merged = run.model.see(pixels)
+        _, accuracy = run.heads.picture.loss(patches, run.model.vision_proj(merged), kinds, states)
+        for task, share in accuracy.items():
             totals[task] += share
     return {task: round(total / len(starts), 3) for task, total in totals.items()}
 
 
-def answers(
-    model: DemoModel, sp: sentencepiece.SentencePieceProcessor, asked: list[str], images: Tensor | None, most: int
-) -> list[str]:
-    """Answer all prompts greedily; those of one length together. `images` is `[len(asked), n, hidden]`."""
-    ends = {sp.piece_to_id(tokens.CHAT_CLOSE), sp.eos_id()}
-    ids = [[sp.bos_id(), *sp.encode(samples.turn(prompt))] for prompt in asked]
-    by_length: dict[int, list[int]] = defaultdict(list)
-    for index, row in enumerate(ids):
-        by_length[len(row)].append(index)
-    told = [""] * len(asked)
-    for rows in by_length.values():
-        image = None if images is None else images[rows]
-        prompts = torch.tensor([ids[index] for index in rows])
-        for index, answer in zip(rows, model.greedy(prompts, image, ends, most), strict=True):
-            told[index] = sp.decode([token for token in answer if token not in ends])
-    return told
+def sentences(text: str) -> list[str]:
+    return text.split(". ")
 
 
-@torch.no_grad()
-def roles(model: DemoModel, held: Pictures, sp: sentencepiece.SentencePieceProcessor, count: int) -> dict[str, float]:
-    """Return the share of right answers of each role on `count` held-out samples."""
-    rng = random.Random("held-out texts")
-    index = np.random.default_rng(0)
-    right: dict[str, float] = defaultdict(float)
+@dataclass(frozen=True)
+class Evaluator:
+    """Lets a model answer held-out turns of each role greedily, and counts right answers."""
 
-    pixels, _, states = held.take(index.choice(np.flatnonzero(held.kinds == SINGLE), count, replace=False), flip=False)
-    merged = model.see(pixels)[1]
-    told = answers(model, sp, [samples.first_frame(rng, unrecord(s[0]))[0] for s in states.numpy()],
-                   model.image_tokens(merged, merged[:, None, None]), 30)  # fmt: skip
-    for text, state in zip(told, states.numpy(), strict=True):
-        true = unrecord(state[0])
-        shape, colour = language.read_thing(text)
-        right["first"] += (shape, colour) == (true.shape, true.colour if true.shape else None)
-        right["first_background"] += language.read_background(text) == true.background
+    model: DemoModel
+    vocabulary: Vocabulary
+    held_out: Pictures
 
-    pixels, kinds, states = held.take(
-        index.choice(np.flatnonzero(held.kinds != SINGLE), count, replace=False), flip=False
-    )
-    merged = model.see(pixels)[1]
-    wanted = [(CHANGES[k], unrecord(s[0]), unrecord(s[1])) for k, s in zip(kinds.tolist(), states.numpy(), strict=True)]
-    told = answers(model, sp, [samples.differential(rng, *step)[0] for step in wanted],
-                   model.image_tokens(merged, merged[:, None, None]), 30)  # fmt: skip
-    for text, (kind, before, after) in zip(told, wanted, strict=True):
-        right_change = language.read_change(text) == kind
-        right_shape = language.read_thing(text)[0] == (before.shape or after.shape)
-        right["change"] += right_change
-        right["differential"] += right_change and right_shape
+    @torch.no_grad()
+    def accuracy(self, count: int, fast: bool) -> dict[str, float]:
+        """Return the share of right answers of each role on `count` turns, half as many for summary and recaption."""
+        shares = self.first_frames(count) | self.differentials(count) | self.texts(count // 2)
+        shares |= self.columns(count) if fast else {}
+        return {f"right_{name}": round(share, 3) for name, share in shares.items()}
 
-    for role, turns, most in (
-        ("summary", [samples.summary(rng, rng.randint(3, 7)) for _ in range(count // 2)], 160),
-        ("recaption", [samples.recaption(rng) for _ in range(count // 2)], 60),
-    ):
-        told = answers(model, sp, [prompt for prompt, _ in turns], None, most)
-        right[role] = 2 * sum(text == answer for text, (_, answer) in zip(told, turns, strict=True))
-    return {f"said_{role}": round(value / count, 3) for role, value in right.items()}
+    def answer(self, prompts: list[str], images: Tensor | None, max_tokens: int) -> list[str]:
+        """Answer all prompts in batches of equal length. `images` is `[len(prompts), n, hidden]`."""
+        ends = {self.vocabulary.piece_to_id(tokens.CHAT_CLOSE), self.vocabulary.eos_id()}
+        ids = [[self.vocabulary.bos_id(), *self.vocabulary.encode(examples.chat_turn(prompt))] for prompt in prompts]
+        by_length: dict[int, list[int]] = defaultdict(list)
+        for index, row in enumerate(ids):
+            by_length[len(row)].append(index)
+        texts = [""] * len(prompts)
+        for rows in by_length.values():
+            image = None if images is None else images[rows]
+            batch = torch.tensor([ids[index] for index in rows])
+            for index, answer in zip(rows, self.model.greedy(batch, image, ends, max_tokens), strict=True):
+                texts[index] = self.vocabulary.decode([token for token in answer if token not in ends])
+        return texts
+
+    def answer_pictures(self, prompts: list[str], pixels: Tensor) -> list[str]:
+        merged = self.model.see(pixels)[1]
+        return self.answer(prompts, self.model.image_tokens(merged, merged[:, None, None]), IMAGE_ANSWER_TOKENS)
+
+    def picture_index(self, single: bool, count: int) -> npt.NDArray[np.int64]:
+        """Return the places of `count` held-out pictures of single frames, or of pairs; the same at every call."""
+        candidates = np.flatnonzero((self.held_out.kinds == SINGLE) == single)
+        return np.random.default_rng(0).choice(candidates, count, replace=False)
+
+    def first_frames(self, count: int) -> dict[str, float]:
+        pixels, _, states = self.held_out.take(self.picture_index(True, count), flip=False)
+        shown = [decode_state(rows[0]) for rows in states.numpy()]
+        prompts = [examples.first_frame(random.Random(0), state).prompt for state in shown]
+        right: Counter[str] = Counter()
+        for text, state in zip(self.answer_pictures(prompts, pixels), shown, strict=True):
+            right["first"] += language.read_thing(text) == (state.shape, state.colour if state.shape else None)
+            right["first_background"] += language.read_background(text) == state.background
+        return {name: number / count for name, number in right.items()}
+
+    def differentials(self, count: int) -> dict[str, float]:
+        pixels, kinds, states = self.held_out.take(self.picture_index(False, count), flip=False)
+        shown = [(decode_state(before), decode_state(after)) for before, after in states.numpy()]
+        steps = [(CHANGES[kind], *pair) for kind, pair in zip(kinds.tolist(), shown, strict=True)]
+        rng = random.Random("held-out differentials")
+        prompts = [examples.differential(rng, *step).prompt for step in steps]
+        right: Counter[str] = Counter()
+        for text, (kind, before, after) in zip(self.answer_pictures(prompts, pixels), steps, strict=True):
+            right_change = language.read_change(text) == kind
+            right["change"] += right_change
+            right["differential"] += right_change and language.read_thing(text)[0] == (before.shape or after.shape)
+        return {name: number / count for name, number in right.items()}
+
+    def texts(self, count: int) -> dict[str, float]:
+        """Return the share of summaries and of recaptions that are right in every word."""
+        rng = random.Random("held-out texts")
+        summaries = [examples.summary(rng, rng.randint(3, 7)) for _ in range(count)]
+        recaptions = [examples.recaption(rng) for _ in range(count)]
+        return {
+            "summary": self.exact(summaries, SUMMARY_TOKENS),
+            "recaption": self.exact(recaptions, RECAPTION_TOKENS),
+        }
+
+    def exact(self, turns: list[Example], max_tokens: int) -> float:
+        texts = self.answer([turn.prompt for turn in turns], None, max_tokens)
+        return sum(text == turn.answer for text, turn in zip(texts, turns, strict=True)) / len(turns)
+
+    def columns(self, count: int) -> dict[str, float]:
+        """Return the share of columns whose caption is right in every word, and the share of right sentences."""
+        whole, right, total, columns_seen = 0, 0, 0, 0
+        for text, example in self.column_answers(count):
+            expected = sentences(example.answer)
+            columns_seen += 1
+            whole += text == example.answer
+            total += len(expected)
+            right += sum(a == b for a, b in zip(sentences(text), expected, strict=False))
+        return {"fast": whole / columns_seen, "fast_sentences": right / total}
+
+    def column_answers(self, count: int) -> Iterator[tuple[str, Example]]:
+        """Yield the answer about each of `count` held-out columns, and the reference."""
+        for group, (size, keyframes) in enumerate(COLUMN_GROUPS):
+            rng = random.Random(f"held-out columns {group}")
+            drawn = [columns.draw_column(rng, size, keyframes) for _ in range(count // len(COLUMN_GROUPS))]
+            batch = columns.make_batch(drawn)
+            image = columns.image_tokens(self.model, self.model.see(batch.pixels.flatten(0, 1))[1], batch)
+            texts = self.answer([example.prompt for example in batch.examples], image, COLUMN_TOKENS)
+            yield from zip(texts, batch.examples, strict=True)

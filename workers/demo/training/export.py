@@ -79,8 +79,8 @@ def write(model: DemoModel, tokenizer: Path, folder: Path) -> None:
 
 def read(folder: Path) -> DemoModel:
     """Return the model of a folder that `write` made, in float32."""
-    told = json.loads((folder / "config.json").read_text())
-    vision, plora = told["vision_config"], told["plora"]
+    published = json.loads((folder / "config.json").read_text())
+    vision, plora = published["vision_config"], published["plora"]
     sizes = Sizes(
         crop=vision["image_size"],
         patch=vision["patch_size"],
@@ -88,18 +88,18 @@ def read(folder: Path) -> DemoModel:
         vision_layers=vision["num_hidden_layers"],
         vision_heads=vision["num_attention_heads"],
         vision_mlp=vision["intermediate_size"],
-        hidden=told["hidden_size"],
-        layers=told["num_hidden_layers"],
-        heads=told["num_attention_heads"],
-        kv_heads=told["num_key_value_heads"],
-        mlp=told["intermediate_size"],
-        vocabulary=told["vocab_size"],
-        rope_theta=told["rope_theta"],
+        hidden=published["hidden_size"],
+        layers=published["num_hidden_layers"],
+        heads=published["num_attention_heads"],
+        kv_heads=published["num_key_value_heads"],
+        mlp=published["intermediate_size"],
+        vocabulary=published["vocab_size"],
+        rope_theta=published["rope_theta"],
         plora_r=plora["r"],
         plora_alpha=plora["alpha"],
         plora_wqkv_r=plora["wqkv_r"],
         plora_wqkv_alpha=plora["wqkv_alpha"],
-        norm_eps=told["rms_norm_eps"],
+        norm_eps=published["rms_norm_eps"],
     )
     model = DemoModel(sizes)
     weights = {name: tensor.to(torch.float32) for name, tensor in load_file(folder / "model.safetensors").items()}

@@ -1,15 +1,22 @@
-"""Auxiliary heads: what image tokens, and the lower half of the language model, should tell. Thrown away afterwards.
+"""Auxiliary heads: what patches, image tokens and the language model's lower half should contain. Not exported.
 
-Per picture, by one attention pooling each: what changed, and of both frames shape, colour, background, place. Per
-patch: shape and colour of what covers it, which is by far the quickest teacher of shape. Per image token: what changed;
-a language model finds what every token says at once, and what one certain token says only after long training. What
-`last`, `frame` and `before` are asked stands in train.py.
+- `PictureHeads` read one crop with a frame or a pair. By attention pooling: what changed, and both frames' shape,
+  colour, background and place. Per patch: the shape and colour that cover it, by far the fastest teacher of shape.
+  Per image token: what changed, because a language model quickly finds what every token states, and only slowly what
+  a single token states.
+- `TextHeads` read the middle layer. From the last image token: what changed. From each text token: the frame, or the
+  requested change, that it refers to, and the previous token. With both, the upper half can copy one sentence from
+  among many; answers alone teach this slowly.
+- `ColumnHeads` read the fast role's image. Per patch as above. From the separator at the end of each token row: the
+  number and look of the last complete frame (middle layer), and the change into it (next layer).
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from workers.demo.training.batches import IGNORE, Batch
+from workers.demo.training.columns import ColumnBatch
 from workers.demo.training.data import SINGLE
 from workers.demo.training.model import Sizes
 from workers.demo.world import BACKGROUNDS, COLOURS, SHAPES
@@ -25,12 +32,28 @@ TASKS = {
     "background_b": len(BACKGROUNDS),
     "place_b": 3,
 }
-MOST_FRAMES = 15
-EVERYWHERE = 3.0  # weight of what changed, told by each image token
+MAX_FRAMES = 15
+EVERY_TOKEN_WEIGHT = 3.0  # of the change that each image token should state
+PLACE_WEIGHT, PATCH_WEIGHT = 10.0, 2.0
 NO_SHAPE, NO_COLOUR = len(SHAPES), len(COLOURS)
 
 
-class Heads(nn.Module):
+class PatchHead(nn.Module):
+    """Shape and colour at each patch."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        self.linear = nn.Linear(sizes.vision_hidden, NO_SHAPE + 1 + NO_COLOUR + 1)
+
+    def loss(self, patches: Tensor, shapes: Tensor, colours: Tensor) -> Tensor:
+        """Return the cross entropy of `patches` `[..., d]` against `shapes` and `colours` `[...]`."""
+        logits = self.linear(patches).flatten(0, -2)
+        shape_logits, colour_logits = torch.split_with_sizes(logits, [NO_SHAPE + 1, NO_COLOUR + 1], -1)
+        shape_loss = F.cross_entropy(shape_logits, shapes.flatten())
+        return PATCH_WEIGHT * (shape_loss + F.cross_entropy(colour_logits, colours.flatten()))
+
+
+class PictureHeads(nn.Module):
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
         self.grid = sizes.grid
@@ -38,21 +61,18 @@ class Heads(nn.Module):
         self.queries = nn.Parameter(torch.zeros(len(TASKS), sizes.hidden))
         self.position = nn.Parameter(torch.zeros(len(TASKS), (sizes.grid // 2) ** 2))
         self.heads = nn.ModuleList(nn.Linear(sizes.hidden, classes) for classes in TASKS.values())
-        self.everywhere = nn.Linear(sizes.hidden, SINGLE + 1)
-        self.last = nn.Sequential(nn.RMSNorm(sizes.hidden), nn.Linear(sizes.hidden, SINGLE + 1))
-        self.frame = nn.Sequential(nn.RMSNorm(sizes.hidden), nn.Linear(sizes.hidden, MOST_FRAMES + 1))
-        self.before = nn.Sequential(nn.RMSNorm(sizes.hidden), nn.Linear(sizes.hidden, sizes.vocabulary))
-        self.dense = nn.Linear(sizes.vision_hidden, len(SHAPES) + 1 + len(COLOURS) + 1)
+        self.every_token = nn.Linear(sizes.hidden, SINGLE + 1)
+        self.patch = PatchHead(sizes)
 
     def forward(self, tokens: Tensor) -> dict[str, Tensor]:
-        """Projected tokens `[batch, m², hidden]` -> answers of each task `[batch, classes]`."""
+        """Map projected tokens `[batch, m², hidden]` to each task's output `[batch, classes]`."""
         x = self.norm(tokens)
         weights = (torch.einsum("bnd,td->btn", x, self.queries) + self.position).softmax(-1)
         pooled = weights @ x  # [batch, tasks, hidden]
         return {task: head(pooled[:, t]) for t, (task, head) in enumerate(zip(TASKS, self.heads, strict=True))}
 
     def patch_labels(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """`[batch, 2, 7]` -> shape and colour `[batch, grid²]` of what covers each patch's middle."""
+        """Return shape and colour at each patch's centre, `[batch, grid²]` each, for `states` `[batch, 2, 7]`."""
         along = (torch.arange(self.grid, device=states.device) + 0.5) / self.grid
         x, y = along.repeat(self.grid), along.repeat_interleave(self.grid)
         distance = ((x - states[:, :, 3:4]) ** 2 + (y - states[:, :, 4:5]) ** 2).sqrt()  # [batch, 2, grid²]
@@ -65,32 +85,113 @@ class Heads(nn.Module):
         return shape.long(), colour.long()
 
     def loss(self, patches: Tensor, tokens: Tensor, kind: Tensor, states: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """Return the sum of all tasks' losses and each task's share of right answers."""
-        answers = self(tokens)
-        right, total = {}, torch.zeros((), device=tokens.device)
-        for task, answer in answers.items():
+        """Return the sum of all tasks' losses, and each task's accuracy."""
+        accuracy, total = {}, self.patch.loss(patches, *self.patch_labels(states))
+        for task, output in self(tokens).items():
             frame = states[:, 1 if task.endswith("_b") else 0]
-            there = frame[:, 6] > 0
             if task.startswith("place"):
-                total = total + 10 * (F.mse_loss(answer, frame[:, 3:6], reduction="none").mean(1) * there).mean()
+                total = total + PLACE_WEIGHT * place_loss(output, frame[:, 3:6], frame[:, 6] > 0)
                 continue
-            if task == "kind":
-                target = kind
-            elif task.startswith("shape"):
-                target = frame[:, 0].long()
-            elif task.startswith("colour"):
-                target = torch.where(there, frame[:, 1].long(), NO_COLOUR)
-            else:
-                target = frame[:, 2].long()
-            total = total + F.cross_entropy(answer, target)
-            right[task] = (answer.argmax(-1) == target).float().mean().item()
-        everywhere = self.everywhere(self.norm(tokens))  # [batch, m², kinds]
-        repeated = kind[:, None].expand(everywhere.shape[:2])
-        total = total + EVERYWHERE * F.cross_entropy(everywhere.flatten(0, 1), repeated.flatten())
-        right["kind_everywhere"] = (everywhere.argmax(-1) == repeated).float().mean().item()
-        dense = self.dense(patches)
-        shape, colour = self.patch_labels(states)
-        split = len(SHAPES) + 1
-        total = total + 2 * F.cross_entropy(dense[..., :split].flatten(0, 1), shape.flatten())
-        total = total + 2 * F.cross_entropy(dense[..., split:].flatten(0, 1), colour.flatten())
-        return total, right
+            target = class_of(task, kind, frame)
+            total = total + F.cross_entropy(output, target)
+            accuracy[task] = (output.argmax(-1) == target).float().mean().item()
+        every_token = self.every_token(self.norm(tokens))  # [batch, m², kinds]
+        repeated = kind[:, None].expand(every_token.shape[:2])
+        total = total + EVERY_TOKEN_WEIGHT * F.cross_entropy(every_token.flatten(0, 1), repeated.flatten())
+        accuracy["kind_every_token"] = (every_token.argmax(-1) == repeated).float().mean().item()
+        return total, accuracy
+
+
+def class_of(task: str, kind: Tensor, frame: Tensor) -> Tensor:
+    """Return the class index that a task of `PictureHeads` should output; `frame` is `[batch, 7]`."""
+    if task == "kind":
+        return kind
+    if task.startswith("shape"):
+        return frame[:, 0].long()
+    if task.startswith("colour"):
+        return torch.where(frame[:, 6] > 0, frame[:, 1].long(), NO_COLOUR)
+    return frame[:, 2].long()
+
+
+def place_loss(output: Tensor, places: Tensor, present: Tensor) -> Tensor:
+    """Return the squared error of x, y and radius `[n, 3]` where a shape is present."""
+    return (F.mse_loss(output, places, reduction="none").mean(1) * present).mean()
+
+
+class TextHeads(nn.Module):
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        self.last_image_token = normed_linear(sizes.hidden, SINGLE + 1)
+        self.number = normed_linear(sizes.hidden, MAX_FRAMES + 1)
+        self.previous_token = normed_linear(sizes.hidden, sizes.vocabulary)
+
+    def change_loss(self, image: Tensor, kinds: Tensor) -> Tensor:
+        """Return the cross entropy of the change that the last token of `image` `[batch, n, hidden]` should state."""
+        return F.cross_entropy(self.last_image_token(image[:, -1]), kinds)
+
+    def reference_loss(self, text: Tensor, batch: Batch) -> Tensor:
+        """Return the cross entropy of each token's number and previous token; `text` is `[batch, n, hidden]`."""
+        number = F.cross_entropy(self.number(text).flatten(0, 1), batch.numbers.flatten(), ignore_index=IGNORE)
+        previous = F.cross_entropy(self.previous_token(text[:, 1:]).flatten(0, 1), batch.ids[:, :-1].flatten())
+        return number + previous
+
+
+def normed_linear(width: int, classes: int) -> nn.Sequential:
+    return nn.Sequential(nn.RMSNorm(width), nn.Linear(width, classes))
+
+
+class ColumnHeads(nn.Module):
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        self.merged_side = sizes.grid // 2
+        self.patch = PatchHead(sizes)
+        self.shape = normed_linear(sizes.hidden, NO_SHAPE + 1)
+        self.colour = normed_linear(sizes.hidden, NO_COLOUR)
+        self.background = normed_linear(sizes.hidden, len(BACKGROUNDS))
+        self.place = normed_linear(sizes.hidden, 3)
+        self.change = normed_linear(sizes.hidden, SINGLE + 1)
+
+    def row_ends(self, image: Tensor, columns: ColumnBatch) -> Tensor:
+        """Return the separators that end the tiles' token rows: `[batch, token rows, hidden]`."""
+        m, tiling = self.merged_side, columns.tiling
+        tiles = image[:, m * (m + 1) + 1 :]  # after the global view and its separator
+        return tiles.view(len(image), tiling.rows * m, tiling.cols * m + 1, -1)[:, :, -1]
+
+    def patch_loss(self, patches: Tensor, columns: ColumnBatch) -> Tensor:
+        """Return the loss of the tiles' patches; `patches` is `[batch, 1 + tiles, grid², d]`."""
+        tiling, grid = columns.tiling, 2 * self.merged_side
+        tiles = patches[:, 1:].reshape(len(patches), tiling.rows, tiling.cols, grid, grid, -1)
+        laid_out = tiles.permute(0, 1, 3, 2, 4, 5).flatten(1, 2).flatten(2, 3)  # [batch, patch rows, patch columns, d]
+        return self.patch.loss(laid_out, columns.patch_shapes, columns.patch_colours)
+
+    def look_loss(self, image: Tensor, columns: ColumnBatch, number: nn.Module) -> Tensor:
+        """Return the loss of each row's last complete frame: number, look and place.
+
+        `number` is the head that reads the number from text tokens: both kinds of token learn one representation.
+        """
+        rows = columns.row_frames > 0
+        frames = columns.row_frames[rows] - 1
+        ends = self.row_ends(image, columns)
+        looks, places = columns.looks[:, frames].flatten(0, 1), columns.places[:, frames].flatten(0, 1)
+        complete = ends[:, rows].flatten(0, 1)
+        total = F.cross_entropy(number(ends).flatten(0, 1), columns.row_frames.repeat(len(ends)))
+        for head, target in zip((self.shape, self.colour, self.background), looks.unbind(1), strict=True):
+            total = total + F.cross_entropy(head(complete), target)
+        return total + PLACE_WEIGHT * place_loss(self.place(complete), places, looks[:, 0] != NO_SHAPE)
+
+    def change_loss(self, image: Tensor, columns: ColumnBatch) -> tuple[Tensor, float]:
+        """Return the loss of the change into each row's last complete frame, and its accuracy after the first frame."""
+        rows = columns.row_frames > 0
+        target = columns.changes[:, columns.row_frames[rows] - 1].flatten()
+        output = self.change(self.row_ends(image, columns)[:, rows].flatten(0, 1))
+        later = target != SINGLE
+        accuracy = (output.argmax(-1) == target)[later].float().mean().item()
+        return F.cross_entropy(output, target), accuracy
+
+
+class Heads(nn.Module):
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        self.picture = PictureHeads(sizes)
+        self.text = TextHeads(sizes)
+        self.column = ColumnHeads(sizes)

@@ -6,8 +6,9 @@ CLIP's ViT, and the partial LoRA of InternLM-XComposer2 (arXiv:2401.16420).
 """
 
 import math
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -184,7 +185,7 @@ class Tokens:
             return Tokens(self.text + other.text)
         return Tokens(self.text + other.text, self.image + other.image)
 
-    def through(self, layer: Callable[[Tensor, bool], Tensor]) -> "Tokens":
+    def map_kinds(self, layer: Callable[[Tensor, bool], Tensor]) -> "Tokens":
         """Apply `layer(tokens, whether they are image tokens)` to each kind."""
         return Tokens(layer(self.text, False), None if self.image is None else layer(self.image, True))
 
@@ -206,7 +207,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tokens, rope: tuple[Tensor, Tensor], cache: list[Tensor] | None) -> Tokens:
         group = self.heads // self.kv_heads
-        qkv = x.through(self.wqkv).joined()
+        qkv = x.map_kinds(self.wqkv).joined()
         batch, length, _ = qkv.shape
         qkv = qkv.view(batch, length, self.kv_heads, group + 2, self.head_dim)
         q, k, v = torch.split_with_sizes(qkv, [group, 1, 1], 3)
@@ -218,7 +219,7 @@ class Attention(nn.Module):
             cache[:] = [k, v]
         k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=length > 1)
-        return x.split(mixed.transpose(1, 2).reshape(batch, length, -1)).through(self.wo)
+        return x.split(mixed.transpose(1, 2).reshape(batch, length, -1)).map_kinds(self.wo)
 
 
 class FeedForward(nn.Module):
@@ -242,8 +243,8 @@ class DecoderLayer(nn.Module):
         self.attention, self.feed_forward = Attention(sizes), FeedForward(sizes)
 
     def forward(self, x: Tokens, rope: tuple[Tensor, Tensor], cache: list[Tensor] | None) -> Tokens:
-        x = x + self.attention(x.through(lambda part, _: self.attention_norm(part)), rope, cache)
-        return x + x.through(lambda part, image: self.feed_forward(self.ffn_norm(part), image))
+        x = x + self.attention(x.map_kinds(lambda part, _: self.attention_norm(part)), rope, cache)
+        return x + x.map_kinds(lambda part, image: self.feed_forward(self.ffn_norm(part), image))
 
 
 class LanguageModel(Layers):
@@ -310,32 +311,68 @@ class DemoModel(nn.Module):
         angle = torch.arange(start, start + length, dtype=torch.float32, device=device)[:, None] * frequency
         return torch.cat([angle, angle], -1).cos(), torch.cat([angle, angle], -1).sin()
 
+    def layer_outputs(
+        self, ids: Tensor, image: Tensor | None = None, start: int = 0, caches: list[list[Tensor]] | None = None
+    ) -> list[Tokens]:
+        """Return the output of every layer for the texts `ids` `[batch, length]`.
+
+        `image` `[batch, n, hidden]` follows the first token. `start` is the position of the first token; `caches`
+        holds keys and values of earlier positions, one list per layer.
+        """
+        x = Tokens(self.model.tok_embeddings(ids), image)
+        rope = self.rope(start, ids.shape[1] + (0 if image is None else image.shape[1]))
+        outputs = []
+        for index, layer in enumerate(self.model.layers):
+            x = layer(x, rope, None if caches is None else caches[index])
+            outputs.append(x)
+        return outputs
+
     def hidden(
         self, ids: Tensor, image: Tensor | None = None, start: int = 0, caches: list[list[Tensor]] | None = None
     ) -> Tensor:
-        """Final normed states of the texts `ids` `[batch, length]`; `image` `[batch, n, hidden]` follows the first."""
-        x = Tokens(self.model.tok_embeddings(ids), image)
-        rope = self.rope(start, ids.shape[1] + (0 if image is None else image.shape[1]))
-        for index, layer in enumerate(self.model.layers):
-            x = layer(x, rope, None if caches is None else caches[index])
-        normed: Tensor = self.model.norm(x.text)
+        """Return the final normed states of the text tokens: `[batch, length, hidden]`. See `layer_outputs`."""
+        normed: Tensor = self.model.norm(self.layer_outputs(ids, image, start, caches)[-1].text)
         return normed
 
     @torch.no_grad()
     def greedy(self, ids: Tensor, image: Tensor | None, ends: set[int], max_tokens: int) -> list[list[int]]:
-        """Continue equally long prompts `[batch, length]` greedily; each list closes with its end mark, if it came."""
+        """Continue prompts of equal length `[batch, length]` greedily.
+
+        Each answer ends with a token of `ends`, unless it was cut at `max_tokens`.
+        """
         caches: list[list[Tensor]] = [[] for _ in self.model.layers]
-        done: list[list[int]] = [[] for _ in ids]
-        open_ = set(range(len(ids)))
+        answers: list[list[int]] = [[] for _ in ids]
+        unfinished = set(range(len(ids)))
         step, start = ids, 0
         for _ in range(max_tokens):
             states = self.hidden(step, image if start == 0 else None, start, caches)
             start += states.shape[1] + (image.shape[1] if image is not None and start == 0 else 0)
             step = self.output(states[:, -1]).argmax(-1, keepdim=True)
-            for row in list(open_):
-                done[row].append(int(step[row]))
-                if done[row][-1] in ends:
-                    open_.remove(row)
-            if not open_:
+            for row in list(unfinished):
+                answers[row].append(int(step[row]))
+                if answers[row][-1] in ends:
+                    unfinished.remove(row)
+            if not unfinished:
                 break
-        return done
+        return answers
+
+
+def deepened(model: DemoModel, layers: int) -> DemoModel:
+    """Return a copy of `model` with `layers` language layers. The new ones stand in the middle and change nothing yet.
+
+    A new layer starts with zero output projections, so that it passes its input through until it is trained.
+    """
+    old = model.sizes.layers
+    deep = DemoModel(replace(model.sizes, layers=layers))
+    first_new, end_new = old // 2, old // 2 + layers - old
+    kept = [index for index in range(layers) if not first_new <= index < end_new]
+    renamed = {}
+    for name, tensor in model.state_dict().items():
+        match = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", name)
+        renamed[f"model.layers.{kept[int(match[1])]}.{match[2]}" if match else name] = tensor
+    deep.load_state_dict(renamed, strict=False)
+    for name, parameter in deep.named_parameters():
+        match = re.fullmatch(r"model\.layers\.(\d+)\.(attention\.wo|feed_forward\.w2)\.weight", name)
+        if match and first_new <= int(match[1]) < end_new:
+            nn.init.zeros_(parameter)
+    return deep

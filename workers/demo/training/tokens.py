@@ -10,7 +10,7 @@ from pathlib import Path
 
 import sentencepiece
 
-from workers.demo.training import samples
+from workers.demo import examples
 
 VOCABULARY = 1024
 CHAT_OPEN, CHAT_CLOSE = "[UNUSED_TOKEN_146]", "[UNUSED_TOKEN_145]"
@@ -22,12 +22,12 @@ def corpus(seed: int = 0) -> list[str]:
     rng = random.Random(seed)
     lines = []
     for _ in range(3000):
-        step = samples.cause(rng, samples.random_state(rng, 0.1))
+        step = examples.step_to(rng, examples.random_state(rng, 0.1))
         turns = (
-            samples.first_frame(rng, step[1]),
-            samples.differential(rng, *step),
-            samples.summary(rng, rng.randint(1, 6)),
-            samples.recaption(rng),
+            examples.first_frame(rng, step[1]),
+            examples.differential(rng, *step),
+            examples.summary(rng, rng.randint(1, 6)),
+            examples.recaption(rng),
         )
         lines += [line for turn in turns for text in turn for line in text.split("\n") if line]
         lines += ["user", "assistant"]

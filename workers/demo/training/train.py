@@ -1,401 +1,261 @@
-"""Train the demo model from nothing: to see, to copy texts, then to see and speak. See docs/demo-model.md.
+"""Train the demo model: to see, to copy texts, to do both, then to read columns of keyframes. See docs/demo-model.md.
 
     python -m torch.distributed.run --nproc-per-node 2 -m workers.demo.training.train --data DIR --out DIR --threads 1
 
-Draw the pictures first (`python -m workers.demo.training.data --help`). State is saved to `--out` every few minutes and
-taken up from there by the next start; the checkpoint is exported beside it. Rates warm up, then fall to zero over
-each phase's seconds. Processes of one thread, which average their gradients, are quicker than threads of one process, most of all on
-cores that others use too. glibc's allocator returns large blocks to the system after every operation, which costs
-half the speed on CPU: start with MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_ (1 GiB or more) set.
+Draw the pictures first (`python -m workers.demo.training.data --help`). The run saves its state to `--out` every few
+minutes and resumes from it; it also exports the checkpoint. Learning rates warm up, then fall to zero over each phase.
+
+Several processes of one thread, which average their gradients, are faster than several threads of one process. By
+default glibc returns large blocks to the system after every operation, which halves the speed on a CPU: set
+MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ to at least 1 GiB.
 """
 
 import argparse
-import json
 import os
 import random
-import time
-from bisect import bisect_left
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import accumulate
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import sentencepiece
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from workers.demo import language
-from workers.demo.training import evaluate, export, samples, tokens
-from workers.demo.training.data import unrecord
+from workers.demo import examples
+from workers.demo.training import columns, export, tokens
+from workers.demo.training.batches import Vocabulary, answer_loss, make_batch, request_numbers
+from workers.demo.training.data import Pictures, decode_state
+from workers.demo.training.evaluate import Evaluator, head_accuracy
 from workers.demo.training.heads import Heads
-from workers.demo.training.model import DemoModel, Sizes, Tokens
-from workers.demo.training.muon import Muon
-from workers.demo.training.pictures import Pictures
+from workers.demo.training.loop import PHASES, Clock, TrainingRun, rank
+from workers.demo.training.model import DemoModel, Sizes, deepened
+from workers.demo.training.optimisers import make_optimisers
 from workers.demo.world import CHANGES
 
-MUON_LR, ADAM_LR = 0.02, 3e-3
-WARMUP_STEPS, SAVE_EVERY_S, EVALUATE_EVERY_S, REFRESH_EVERY = 100, 240, 600, 200
-VISION_BATCH, PAIRS, SINGLES = 64, 15, 2
-SUMMARY_LINES, RECAPTIONS = 28, 10  # of a step
+SAVE_EVERY_S, EVALUATE_EVERY_S, REPORT_EVERY, REFRESH_EVERY = 240, 600, 50, 200
+VISION_BATCH = 64
+PAIRS = {"joint": 15, "fast": 8}
+SINGLES = {"joint": 2, "fast": 1}
+SUMMARY_LINES = {"text": 28, "joint": 28, "fast": 14}
+RECAPTIONS = {"text": 10, "joint": 10, "fast": 5}
 SUMMARY_LENGTHS = (1, 2, 3, 4, 5, 6, 7, 8, 4, 5, 6, 7, 10, 12)
-PHASES = ("vision", "text", "joint")
-RATES = {  # of tower, projection and heads, and of the rest
-    "vision": {True: 1.0, False: 0.0},
-    "text": {True: 0.7, False: 0.7},
-    "joint": {True: 0.3, False: 0.4},
-}
-WEIGHTS = {  # of each loss of the language phases; "gathered": what the last image token should gather
-    "differential": 1.0, "first": 0.5, "heads": 0.1, "gathered": 0.5, "summary": 1.0, "read": 1.0,
-    "recaption": 0.8, "followed": 0.5,
+COLUMNS, MAX_KEYFRAMES = 8, 8
+HEAD_RAMP_STEPS = 200
+COLUMN_SIZES = ((320, 180), (384, 216), (426, 240), (320, 240), (256, 256), (384, 160), (180, 320))
+COLUMN_SIZE_WEIGHTS = (8, 4, 3, 3, 2, 2, 1)
+ROLES = ("first frame", "differential", "summary", "recaption", "fast")
+WEIGHTS = {
+    "differential": 1.0, "first frame": 0.5, "picture heads": 0.1, "last image token": 0.5, "summary": 1.0,
+    "summary references": 1.0, "recaption": 0.8, "recaption references": 0.5, "fast": 1.5, "column patches": 0.1,
+    "column looks": 0.3, "column changes": 1.0, "fast references": 0.5,
 }  # fmt: skip
-IGNORE = -100
-
-Vocabulary = sentencepiece.SentencePieceProcessor
-PartsOf = Callable[[list[str], int], list[int]]
 
 
-@dataclass
-class Training:
-    """Everything that is saved and taken up again."""
-
-    model: DemoModel
-    heads: Heads
-    optimisers: list[torch.optim.Optimizer]
-    out: Path
-    phase: str = "vision"
-    step: int = 0
-    seconds: float = 0.0  # spent in this phase
-    rate: float = 1.0  # of all learning rates; less is for weights that are trained already
-
-    def save(self) -> None:
-        if rank() > 0:
-            return
-        optimisers = [o.state_dict() for o in self.optimisers]
-        state = {"model": self.model.state_dict(), "heads": self.heads.state_dict(), "optimisers": optimisers}
-        torch.save(state | {"phase": self.phase, "step": self.step, "seconds": self.seconds}, self.out / "state.tmp")
-        (self.out / "state.tmp").rename(self.out / "state.pt")
-
-    def load(self) -> None:
-        path = self.out / "state.pt"
-        if not path.exists():
-            return
-        state = torch.load(path, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.heads.load_state_dict(state["heads"])
-        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(saved)
-        self.phase, self.step, self.seconds = state["phase"], state["step"], state["seconds"]
-
-    def log(self, **figures: Any) -> None:
-        line = {"phase": self.phase, "step": self.step, "seconds": round(self.seconds)} | figures
-        with (self.out / "log.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        tqdm.write(json.dumps(line))
-
-
-def optimisers(model: DemoModel, heads: Heads) -> list[torch.optim.Optimizer]:
-    """Return Muon for the hidden matrices and AdamW for all else: embeddings, norms, separators, heads."""
-    groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {
-        (m, v): [] for m in (True, False) for v in (True, False)
-    }
-    groups[False, True] += heads.parameters()
-    for name, parameter in model.named_parameters():
-        matrix = parameter.ndim == 2 and (".layers." in name or name.startswith("vision_proj"))
-        groups[matrix, name.startswith("vi")].append(parameter)
-    muon, adam = ([{"params": groups[m, v], "sees": v} for v in (True, False)] for m in (True, False))
-    return [
-        Muon(muon, lr=MUON_LR),
-        torch.optim.AdamW(adam, lr=ADAM_LR, betas=(0.9, 0.98), weight_decay=0.01, fused=True),
-    ]
-
-
-def rate(step: int, done: float) -> float:
-    """Return the factor of the learning rates: up over the first steps, then straight down to zero at the end."""
-    return min(1.0, (step + 1) / WARMUP_STEPS) * max(0.0, 1 - done)
-
-
-def averaged(training: Training, seconds: float) -> float:
-    """Average the gradients over all processes of the run, and return the average of their `seconds`."""
-    if not dist.is_initialized():
-        return seconds
-    parameters = [p for p in (*training.model.parameters(), *training.heads.parameters()) if p.grad is not None]
-    gradients = [p.grad.flatten() for p in parameters if p.grad is not None]
-    shared = torch.cat([*gradients, torch.tensor([seconds])])
-    dist.all_reduce(shared)
-    sizes = [*(p.numel() for p in parameters), 1]
-    *means, mean_s = torch.split_with_sizes(shared / dist.get_world_size(), sizes)
-    for parameter, mean in zip(parameters, means, strict=True):
-        parameter.grad = mean.view_as(parameter)
-    return float(mean_s)
-
-
-def rank() -> int:
-    """Return which process of the run this is: the first alone saves, evaluates and reports."""
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def steps(training: Training, budget_s: float) -> Iterator[None]:
-    """Yield once per optimiser step of this phase until its seconds are spent; the caller computes the gradients."""
-    bar = tqdm(desc=training.phase, initial=training.step, unit="step", mininterval=10, disable=rank() > 0)
-    begun = time.monotonic()
-    while training.seconds < budget_s:
-        factor = training.rate * rate(training.step, training.seconds / budget_s)
-        for optimiser, base in zip(training.optimisers, (MUON_LR, ADAM_LR), strict=True):
-            for group in optimiser.param_groups:
-                group["lr"] = base * factor * RATES[training.phase][group["sees"]]
-            optimiser.zero_grad(set_to_none=True)
-        yield
-        now = time.monotonic()
-        training.seconds, begun = averaged(training, training.seconds + now - begun), now
-        torch.nn.utils.clip_grad_norm_(training.model.parameters(), 5.0)
-        for optimiser in training.optimisers:
-            optimiser.step()
-        training.step += 1
-        bar.update()
-    bar.close()
-
-
-class Clock:
-    """Says when something that happens every so many seconds is due."""
-
-    def __init__(self, every_s: float) -> None:
-        self.every_s, self.last = every_s, time.monotonic()
-
-    def due(self) -> bool:
-        if time.monotonic() - self.last < self.every_s:
-            return False
-        self.last = time.monotonic()
-        return True
-
-
-def vision_phase(training: Training, train: Pictures, held: Pictures, budget_s: float) -> None:
-    """Tower and projection under the auxiliary heads alone."""
+def vision_phase(run: TrainingRun, train: Pictures, held_out: Pictures, budget_s: float) -> None:
+    """Train the tower and the projection, by the auxiliary heads alone."""
     saving, evaluating = Clock(SAVE_EVERY_S), Clock(EVALUATE_EVERY_S)
-    for _ in steps(training, budget_s):
-        pixels, kinds, states = train.draw_kinds(VISION_BATCH - VISION_BATCH // 8, VISION_BATCH // 8)
-        patches, merged = training.model.see(pixels)
-        loss, _ = training.heads.loss(patches, training.model.vision_proj(merged), kinds, states)
+    for _ in run.steps(budget_s):
+        pixels, kinds, states = train.draw(VISION_BATCH - VISION_BATCH // 8, VISION_BATCH // 8)
+        patches, merged = run.model.see(pixels)
+        loss, _ = run.heads.picture.loss(patches, run.model.vision_proj(merged), kinds, states)
         torch.autograd.backward(loss)
-        if training.step % REFRESH_EVERY == 0:
+        if run.step % REFRESH_EVERY == 0:
             train.refresh()
         if rank() == 0 and evaluating.due():
-            training.log(pictures=len(train), loss=round(loss.item(), 3), **evaluate.heads(training, held))
+            run.log(pictures=len(train), loss=round(loss.item(), 3), **head_accuracy(run, held_out))
         if saving.due():
-            training.save()
+            run.save()
     if rank() == 0:
-        training.log(**evaluate.heads(training, held))
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Turns padded to one length: ids after `<s>` and the image, and for each the next id to learn or IGNORE."""
-
-    ids: Tensor  # [batch, length]
-    targets: Tensor  # [batch, length]
-    parts: Tensor  # [batch, length]: the frame, or the wish, that each token speaks of, or IGNORE
-
-
-def frames_of(pieces: list[str], answer: int) -> list[int]:
-    """Return the number of the frame that each piece of a summary's turn speaks of; where it is named, IGNORE.
-
-    The answer, from place `answer` on, begins with the first frame.
-    """
-    frames, now, at = [], IGNORE, 0
-    while at < len(pieces):
-        now = 1 if at == answer else now
-        named = at
-        if pieces[at : at + 2] == ["▁frame", "▁"]:
-            named = at + 2
-            while named < len(pieces) and pieces[named].isdigit():
-                named += 1
-            now = int("".join(pieces[at + 2 : named]) or IGNORE)
-        frames += [IGNORE] * (named - at - 1) + [now]
-        at = max(named, at + 1)
-    return frames
-
-
-def wishes_of(pieces: list[str], answer: int) -> list[int]:
-    """Return which wish of a brief prompt, from 1, each piece speaks of; 0 before the first one.
-
-    The prompt and the answer, which begins at place `answer`, are counted apart.
-    """
-    wishes: list[int] = []
-    for part, find in ((pieces[:answer], language.find_wishes), (pieces[answer:], language.find_told)):
-        words = [piece.replace("▁", " ") for piece in part]
-        starts, ends = find("".join(words)), accumulate(map(len, words))
-        wishes += [bisect_left(starts, end) for end in ends]
-    return wishes
-
-
-def batch_of(turns: list[samples.Turn], sp: Vocabulary, parts_of: PartsOf = frames_of) -> Batch:
-    close = sp.piece_to_id(tokens.CHAT_CLOSE)
-    rows, parts = [], []
-    for prompt, answer in turns:
-        asked = [sp.bos_id(), *sp.encode(samples.turn(prompt))]
-        told = [*sp.encode(answer), close]
-        rows.append((asked + told[:-1], [IGNORE] * (len(asked) - 1) + told))
-        parts.append(parts_of(sp.id_to_piece(rows[-1][0]), len(asked)))
-    length = max(len(ids) for ids, _ in rows)
-    ids = torch.tensor([ids + [close] * (length - len(ids)) for ids, _ in rows])
-    targets = torch.tensor([targets + [IGNORE] * (length - len(targets)) for _, targets in rows])
-    spoken_of = torch.tensor([row + [IGNORE] * (length - len(row)) for row in parts])
-    return Batch(ids, targets, spoken_of)
-
-
-def text_loss(model: DemoModel, batch: Batch, image: Tensor | None) -> Tensor:
-    """Mean cross entropy of the answers; only their positions meet the output matrix."""
-    states = model.hidden(batch.ids, image)
-    learned = batch.targets != IGNORE
-    return F.cross_entropy(model.output(states[learned]), batch.targets[learned])
-
-
-class Watch:
-    """What the language model's lower half makes of what it read: the last image token, and each token of the text.
-
-    The last image token stands at one place and sees all of the image: once taught to gather what changed, it is where
-    the text finds it. Without this, the text has to find out where in the image to look, from the few words that tell.
-
-    To copy a sentence from among many, a text token has to know which frame it speaks of (which wish, in a recaption)
-    and what the token before it is: the upper half then finds the like of itself in the prompt. Both are slow to arise
-    from the answers alone.
-    """
-
-    def __init__(self, model: DemoModel) -> None:
-        self.seen: list[Tensor] = []
-        self.text = torch.zeros(0)
-        model.model.layers[model.sizes.layers // 2 - 1].register_forward_hook(self)
-
-    def __call__(self, layer: torch.nn.Module, inputs: Any, output: Tokens) -> None:
-        self.text = output.text
-        if output.image is not None and torch.is_grad_enabled():
-            self.seen.append(output.image[:, -1])
-
-    def gathered(self, heads: Heads, kinds: Tensor) -> Tensor:
-        """Cross entropy of what changed, over all passes with an image since the last call."""
-        seen, self.seen = torch.cat(self.seen), []
-        return F.cross_entropy(heads.last(seen), kinds)
-
-    def read(self, heads: Heads, batch: Batch) -> Tensor:
-        """Cross entropy of the frame or wish and of the token before, over the batch that was just passed."""
-        part = F.cross_entropy(heads.frame(self.text).flatten(0, 1), batch.parts.flatten(), ignore_index=IGNORE)
-        before = F.cross_entropy(heads.before(self.text[:, 1:]).flatten(0, 1), batch.ids[:, :-1].flatten())
-        return part + before
+        run.log(**head_accuracy(run, held_out))
 
 
 def picture_losses(
-    training: Training, watch: Watch, train: Pictures, sp: Vocabulary, rng: random.Random
+    run: TrainingRun, train: Pictures, vocabulary: Vocabulary, rng: random.Random, with_heads: bool
 ) -> dict[str, Tensor]:
-    """Return the losses of first frames and differentials, and of the auxiliary heads."""
-    model = training.model
-    pixels, kinds, states = train.draw_kinds(PAIRS, SINGLES)
+    """Return the losses of first frames and differentials and, if asked, of the auxiliary heads."""
+    model, pairs = run.model, PAIRS[run.phase]
+    pixels, kinds, states = train.draw(pairs, SINGLES[run.phase])
     patches, merged = model.see(pixels)
-    auxiliary, _ = training.heads.loss(patches, model.vision_proj(merged), kinds, states)
-    image = model.image_tokens(merged, merged[:, None, None])  # one crop: the global view is the tile
-    told = [[unrecord(row) for row in rows] for rows in states.numpy()]
-    pairs = [
-        samples.differential(rng, CHANGES[kind], before, after)
-        for kind, (before, after) in zip(kinds[:PAIRS].tolist(), told[:PAIRS], strict=True)
+    image = model.image_tokens(merged, merged[:, None, None])  # with one crop the global view is also the tile
+    shown = [[decode_state(row) for row in rows] for rows in states.numpy()]
+    changes = [
+        examples.differential(rng, CHANGES[kind], before, after)
+        for kind, (before, after) in zip(kinds[:pairs].tolist(), shown[:pairs], strict=True)
     ]
-    singles = [samples.first_frame(rng, state) for state, _ in told[PAIRS:]]
-    return {
-        "differential": text_loss(model, batch_of(pairs, sp), image[:PAIRS]),
-        "first": text_loss(model, batch_of(singles, sp), image[PAIRS:]),
-        "heads": auxiliary,
-        "gathered": watch.gathered(training.heads, kinds),
-    }
+    firsts = [examples.first_frame(rng, state) for state, _ in shown[pairs:]]
+    differential, outputs = answer_loss(model, make_batch(changes, vocabulary), image[:pairs])
+    first, _ = answer_loss(model, make_batch(firsts, vocabulary), image[pairs:])
+    losses = {"differential": differential, "first frame": first}
+    if with_heads:
+        middle = outputs[model.sizes.layers // 2 - 1]
+        assert middle.image is not None
+        losses["picture heads"], _ = run.heads.picture.loss(patches, model.vision_proj(merged), kinds, states)
+        losses["last image token"] = run.heads.text.change_loss(middle.image, kinds[:pairs])
+    return losses
 
 
-def text_losses(training: Training, watch: Watch, sp: Vocabulary, rng: random.Random) -> dict[str, Tensor]:
+def text_losses(run: TrainingRun, vocabulary: Vocabulary, rng: random.Random) -> dict[str, Tensor]:
     """Return the losses of summaries, all of one length, and of recaptions."""
-    length = rng.choice(SUMMARY_LENGTHS)
-    summaries = batch_of([samples.summary(rng, length) for _ in range(max(2, SUMMARY_LINES // length))], sp)
-    recaptions = batch_of([samples.recaption(rng) for _ in range(RECAPTIONS)], sp, wishes_of)
+    length, middle = rng.choice(SUMMARY_LENGTHS), run.model.sizes.layers // 2 - 1
+    count = max(2, SUMMARY_LINES[run.phase] // length)
+    summaries = make_batch([examples.summary(rng, length) for _ in range(count)], vocabulary)
+    requests = [examples.recaption(rng) for _ in range(RECAPTIONS[run.phase])]
+    recaptions = make_batch(requests, vocabulary, request_numbers)
+    summary, summary_outputs = answer_loss(run.model, summaries, None)
+    recaption, recaption_outputs = answer_loss(run.model, recaptions, None)
     return {
-        "summary": text_loss(training.model, summaries, None),
-        "read": watch.read(training.heads, summaries),
-        "recaption": text_loss(training.model, recaptions, None),
-        "followed": watch.read(training.heads, recaptions),
+        "summary": summary,
+        "summary references": run.heads.text.reference_loss(summary_outputs[middle].text, summaries),
+        "recaption": recaption,
+        "recaption references": run.heads.text.reference_loss(recaption_outputs[middle].text, recaptions),
     }
 
 
-def weighed(losses: dict[str, Tensor]) -> Tensor:
-    return torch.stack([WEIGHTS[name] * loss for name, loss in losses.items()]).sum()
+def column_losses(
+    run: TrainingRun, vocabulary: Vocabulary, rng: random.Random, max_keyframes: int
+) -> tuple[dict[str, Tensor], float]:
+    """Return the losses of one batch of columns, and the accuracy of the head that names the changes."""
+    model, heads = run.model, run.heads.column
+    size = rng.choices(COLUMN_SIZES, COLUMN_SIZE_WEIGHTS)[0]
+    count = rng.randint(max(2, max_keyframes - 4), max_keyframes)
+    batch = columns.make_batch([columns.draw_column(rng, size, count) for _ in range(COLUMNS)])
+    patches, merged = model.see(batch.pixels.flatten(0, 1))
+    turns = make_batch(batch.examples, vocabulary)
+    answer, outputs = answer_loss(model, turns, columns.image_tokens(model, merged, batch))
+    middle, next_layer = outputs[model.sizes.layers // 2 - 1], outputs[model.sizes.layers // 2]
+    assert middle.image is not None and next_layer.image is not None
+    changes, accuracy = heads.change_loss(next_layer.image, batch)
+    losses = {
+        "fast": answer,
+        "column patches": heads.patch_loss(patches.view(*batch.pixels.shape[:2], *patches.shape[1:]), batch),
+        "column looks": heads.look_loss(middle.image, batch, run.heads.text.number),
+        "column changes": changes,
+        "fast references": run.heads.text.reference_loss(middle.text, turns),
+    }
+    return losses, accuracy
 
 
-def language_phase(training: Training, train: Pictures, held: Pictures, budget_s: float, checkpoint: Path) -> None:
-    """Phase "text": summaries and recaptions alone. Phase "joint": all four roles; the tower learns too."""
-    sp = sentencepiece.SentencePieceProcessor(model_file=str(training.out / "tokenizer.model"))
-    rng = random.Random(f"{training.phase} {training.step} {rank()}")
+def keyframes_at(done: float) -> int:
+    """Return the most keyframes of a column, from 3 to `MAX_KEYFRAMES` over the first third of the phase."""
+    return min(MAX_KEYFRAMES, 3 + int(3 * (MAX_KEYFRAMES - 2) * done))
+
+
+def backward(run: TrainingRun, losses: dict[str, Tensor]) -> None:
+    """Add the gradients of the weighted losses. New heads start with little weight, so they do not spoil the model."""
+    ramp = min(1.0, (run.step + 1) / HEAD_RAMP_STEPS)
+    weighted = [WEIGHTS[name] * (1.0 if name in ROLES else ramp) * loss for name, loss in losses.items()]
+    torch.autograd.backward(torch.stack(weighted).sum())
+
+
+def training_losses(
+    run: TrainingRun, train: Pictures, vocabulary: Vocabulary, rng: random.Random, done: float
+) -> Iterator[dict[str, float]]:
+    """Compute the gradients of one step, part by part. Yields the losses of each part.
+
+    In the phase "fast" every step has columns; pictures and texts alternate.
+    """
+    if run.phase == "fast":
+        losses, accuracy = column_losses(run, vocabulary, rng, keyframes_at(done))
+        backward(run, losses)
+        yield {name: loss.item() for name, loss in losses.items()} | {"column change accuracy": accuracy}
+    if run.phase == "joint" or (run.phase == "fast" and run.step % 2):
+        losses = picture_losses(run, train, vocabulary, rng, with_heads=run.phase == "joint")
+        backward(run, losses)
+        yield {name: loss.item() for name, loss in losses.items()}
+    if run.phase != "fast" or run.step % 2 == 0:
+        losses = text_losses(run, vocabulary, rng)
+        backward(run, losses)
+        yield {name: loss.item() for name, loss in losses.items()}
+
+
+def language_phase(run: TrainingRun, train: Pictures, held_out: Pictures, budget_s: float, checkpoint: Path) -> None:
+    """Train summaries and recaptions ("text"), and first frames and differentials ("joint"), and columns ("fast")."""
+    vocabulary = sentencepiece.SentencePieceProcessor(model_file=str(run.out / "tokenizer.model"))
+    rng = random.Random(f"{run.phase} {run.step} {rank()}")
     saving, evaluating = Clock(SAVE_EVERY_S), Clock(EVALUATE_EVERY_S)
+    evaluator = Evaluator(run.model, vocabulary, held_out)
     means: dict[str, float] = {}
-    watch = Watch(training.model)
-    for _ in steps(training, budget_s):
-        losses: dict[str, Tensor] = {}
-        if training.phase == "joint":
-            losses = picture_losses(training, watch, train, sp, rng)
-            torch.autograd.backward(weighed(losses))
-        told = text_losses(training, watch, sp, rng)
-        torch.autograd.backward(weighed(told))
-        for name, loss in (losses | told).items():
-            means[name] = 0.95 * means.get(name, loss.item()) + 0.05 * loss.item()
-        if rank() == 0 and training.step % 50 == 0:
-            tqdm.write(f"{training.step} " + " ".join(f"{name} {mean:.4f}" for name, mean in means.items()))
-        if training.step % REFRESH_EVERY == 0:
+    for _ in run.steps(budget_s):
+        for part in training_losses(run, train, vocabulary, rng, run.seconds / budget_s):
+            means |= {name: 0.95 * means.get(name, value) + 0.05 * value for name, value in part.items()}
+        if rank() == 0 and run.step % REPORT_EVERY == 0:
+            tqdm.write(f"{run.step} " + " ".join(f"{name}: {mean:.4f}" for name, mean in means.items()))
+        if run.step % REFRESH_EVERY == 0:
             train.refresh()
         if rank() == 0 and evaluating.due():
-            training.log(**evaluate.roles(training.model, held, sp, 100))
-            export.write(training.model, training.out / "tokenizer.model", checkpoint)
+            run.log(**evaluator.accuracy(100, fast=run.phase == "fast"))
+            export.write(run.model, run.out / "tokenizer.model", checkpoint)
         if saving.due():
-            training.save()
-    training.save()
+            run.save()
+    run.save()
     if rank() == 0:
-        export.write(training.model, training.out / "tokenizer.model", checkpoint)
-        training.log(**evaluate.roles(training.model, held, sp, 400))
+        export.write(run.model, run.out / "tokenizer.model", checkpoint)
+        run.log(**evaluator.accuracy(400, fast=run.phase == "fast"))
 
 
-def main() -> None:
+def arguments_of_command() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--data", type=Path, required=True, help="folder with train/ and held/ shards of workers.demo.training.data"
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the run: state, log, tokenizer")
-    parser.add_argument("--checkpoint", type=Path, help="where to export to (default: OUT/checkpoint)")
-    parser.add_argument("--vision-s", type=float, default=2400, help="seconds of the first phase")
-    parser.add_argument("--text-s", type=float, default=1500, help="seconds of the second phase")
-    parser.add_argument("--joint-s", type=float, default=4200, help="seconds of the third phase")
-    parser.add_argument("--rate", type=float, default=1.0, help="of all learning rates: less for trained weights")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--checkpoint", type=Path, help="folder of the exported checkpoint (default: OUT/checkpoint)")
+    parser.add_argument("--start-from", type=Path, help="checkpoint whose weights and tokenizer the run starts from")
+    parser.add_argument("--first-phase", choices=PHASES, default=PHASES[0], help="phase of a new run")
+    parser.add_argument("--layers", type=int, default=Sizes.layers, help="language layers; may exceed --start-from's")
+    for phase, seconds in zip(PHASES, (2400, 1500, 4200, 4200), strict=True):
+        parser.add_argument(f"--{phase}-s", type=float, default=seconds, help=f"seconds of the phase {phase!r}")
+    parser.add_argument(
+        "--rate", type=float, default=1.0, help="factor of all learning rates; lower for trained weights"
+    )
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads per process")
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def prepare_tokenizer(out: Path, start_from: Path | None) -> None:
+    """Copy or train the run's tokenizer in process 0, and let the others wait for it."""
+    path = out / "tokenizer.model"
+    if rank() == 0 and not path.exists():
+        if start_from:
+            path.write_bytes((start_from / "tokenizer.model").read_bytes())
+        else:
+            tokens.train(path)
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def new_model(start_from: Path | None, layers: int) -> DemoModel:
+    model = export.read(start_from).train() if start_from else DemoModel(Sizes(layers=layers))
+    return deepened(model, layers) if model.sizes.layers < layers else model
+
+
+def main() -> None:
+    arguments = arguments_of_command()
     torch.set_num_threads(arguments.threads)
     if "WORLD_SIZE" in os.environ:
         dist.init_process_group("gloo")
     torch.manual_seed(arguments.seed)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    if rank() == 0 and not (arguments.out / "tokenizer.model").exists():
-        tokens.train(arguments.out / "tokenizer.model")
-    if dist.is_initialized():
-        dist.barrier()
-    sizes = Sizes()
-    model, heads = DemoModel(sizes), Heads(sizes)
-    training = Training(model, heads, optimisers(model, heads), arguments.out, rate=arguments.rate)
-    training.load()
-    train = Pictures(arguments.data / "train", arguments.seed + training.step + 1000 * rank())
-    held = Pictures(arguments.data / "held")
-    budgets_s = {"vision": arguments.vision_s, "text": arguments.text_s, "joint": arguments.joint_s}
-    for phase in PHASES[PHASES.index(training.phase) :]:
-        if phase != training.phase:
-            training.phase, training.step, training.seconds = phase, 0, 0.0
+    prepare_tokenizer(arguments.out, arguments.start_from)
+    model = new_model(arguments.start_from, arguments.layers)
+    heads = Heads(model.sizes)
+    run = TrainingRun(
+        model, heads, make_optimisers(model, heads), arguments.out, arguments.first_phase, rate=arguments.rate
+    )
+    run.load()
+    train = Pictures(arguments.data / "train", arguments.seed + run.step + 1000 * rank())
+    held_out = Pictures(arguments.data / "held")
+    for phase in PHASES[PHASES.index(run.phase) :]:
+        run.enter(phase)
+        budget_s = getattr(arguments, f"{phase}_s")
         if phase == "vision":
-            vision_phase(training, train, held, budgets_s[phase])
+            vision_phase(run, train, held_out, budget_s)
         else:
             checkpoint = arguments.checkpoint or arguments.out / "checkpoint"
-            language_phase(training, train, held, budgets_s[phase], checkpoint)
-        training.save()
+            language_phase(run, train, held_out, budget_s, checkpoint)
+        run.save()
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ from tqdm import tqdm, trange  # type: ignore[import-untyped]
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from workers.demo import scenes, world
-from workers.demo.training.data import sampled
-from workers.demo.training.muon import Muon
+from workers.demo.training.data import sample_clip
+from workers.demo.training.optimisers import Muon
 from workers.xcomposer2.image import CLIP_MEAN, CLIP_STD
 
 SIDE_PX, PATCH_PX = 64, 8
@@ -130,7 +130,7 @@ def threshold(model: CLIPVisionModel, clips: int) -> dict[str, float]:
     """Return the threshold that errs least on held-out clips as a service samples them; what it misses and invents."""
     likeness: dict[bool, list[float]] = {True: [], False: []}  # whether the state is the same
     for seed in trange(world.HELD_OUT_SEED, world.HELD_OUT_SEED + clips, desc="clips", mininterval=5):
-        frames, held = sampled(scenes.make_scene(seed), CRF)
+        frames, held = sample_clip(scenes.make_scene(seed), CRF)
         told = features(model, torch.from_numpy(np.stack([small(frame) for frame in frames])).float())
         for index, (a, b) in enumerate(pairwise(held)):
             likeness[a == b].append(float(told[index] @ told[index + 1]))

@@ -1,4 +1,4 @@
-"""The trainable model: its layout against the plugin's geometry, its cache, its optimiser, its export."""
+"""The trainable model: its layout against the plugin's geometry, its cache, its export, and its training pictures."""
 
 import random
 from pathlib import Path
@@ -9,11 +9,10 @@ import sentencepiece
 import torch
 from PIL import Image
 
-from workers.demo import scenes, world
-from workers.demo.training import data, export, samples, tokens
-from workers.demo.training.model import DemoModel, Sizes, Tokens, merge
-from workers.demo.training.muon import orthogonalised
-from workers.demo.training.pictures import normalised
+from workers.demo import examples, scenes, world
+from workers.demo.training import data, export, tokens
+from workers.demo.training.data import normalised
+from workers.demo.training.model import DemoModel, Sizes, Tokens, deepened, merge
 from workers.xcomposer2.hd_tiling import plan_tiling
 from workers.xcomposer2.image import crops
 
@@ -39,50 +38,53 @@ def test_patches_merge_in_row_order() -> None:
 
 
 @pytest.mark.parametrize(("size", "hd_num"), [((100, 60), 1), ((100, 60), 4), ((60, 200), 6)])
-def test_image_takes_as_many_tokens_as_the_plugin_counts(model: DemoModel, size: tuple[int, int], hd_num: int) -> None:
+def test_an_image_has_as_many_tokens_as_the_plugin_counts(model: DemoModel, size: tuple[int, int], hd_num: int) -> None:
     tiling = plan_tiling(*size, hd_num, SMALL.crop)
     _, merged = model.see(crops(Image.new("RGB", size, (9, 90, 200)), tiling))
     tiles = merged[None, 1:].unflatten(1, (tiling.rows, tiling.cols))
     assert model.image_tokens(merged[:1], tiles).shape == (1, tiling.image_tokens(SMALL.grid // 2), SMALL.hidden)
 
 
-def test_stored_crop_is_what_the_plugin_would_see() -> None:
-    picture = Image.fromarray(scenes.draw(samples.random_state(random.Random(0)), 320, 180))
-    seen = crops(picture, plan_tiling(320, 180, 1, data.CROP_PX))
-    stored = normalised(torch.from_numpy(data.crop_of(picture)[None].copy()))
-    torch.testing.assert_close(seen, stored.expand(2, -1, -1, -1), atol=1e-5, rtol=1e-5)
+def test_a_stored_crop_equals_the_plugins_crops() -> None:
+    image = Image.fromarray(scenes.draw(examples.random_state(random.Random(0)), 320, 180))
+    expected = crops(image, plan_tiling(320, 180, 1, data.CROP_PX))
+    stored = normalised(torch.from_numpy(data.crop_of(image)[None].copy()))
+    torch.testing.assert_close(expected, stored.expand(2, -1, -1, -1), atol=1e-5, rtol=1e-5)
 
 
-def test_cached_decoding_is_the_full_forward(model: DemoModel) -> None:
+def test_cached_decoding_equals_the_full_forward_pass(model: DemoModel) -> None:
     torch.manual_seed(1)
     ids = torch.randint(0, SMALL.vocabulary, (2, 9))
     _, merged = model.see(torch.randn(2, 3, SMALL.crop, SMALL.crop))
     image = model.image_tokens(merged, merged[:, None, None])
-    told = torch.tensor(model.greedy(ids, image, set(), 5))
-    states = model.hidden(torch.cat([ids, told[:, :-1]], 1), image)
-    assert torch.equal(model.output(states[:, -5:]).argmax(-1), told)
+    answers = torch.tensor(model.greedy(ids, image, set(), 5))
+    states = model.hidden(torch.cat([ids, answers[:, :-1]], 1), image)
+    assert torch.equal(model.output(states[:, -5:]).argmax(-1), answers)
 
 
-def test_partial_lora_touches_image_tokens_only(model: DemoModel) -> None:
+def test_partial_lora_changes_image_tokens_only(model: DemoModel) -> None:
     linear, x = model.model.layers[0].attention.wqkv, torch.randn(1, 4, SMALL.hidden)
-    low = linear.scale * linear.Plora_B(linear.Plora_A(x))
-    told = Tokens(x, x).through(linear)
-    torch.testing.assert_close(told.text, x @ linear.weight.T)
-    torch.testing.assert_close(told.image, x @ linear.weight.T + low)
+    low_rank = linear.scale * linear.Plora_B(linear.Plora_A(x))
+    mapped = Tokens(x, x).map_kinds(linear)
+    torch.testing.assert_close(mapped.text, x @ linear.weight.T)
+    torch.testing.assert_close(mapped.image, x @ linear.weight.T + low_rank)
 
 
-def test_image_stands_between_the_first_token_and_the_rest() -> None:
-    tokens_ = Tokens(torch.tensor([[[1.0], [4.0], [5.0]]]), torch.tensor([[[2.0], [3.0]]]))
-    assert tokens_.joined().flatten().tolist() == [1, 2, 3, 4, 5]
-    apart = tokens_.split(tokens_.joined())
-    assert torch.equal(apart.text, tokens_.text) and torch.equal(apart.image, tokens_.image)
+def test_the_image_follows_the_first_token() -> None:
+    sequence = Tokens(torch.tensor([[[1.0], [4.0], [5.0]]]), torch.tensor([[[2.0], [3.0]]]))
+    assert sequence.joined().flatten().tolist() == [1, 2, 3, 4, 5]
+    parts = sequence.split(sequence.joined())
+    assert torch.equal(parts.text, sequence.text) and torch.equal(parts.image, sequence.image)
 
 
-def test_orthogonalised_updates_have_singular_values_near_one() -> None:
-    torch.manual_seed(2)
-    for shape in ((3, 64, 32), (2, 32, 64)):
-        values = torch.linalg.svdvals(orthogonalised(torch.randn(shape)))
-        assert 0.6 < values.min() < values.max() < 1.3
+def test_new_layers_change_nothing_at_first(model: DemoModel) -> None:
+    torch.manual_seed(3)
+    ids = torch.randint(0, SMALL.vocabulary, (2, 9))
+    _, merged = model.see(torch.randn(2, 3, SMALL.crop, SMALL.crop))
+    image = model.image_tokens(merged, merged[:, None, None])
+    deep = deepened(model, 5)
+    assert len(deep.layer_outputs(ids, image)) == 5
+    torch.testing.assert_close(deep.hidden(ids, image), model.hidden(ids, image))
 
 
 def test_exported_checkpoint_reads_back(model: DemoModel, tmp_path: Path) -> None:
@@ -94,32 +96,32 @@ def test_exported_checkpoint_reads_back(model: DemoModel, tmp_path: Path) -> Non
         torch.testing.assert_close(read.state_dict()[name], tensor, atol=1e-4, rtol=1e-3)
 
 
-def test_vocabulary_is_of_the_published_kind(tmp_path: Path) -> None:
+def test_the_vocabulary_is_like_the_published_one(tmp_path: Path) -> None:
     tokens.train(tmp_path / "tokenizer.model")
-    sp = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
-    assert (sp.bos_id(), sp.eos_id(), sp.vocab_size()) == (1, 2, tokens.VOCABULARY)
+    vocabulary = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    assert (vocabulary.bos_id(), vocabulary.eos_id(), vocabulary.vocab_size()) == (1, 2, tokens.VOCABULARY)
     for text in (" two  spaces ", "naïve 🎈\n\t漢字", "The red circle moves to the left."):
-        assert sp.decode(sp.encode(text)) == text
-    turn = sp.encode(samples.turn("hi"))
-    assert turn[0] == sp.piece_to_id(tokens.CHAT_OPEN) and sp.piece_to_id(tokens.CHAT_CLOSE) in turn
+        assert vocabulary.decode(vocabulary.encode(text)) == text
+    ids = vocabulary.encode(examples.chat_turn("hi"))
+    assert ids[0] == vocabulary.piece_to_id(tokens.CHAT_OPEN) and vocabulary.piece_to_id(tokens.CHAT_CLOSE) in ids
 
 
-def test_pictures_show_what_their_records_say() -> None:
+def test_pictures_match_their_encoded_states() -> None:
     scene = scenes.make_scene(11)
-    for crop, _, rows in data.pictures(scene, random.Random(0)):
+    for crop, _, rows in data.all_pictures(scene, random.Random(0)):
         for row in np.array(rows, np.float32):
-            state = data.unrecord(row)
+            state = data.decode_state(row)
             if state.shape:
-                seen = crop[int(state.y * data.CROP_PX), int(state.x * data.CROP_PX)].astype(int)
-                assert np.abs(seen - world.COLOURS[state.colour]).max() < 40
+                centre = crop[int(state.y * data.CROP_PX), int(state.x * data.CROP_PX)].astype(int)
+                assert np.abs(centre - world.COLOURS[state.colour]).max() < 40
 
 
-def test_watched_pairs_show_what_changed_between_samples_of_the_clip() -> None:
+def test_sampled_pairs_show_the_changes_between_samples_of_the_clip() -> None:
     scene = scenes.make_scene(12, changes=3, size=(320, 180))
-    pairs = data.watched(scene, random.Random(0))
-    told = [world.CHANGES[kind] for _, kind, _ in pairs]
-    assert [kind for kind in told if kind != "none"] == list(scene.changes)
-    assert "none" in told
+    pairs = data.sampled_pairs(scene, random.Random(0))
+    kinds = [world.CHANGES[kind] for _, kind, _ in pairs]
+    assert [kind for kind in kinds if kind != "none"] == list(scene.changes)
+    assert "none" in kinds
     for _, kind, (before, after) in pairs:
         if world.CHANGES[kind] == "none":
             assert before[:3] == after[:3]
