@@ -1,6 +1,6 @@
-"""Random tiny checkpoints in the published layout, for comparing the plugin with `reading.Reading`.
+"""Random tiny checkpoints in the published layout, for comparing the plugin with `model.ReferenceModel`.
 
-Weights are drawn so that greedy choices are well apart and that partial LoRA and separators weigh on them.
+The weights are scaled so that the best logits are far apart, and partial LoRA and separators affect the answers.
 """
 
 import io
@@ -40,7 +40,7 @@ RESERVED = [f"[UNUSED_TOKEN_{n}]" for n in range(147)]
 
 
 def train_tokenizer(path: Path) -> int:
-    """Train a small SentencePiece model of the family's kind; returns the size of its vocabulary."""
+    """Train a small SentencePiece model with the family's properties. Returns the size of its vocabulary."""
     lines = [
         "The quick brown fox jumps over the lazy dog, and a red circle moves left.",
         "This is the first frame of a video, describe it in detail. Second(s) of a video: 4.00, 12.50",
@@ -67,9 +67,9 @@ def train_tokenizer(path: Path) -> int:
 
 
 def write_checkpoint(directory: Path, *, seed: int, model_type: str, layout: str, auto_map: bool = False) -> Path:
-    """Write a checkpoint; `layout` is "bin" (two shards and an index) or "safetensors" (one file).
+    """Write a checkpoint. `layout` is "bin" (two shards and an index) or "safetensors" (one file).
 
-    With `auto_map`, config.json names Python files, and one lies there that must never run.
+    With `auto_map`, config.json names Python files, which exist and must never run.
     """
     directory.mkdir(parents=True)
     vocab = train_tokenizer(directory / "tokenizer.model")
@@ -114,7 +114,7 @@ def save_tensors(directory: Path, tensors: dict[str, Tensor], layout: str) -> No
 
 
 def random_tensors(vocab: int, seed: int) -> dict[str, Tensor]:
-    """Draw every published tensor; CLIP's final norm is there too, as in the real files."""
+    """Return random values for every published tensor, and for CLIP's final norm, which real files also contain."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int, std: float = 1.0) -> Tensor:
@@ -151,7 +151,7 @@ def random_tensors(vocab: int, seed: int) -> dict[str, Tensor]:
         for name, (outputs, inputs, rank, alpha) in maps.items():
             linear(f"{prefix}.{name}", outputs, inputs)
             linear(f"{prefix}.{name}.Plora_A", rank, inputs)
-            # so that scale * B A x is about as large as W x
+            # makes scale * B A x about as large as W x
             tensors[f"{prefix}.{name}.Plora_B.weight"] = normal(outputs, rank, std=rank / alpha / math.sqrt(rank))
     width, name = VISION["hidden_size"], "vit.vision_tower.vision_model"
     patch = VISION["patch_size"]
@@ -172,13 +172,13 @@ def random_tensors(vocab: int, seed: int) -> dict[str, Tensor]:
         linear(f"{block}.mlp.fc2", width, VISION["intermediate_size"], bias=True)
     linear("vision_proj.0", hidden, 4 * width, bias=True)
     linear("vision_proj.2", hidden, hidden, bias=True)
-    tensors["vision_proj.2.weight"] *= 3  # GELU shrinks; image tokens should weigh like text tokens
+    tensors["vision_proj.2.weight"] *= 3  # compensates for GELU: image tokens get the same scale as text tokens
     tensors["plora_glb_GN"] = normal(1, 1, 4 * width, std=2)
     tensors["plora_sub_GN"] = normal(1, 1, 1, 4 * width, std=2)
     return tensors
 
 
 def random_image(size: tuple[int, int], seed: int) -> Image.Image:
-    """A picture of coarse coloured blocks, `size` (width, height) in pixels."""
+    """Return an image of coarse coloured blocks; `size` is (width, height) in pixels."""
     blocks = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
     return Image.fromarray(blocks).resize(size, Image.Resampling.BICUBIC)

@@ -1,7 +1,7 @@
-"""Ask vLLM, with the plugin, what `reading.Reading` is asked; a program, so that each checkpoint has its own process.
+"""Runs vLLM with the plugin on the questions of an agreement test. A program, so each checkpoint has its own process.
 
-`python -m tests.reference.vllm_answers MODEL ANSWERS < QUESTIONS`, both JSON. All questions go in at once, so that vLLM
-batches them; then those marked `alone` once more, one at a time.
+`python -m tests.reference.vllm_answers MODEL ANSWERS < QUESTIONS`, both JSON. All questions are submitted together, so
+that vLLM batches them. The questions marked `alone` are then repeated one at a time.
 """
 
 import json
@@ -20,10 +20,10 @@ from workers.xcomposer2.tokenizer import load_tokenizer, stop_ids, turn_ids
 
 
 def main() -> None:
-    """Read the questions, run them, write the answers."""
+    """Read the questions, run them and write the answers."""
     model, questions = sys.argv[1], json.load(sys.stdin)
     register()
-    register()  # must be harmless
+    register()  # a repeated call must be harmless
     check_registered()
     tokenizer = load_tokenizer(model)
     llm = LLM(**engine_args(model, dtype="float32", enforce_eager=True, **questions["engine"]))
@@ -42,7 +42,7 @@ def main() -> None:
         outputs = llm.generate([prompt(question) for question in batch], sampling, use_tqdm=False)
         return [{"prompt": len(o.prompt_token_ids or ()), "ids": list(o.outputs[0].token_ids)} for o in outputs]
 
-    def refusal(question: dict[str, Any]) -> str:
+    def error_of(question: dict[str, Any]) -> str:
         try:
             ask([question])
         except ValueError as error:
@@ -52,7 +52,7 @@ def main() -> None:
     answers = {
         "together": ask(questions["questions"]),
         "alone": [ask([question])[0] for question in questions["questions"] if question.get("alone")],
-        "refused": [refusal(question) for question in questions["refused"]],
+        "refused": [error_of(question) for question in questions["refused"]],
     }
     Path(sys.argv[2]).write_text(json.dumps(answers))
 

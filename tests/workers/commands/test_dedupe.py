@@ -179,7 +179,7 @@ def test_filtering_a_file(
         (b"\xff\xfe", "this is not UTF-8"),
         (b'{"caption": "a", "fps": NaN}', "NaN is not a JSON number"),
         (b'["a"]', "this is not a JSON object"),
-        (b'{"id": 1, "text": "a"}', "there is no field 'caption', only 'id', 'text'"),
+        (b'{"id": 1, "text": "a"}', "the field 'caption' is missing, there is only 'id', 'text'"),
         (b"{}", "an empty object"),
         (b'{"caption": 3}', "the field 'caption' is not a string"),
         (b'{"caption": ' + b"[" * 100_000, ""),

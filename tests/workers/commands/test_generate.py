@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.reference.checkpoint import random_image, random_tensors, save_tensors, write_checkpoint
-from tests.reference.reading import Reading
+from tests.reference.model import ReferenceModel
 
 ROOT = Path(__file__).resolve().parents[3]
 PROMPT = "Describe it, [UNUSED_TOKEN_145] please."
@@ -51,14 +51,14 @@ def test_a_turn_agrees_with_the_reference(directory: Path, tmp_path: Path, with_
     run = generate("--model", directory, *arguments)
     assert (run.returncode, run.stderr) == (0, "")
     torch.set_num_threads(1)
-    reading = Reading(directory)
-    expected = reading.answer(PROMPT.replace("[UNUSED_TOKEN_145]", "[UNUSED TOKEN 145]"), image, 6, 8)
-    ends = {reading.tokenizer.piece_to_id("[UNUSED_TOKEN_145]"), reading.tokenizer.eos_id()}
+    reference = ReferenceModel(directory)
+    expected = reference.answer(PROMPT.replace("[UNUSED_TOKEN_145]", "[UNUSED TOKEN 145]"), image, 6, 8)
+    ends = {reference.tokenizer.piece_to_id("[UNUSED_TOKEN_145]"), reference.tokenizer.eos_id()}
     assert json.loads(run.stdout) == {
         "prompt_tokens": expected.prompt_tokens,
         "image_tokens": expected.image_tokens,
         "token_ids": expected.token_ids,
-        "text": reading.tokenizer.decode([number for number in expected.token_ids if number not in ends]),
+        "text": reference.tokenizer.decode([number for number in expected.token_ids if number not in ends]),
     }
 
 

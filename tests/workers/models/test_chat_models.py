@@ -1,6 +1,6 @@
-"""A chat model that vLLM brings itself, behind `sharecap up`: all roles over HTTP, in a context that is short for them.
+"""A chat model that vLLM supports itself, run by `sharecap up`: all roles over HTTP, with a short context.
 
-The model is tiny and random, so its words mean nothing; what it is asked, and what that costs, must be right.
+The model is tiny and random, so its answers mean nothing. The tests check the prompts and the token counts.
 """
 
 import os
@@ -45,69 +45,69 @@ def service(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[h
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
     finally:
-        for left in [*process.children(recursive=True), process] if process.is_running() else ():
-            left.kill()
+        for remaining in [*process.children(recursive=True), process] if process.is_running() else ():
+            remaining.kill()
         process.stderr.close()
 
 
 @pytest.fixture(scope="module")
 def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six seconds, 160 x 120."""
+    """A video of six seconds, 160 x 120."""
     return write(tmp_path_factory.mktemp("clip") / "clip.mp4", [numbered(k) for k in range(60)], fps=10)
 
 
-def ended(http: httpx.Client, answer: httpx.Response) -> dict[str, Any]:
+def finished_job(http: httpx.Client, response: httpx.Response) -> dict[str, Any]:
     """Return the job once its stream has ended."""
-    assert answer.is_success, answer.text
-    http.get(answer.json()["links"]["events"]).raise_for_status()
-    job: dict[str, Any] = http.get(answer.json()["links"]["self"]).json()
+    assert response.is_success, response.text
+    http.get(response.json()["links"]["events"]).raise_for_status()
+    job: dict[str, Any] = http.get(response.json()["links"]["self"]).json()
     return job
 
 
 def caption(http: httpx.Client, video: Path, **options: Any) -> dict[str, Any]:
     with video.open("rb") as file:
-        return ended(http, http.post("/captions", files={"file": (video.name, file)}, data=options))
+        return finished_job(http, http.post("/captions", files={"file": (video.name, file)}, data=options))
 
 
 @pytest.fixture(scope="module")
-def told(service: httpx.Client, video: Path) -> dict[str, Any]:
-    """A video told in the sliding mode."""
+def sliding_job(service: httpx.Client, video: Path) -> dict[str, Any]:
+    """A finished job in the sliding mode."""
     return caption(service, video, **LONG)
 
 
 def image_tokens(model: Path, *sizes: tuple[int, int]) -> int:
-    """What the images take, by the model's own processor."""
+    """Return the number of tokens of the images, according to the model's own processor."""
     processor = Idefics3Processor.from_pretrained(model)
     blank = [Image.new("RGB", size) for size in sizes]
     return len(processor(text=IMAGE * len(sizes), images=blank)["input_ids"][0])
 
 
 def prompt_tokens(model: Path, prompt: str) -> int:
-    """What a turn of text takes, by the model's own chat template."""
+    """Return the number of tokens of a text turn, according to the model's own chat template."""
     tokenizer = AutoTokenizer.from_pretrained(model)
     messages = [{"role": "user", "content": [{"type": "text", "text": prompt}]}]
     return len(tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"])
 
 
-def test_each_pair_is_shown_as_two_pictures(told: dict[str, Any], model: Path) -> None:
-    assert told["status"] == "completed", told["error"]
-    assert len(told["differentials"]) == 9
-    assert told["caption"]
+def test_each_pair_is_shown_as_two_images(sliding_job: dict[str, Any], model: Path) -> None:
+    assert sliding_job["status"] == "completed", sliding_job["error"]
+    assert len(sliding_job["differentials"]) == 9
+    assert sliding_job["caption"]
     one, two = image_tokens(model, (160, 120)), image_tokens(model, (160, 120), (160, 120))
-    assert told["usage"]["image_tokens"] == one + 8 * two
-    texts = sum(len(d["text"]) for d in told["differentials"])
-    assert texts > CONTEXT_TOKENS, "the summary had to be made in groups"
+    assert sliding_job["usage"]["image_tokens"] == one + 8 * two
+    texts = sum(len(d["text"]) for d in sliding_job["differentials"])
+    assert texts > CONTEXT_TOKENS, "the summary needs several groups"
 
 
-def test_a_clip_of_it(service: httpx.Client, told: dict[str, Any]) -> None:
-    answer = service.post(f"/captions/{told['id']}/clips", json={"start_s": 1, "end_s": 2, "max_tokens": 8})
-    clip = ended(service, answer)
+def test_a_clip(service: httpx.Client, sliding_job: dict[str, Any]) -> None:
+    response = service.post(f"/captions/{sliding_job['id']}/clips", json={"start_s": 1, "end_s": 2, "max_tokens": 8})
+    clip = finished_job(service, response)
     assert clip["status"] == "completed", clip["error"]
     assert clip["usage"]["image_tokens"] == 0
     assert clip["caption"]
 
 
-def test_all_keyframes_at_once(service: httpx.Client, video: Path, model: Path) -> None:
+def test_fast_mode(service: httpx.Client, video: Path, model: Path) -> None:
     job = caption(service, video, mode="fast", keyframes="interval", max_tokens=8)
     assert job["status"] == "completed", job["error"]
     assert job["keyframes_seen"] == 4
@@ -116,23 +116,23 @@ def test_all_keyframes_at_once(service: httpx.Client, video: Path, model: Path) 
 
 
 @pytest.mark.parametrize("beams", [1, 2])
-def test_a_prompt_is_written_out_and_its_marks_are_text(service: httpx.Client, model: Path, beams: int) -> None:
+def test_special_tokens_in_a_prompt_are_neutralised(service: httpx.Client, model: Path, beams: int) -> None:
     body = {"prompt": f"a star {CLOSE} {IMAGE}", "max_tokens": 8, "num_beams": beams}
-    answer = service.post("/recaption", json=body).raise_for_status().json()
-    written = PROMPTS.recaption("a star < |im_end|> < image>")
-    job = service.get(answer["links"]["self"]).json()
-    assert job["usage"]["prompt_tokens"] == prompt_tokens(model, written)
+    response = service.post("/recaption", json=body).raise_for_status().json()
+    prompt = PROMPTS.recaption("a star < |im_end|> < image>")
+    job = service.get(response["links"]["self"]).json()
+    assert job["usage"]["prompt_tokens"] == prompt_tokens(model, prompt)
     assert 0 < job["usage"]["completion_tokens"] <= 8
 
 
-def test_crops_are_refused(service: httpx.Client, video: Path) -> None:
+def test_hd_num_is_rejected(service: httpx.Client, video: Path) -> None:
     job = caption(service, video, hd_num=4)
     assert job["status"] == "failed"
     assert job["error"]["code"] == "invalid_option"
     assert "hd_num" in job["error"]["detail"]
 
 
-def test_a_model_that_takes_no_images_ends_the_start(tmp_path: Path, redis_url: str) -> None:
+def test_the_worker_refuses_a_model_that_takes_no_images(tmp_path: Path, redis_url: str) -> None:
     env = {**os.environ, "REDIS_URL": redis_url, "MODEL": str(write_text_checkpoint(tmp_path / "model"))}
     command = [sys.executable, "-m", "workers.main"]
     run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=400, check=False)

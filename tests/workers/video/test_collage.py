@@ -1,4 +1,4 @@
-"""Geometry of the images that captioning turns look at, pixel by pixel."""
+"""The geometry of combined images, checked pixel by pixel."""
 
 import numpy as np
 from PIL import Image
@@ -12,7 +12,7 @@ def pixels(image: Image.Image) -> np.ndarray:
     return np.asarray(image)
 
 
-def test_a_pair_stands_with_fifty_white_pixels_between() -> None:
+def test_a_pair_is_stacked_with_fifty_white_pixels_between() -> None:
     stacked = pixels(stack_pair(Image.new("RGB", (60, 40), RED), Image.new("RGB", (60, 40), BLUE)))
     assert stacked.shape == (130, 60, 3)
     assert (stacked[:40] == RED).all()
@@ -20,12 +20,12 @@ def test_a_pair_stands_with_fifty_white_pixels_between() -> None:
     assert (stacked[90:] == BLUE).all()
 
 
-def test_a_second_frame_of_another_width_is_scaled() -> None:
+def test_the_second_frame_is_scaled_to_the_width_of_the_first() -> None:
     stacked = stack_pair(Image.new("RGB", (60, 40), RED), Image.new("RGB", (30, 10), BLUE))
     assert stacked.size == (60, 40 + 50 + 20)
 
 
-def test_all_frames_stand_in_one_column_with_a_numbered_margin() -> None:
+def test_all_frames_are_stacked_in_one_column_with_a_margin() -> None:
     frames = [Image.new("RGB", (480, 100), RED), Image.new("RGB", (440, 80), BLUE), Image.new("RGB", (480, 60), RED)]
     stacked = pixels(stack_all(frames))
     margin = 120  # a quarter of the widest
@@ -39,11 +39,11 @@ def test_all_frames_stand_in_one_column_with_a_numbered_margin() -> None:
         assert (stacked[line : line + 2] == 0).all()
         assert (stacked[line - 9 : line] == 255).all()
         assert (stacked[line + 2 : line + 11] == 255).all()
-    assert (stacked[290:] == 255).all(), "no line below the last frame"
+    assert (stacked[290:] == 255).all(), "there must not be a line below the last frame"
     assert (stacked[:, margin + 480 :][10:110] == 255).all()
 
 
-def test_each_frame_has_its_label_beside_its_middle() -> None:
+def test_each_frame_has_its_label_at_its_middle() -> None:
     frames = [Image.new("RGB", (800, 200), RED)] * 3
     stacked = pixels(stack_all(frames))
     margin, font_px = 200, 40
@@ -51,9 +51,9 @@ def test_each_frame_has_its_label_beside_its_middle() -> None:
         top = 10 + k * 220
         label = stacked[top + 100 : top + 100 + 2 * font_px, :margin]
         rows, columns = np.nonzero((label < 128).all(axis=2))
-        assert rows.size, "a label is there"
+        assert rows.size, "the label is drawn"
         assert 0.4 * font_px < np.ptp(rows) < 1.3 * font_px
-        assert columns.max() < margin, "and stays in the margin"
+        assert columns.max() < margin, "the label stays in the margin"
         assert (stacked[top : top + 95, :margin] == 255).all()
     labels = [stacked[10 + k * 220 + 100 : 10 + k * 220 + 150, :margin] for k in range(3)]
     assert not (labels[0] == labels[1]).all()

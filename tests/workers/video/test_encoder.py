@@ -1,4 +1,4 @@
-"""The keyframe encoder: the right feature of the right pixels, in batches across jobs."""
+"""The keyframe encoder: preprocessing, features, and batches shared by jobs."""
 
 import asyncio
 import json
@@ -38,7 +38,7 @@ VISION = CLIPVisionConfig(
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint's directory with a small random encoder in it."""
+    """A checkpoint directory that contains a small random encoder."""
     directory = tmp_path_factory.mktemp("checkpoint")
     torch.manual_seed(0)
     CLIPVisionModel(VISION).save_pretrained(directory / "small")
@@ -58,14 +58,14 @@ def test_pixels_are_resized_cropped_and_normalised(size: tuple[int, int]) -> Non
     assert np.allclose(pixels, ((centre - MEAN) / STD).transpose(2, 0, 1), atol=1e-5)
 
 
-def test_older_preprocessor_files_say_sizes_as_numbers() -> None:
+def test_preprocessor_files_with_sizes_as_numbers() -> None:
     older = {**CONFIG, "size": 56, "crop_size": 56}
     assert np.array_equal(Preprocessor(older)(noise(1)), Preprocessor(CONFIG)(noise(1)))
     exact = {**CONFIG, "size": {"height": 56, "width": 56}, "do_center_crop": False}
     assert Preprocessor(exact)(noise(1)).shape == (3, 56, 56)
 
 
-async def test_the_feature_is_the_cls_token_before_the_post_norm(checkpoint: Path) -> None:
+async def test_the_feature_is_the_cls_token_before_the_final_norm(checkpoint: Path) -> None:
     images = [noise(k) for k in range(3)]
     features = await ClipEncoder(str(checkpoint), "small").encode(images)
     model = CLIPVisionModel.from_pretrained(checkpoint / "small").eval()
@@ -73,13 +73,15 @@ async def test_the_feature_is_the_cls_token_before_the_post_norm(checkpoint: Pat
     with torch.no_grad():
         out = model(pixels, output_hidden_states=True)
     cls = out.hidden_states[-1][:, 0]
-    assert not torch.allclose(cls, out.pooler_output), "which is after it"
+    assert not torch.allclose(cls, out.pooler_output), "the pooler output is after the norm"
     expected = torch.nn.functional.normalize(cls, dim=-1).numpy()
     assert np.allclose(features, expected, atol=1e-5)
     assert np.allclose(np.linalg.norm(features, axis=1), 1, atol=1e-5)
 
 
-async def test_jobs_share_batches_and_get_their_own_features(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_concurrent_jobs_share_batches_and_get_their_own_features(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     encoder = ClipEncoder(str(checkpoint), "small")
     alone = [await encoder.encode([noise(k), noise(k + 100)]) for k in range(8)]
     batches: list[int] = []
@@ -90,9 +92,7 @@ async def test_jobs_share_batches_and_get_their_own_features(checkpoint: Path, m
     assert np.allclose(np.stack(alone), np.stack(together), atol=1e-5)
 
 
-async def test_a_failure_reaches_those_who_asked_and_nobody_else(
-    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_failure_only_affects_the_current_batch(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = ClipEncoder(str(checkpoint), "small")
     with monkeypatch.context() as patch:
         patch.setattr(encoder, "_forward", lambda images: 1 / 0)
@@ -108,7 +108,7 @@ async def test_frames_of_a_cancelled_job_are_not_encoded(checkpoint: Path, monke
     monkeypatch.setattr(encoder, "_forward", lambda images: (batches.append(len(images)), forward(images))[1])
     first = asyncio.create_task(encoder.encode([noise(1)]))
     await asyncio.sleep(0)
-    await asyncio.sleep(0)  # its batch is on its way
+    await asyncio.sleep(0)  # its batch has started
     second, third = (asyncio.create_task(encoder.encode([noise(k)] * k)) for k in (2, 3))
     await asyncio.sleep(0)
     second.cancel()
@@ -118,23 +118,23 @@ async def test_frames_of_a_cancelled_job_are_not_encoded(checkpoint: Path, monke
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty copy of the hub, and no network: `hub / ID` is where a repository's files go."""
+    """An empty hub cache, offline."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     return tmp_path
 
 
 def repository(hub: Path, name: str) -> Path:
-    home, commit = hub / f"models--{name.replace('/', '--')}", "0" * 40
-    files = home / "snapshots" / commit
+    root, commit = hub / f"models--{name.replace('/', '--')}", "0" * 40
+    files = root / "snapshots" / commit
     files.mkdir(parents=True)
-    (home / "refs").mkdir()
-    (home / "refs" / "main").write_text(commit)
+    (root / "refs").mkdir()
+    (root / "refs" / "main").write_text(commit)
     return files
 
 
-async def test_by_default_it_is_the_published_clip_by_hub_id(hub: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """The published repository holds all of CLIP, text side included, as one `pytorch_model.bin`."""
+async def test_the_default_encoder_is_the_published_clip(hub: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The published repository contains the complete CLIP, including the text encoder, in one `pytorch_model.bin`."""
     files = repository(hub, "openai/clip-vit-large-patch14-336")
     torch.manual_seed(1)
     text = CLIPTextConfig(
@@ -152,7 +152,7 @@ async def test_by_default_it_is_the_published_clip_by_hub_id(hub: Path, capfd: p
     (files / "preprocessor_config.json").write_text(json.dumps(CONFIG))
     capfd.readouterr()
     encoder = ClipEncoder("some/captioner", ModelDefaults().keyframe_encoder)
-    assert capfd.readouterr() == ("", ""), "a normal start is quiet"
+    assert capfd.readouterr() == ("", ""), "loading prints nothing"
     pixels = torch.from_numpy(Preprocessor(CONFIG)(noise(1))[None])
     with torch.no_grad():
         cls = clip.vision_model(pixels).last_hidden_state[:, 0]
@@ -160,7 +160,7 @@ async def test_by_default_it_is_the_published_clip_by_hub_id(hub: Path, capfd: p
     assert np.allclose(await encoder.encode([noise(1)]), expected, atol=1e-5)
 
 
-def test_a_checkpoint_on_the_hub_may_bring_its_own(hub: Path, checkpoint: Path) -> None:
+def test_a_checkpoint_on_the_hub_may_contain_its_own_encoder(hub: Path, checkpoint: Path) -> None:
     target = repository(hub, "some/captioner") / "small"
     target.mkdir()
     for file in (checkpoint / "small").iterdir():
@@ -168,7 +168,7 @@ def test_a_checkpoint_on_the_hub_may_bring_its_own(hub: Path, checkpoint: Path) 
     ClipEncoder("some/captioner", "small")
 
 
-def test_what_is_no_image_encoder_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+def test_an_incomplete_image_encoder_is_rejected(checkpoint: Path, tmp_path: Path) -> None:
     for file in (checkpoint / "small").iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     weights = CLIPVisionModel(VISION).state_dict()
@@ -179,8 +179,8 @@ def test_what_is_no_image_encoder_is_refused(checkpoint: Path, tmp_path: Path) -
         ClipEncoder(str(tmp_path), str(tmp_path))
 
 
-async def test_half_precision_tells_frames_apart_as_full_precision_does() -> None:
-    """What runs on a GPU, run here: cosines agree, best of all where it is decided what is a keyframe."""
+async def test_half_precision_gives_the_same_cosines_as_full_precision() -> None:
+    """GPUs use half precision. Cosines agree best for similar frames, where keyframes are decided."""
     encoder = ClipEncoder(str(DEMO_CHECKPOINT), "keyframe_encoder")
     scene = scenes.make_scene(world.HELD_OUT_SEED, changes=6)
     drawn = [scenes.draw(state, scene.width, scene.height) for state in scene.states]
@@ -190,5 +190,5 @@ async def test_half_precision_tells_frames_apart_as_full_precision_does() -> Non
     half = await encoder.encode(frames)
     cosines, errors = full @ full.T, np.abs(full @ full.T - half @ half.T)
     assert errors.max() < 0.01
-    alike = (cosines > 0.98) & ~np.eye(len(frames), dtype=bool)
-    assert alike.sum() >= len(drawn) and errors[alike].max() < 5e-4
+    similar = (cosines > 0.98) & ~np.eye(len(frames), dtype=bool)
+    assert similar.sum() >= len(drawn) and errors[similar].max() < 5e-4

@@ -1,4 +1,4 @@
-"""Which frames become keyframes, in which shot, and at which times: those that a player would show."""
+"""Which frames become keyframes, in which shot and at which times; times are those that a player shows."""
 
 import asyncio
 import struct
@@ -23,13 +23,13 @@ from workers.video.selection import select_by_similarity
 
 
 def trimmed(source: Path, target: Path, skipped_s: float) -> Path:
-    """Copy an MP4 with an edit list that leaves out its beginning, as a phone's trimming writes it."""
+    """Copy an MP4 with an edit list that skips its beginning, like a video trimmed on a phone."""
     data = bytearray(source.read_bytes())
 
     def timescale(header: bytes) -> int:
         return int(struct.unpack_from(">I", data, data.index(header) + 4 + 12)[0])  # version 0
 
-    entry = data.index(b"elst") + 4 + 8  # the only one, version 0
+    entry = data.index(b"elst") + 4 + 8  # the only entry, version 0
     duration, start, rate = struct.unpack_from(">IiI", data, entry)
     moved = (duration - round(skipped_s * timescale(b"mvhd")), start + round(skipped_s * timescale(b"mdhd")), rate)
     struct.pack_into(">IiI", data, entry, *moved)
@@ -38,7 +38,7 @@ def trimmed(source: Path, target: Path, skipped_s: float) -> Path:
 
 
 def delayed(source: Path, target: Path, delay_s: float) -> Path:
-    """Copy an MP4 so that its first frame is shown `delay_s` late: the muxer writes an empty edit before it."""
+    """Copy an MP4 so that its first frame is shown `delay_s` later; the muxer writes an empty edit before it."""
     with av.open(str(source)) as read, av.open(str(target), "w") as out:
         stream = out.add_stream_from_template(read.streams.video[0])
         for packet in read.demux(video=0):
@@ -51,7 +51,7 @@ def delayed(source: Path, target: Path, delay_s: float) -> Path:
 
 
 async def keyframes(bench: Bench, path: Path, **options: object) -> tuple[JobState, list[Image.Image]]:
-    """Return the finished job and its keyframes, from their files."""
+    """Run a job. Returns it and its keyframes, read from their files."""
     job = await bench.run(bench.runner(FakeCaptioner()), await bench.video(path, **options))
     assert job.error is None, job.error
     images = []
@@ -87,10 +87,10 @@ async def test_an_edit_list_that_delays_the_beginning(bench: Bench, tmp_path: Pa
 
 
 async def test_a_variable_frame_rate(bench: Bench, tmp_path: Path) -> None:
-    shown = [0, 0.05, 0.4, 0.9, 1.7, 1.75, 1.8, 3.3, 4.0]
-    path = write(tmp_path / "clip.mp4", [numbered(k) for k in range(9)], times_s=shown)
+    shown_at = [0, 0.05, 0.4, 0.9, 1.7, 1.75, 1.8, 3.3, 4.0]
+    path = write(tmp_path / "clip.mp4", [numbered(k) for k in range(9)], times_s=shown_at)
     job, images = await keyframes(bench, path, **EVERY_SECOND)
-    check(job, images, [0, 0.9, 1.8, 4.0], [0, 3, 6, 8])  # on screen at 0, 1, 2 and still at 3, 4
+    check(job, images, [0, 0.9, 1.8, 4.0], [0, 3, 6, 8])  # on screen at 0, 1, 2, 3 (the same frame) and 4
 
 
 async def test_a_rotated_video_is_upright(bench: Bench, tmp_path: Path) -> None:
@@ -102,15 +102,15 @@ async def test_a_rotated_video_is_upright(bench: Bench, tmp_path: Path) -> None:
 
 
 async def test_semantic_keyframes_have_the_containers_times(bench: Bench, tmp_path: Path) -> None:
-    shown = [0, 0.3, 0.9, 1.1, 2.0, 2.2, 3.7, 4.4]
+    shown_at = [0, 0.3, 0.9, 1.1, 2.0, 2.2, 3.7, 4.4]
     frames = [shot(k // 3, 0) for k in range(8)]  # changes at 1.1 and 3.7 s
-    path = write(tmp_path / "clip.mp4", frames, times_s=shown)
+    path = write(tmp_path / "clip.mp4", frames, times_s=shown_at)
     job, _ = await keyframes(bench, path, interval_s=0.1, similarity_threshold=0.9)
     assert [k.time_s for k in job.keyframes] == pytest.approx([0, 1.1, 3.7, 4.4], abs=2e-3)
 
 
 class GatedEncoder(FakeEncoder):
-    """Encodes `frames` frames at least, then waits for ever."""
+    """Encodes at least `frames` frames, then blocks."""
 
     def __init__(self, frames: int) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ class GatedEncoder(FakeEncoder):
         return await super().encode(images)
 
 
-async def test_the_next_attempt_goes_on_counting_shots(bench: Bench, tmp_path: Path) -> None:
+async def test_the_next_attempt_continues_the_shot_numbers(bench: Bench, tmp_path: Path) -> None:
     path = write(tmp_path / "clip.mp4", [shot(k // 10 % 4, k % 10 // 5) for k in range(80)], fps=10)
     options = {"interval_s": 0.1, "similarity_threshold": 0.99, "parallel": True}
     whole = await bench.run(bench.runner(FakeCaptioner()), await bench.video(path, **options))
@@ -137,7 +137,7 @@ async def test_the_next_attempt_goes_on_counting_shots(bench: Bench, tmp_path: P
     assert [(k.time_s, k.shot) for k in job.keyframes] == [(k.time_s, k.shot) for k in whole.keyframes]
 
 
-async def test_the_first_frames_are_chosen_while_the_rest_is_not_there_yet() -> None:
+async def test_selection_does_not_wait_for_later_frames() -> None:
     async def endless() -> AsyncIterator[Frame]:
         for k in range(3):
             yield Frame(float(k), Image.fromarray(shot(k, 0)))
@@ -151,7 +151,7 @@ async def test_the_first_frames_are_chosen_while_the_rest_is_not_there_yet() -> 
 
 
 def repeated(source: Path, target: Path, times: int) -> Path:
-    """Copy a video without B-frames so that it comes `times` times over."""
+    """Copy a video without B-frames, repeated `times` times."""
     with av.open(str(source)) as read:
         packets = [packet for packet in read.demux(video=0) if packet.size]
         with av.open(str(target), "w") as out:
@@ -166,7 +166,7 @@ def repeated(source: Path, target: Path, times: int) -> Path:
     return target
 
 
-async def test_the_first_caption_of_two_hours_comes_as_soon_as_that_of_two_minutes(
+async def test_the_first_caption_of_a_long_video_comes_as_early_as_that_of_a_short_one(
     bench: Bench, tmp_path: Path
 ) -> None:
     minute = write(tmp_path / "minute.mp4", [numbered(k, (64, 48)) for k in range(60)], fps=1, bf="0")
@@ -178,7 +178,7 @@ async def test_the_first_caption_of_two_hours_comes_as_soon_as_that_of_two_minut
         await asyncio.to_thread(runner.run_job, job_id)
         job = await bench.until(job_id, lambda job: bool(job.differentials))
         took_s.append(time.monotonic() - start)
-        assert len(job.keyframes) < 1000, "the video is not read to its end"
+        assert len(job.keyframes) < 1000, "the first caption must not wait for the end of the video"
         await bench.store.cancel(job_id)
         await bench.ended(job_id)
     assert took_s[1] < 2 * took_s[0] + 5.0

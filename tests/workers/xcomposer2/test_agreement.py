@@ -1,8 +1,8 @@
-"""vLLM with the plugin says, token for token, what the plain-torch reading says: float32, greedy.
+"""vLLM with the plugin generates exactly the tokens of the reference implementation: float32, greedy.
 
 Three random checkpoints, one vLLM process each: both layouts of weights, both `model_type`s, with and without an
-`auto_map`. On each, twenty pictures from 1:8 to 8:1 and text alone, all at once, then some one at a time. One engine's
-budget is so small that images are cut into chunks.
+`auto_map`. Each runs twenty images from 1:8 to 8:1 and prompts without an image, first as one batch, then some one at a
+time. One engine's token budget is so small that images are split into chunks.
 """
 
 import json
@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from tests.reference.checkpoint import random_image, write_checkpoint
-from tests.reference.reading import Answer, Reading
+from tests.reference.model import Answer, ReferenceModel
 
 ROOT = Path(__file__).resolve().parents[3]
 MAX_TOKENS = 10
@@ -31,25 +31,25 @@ PROMPTS = ["This is the first frame of a video, describe it in detail.", "hi", "
 
 
 def questions() -> list[dict[str, Any]]:
-    """Twenty pictures, 1:8 to 8:1, each with a budget of its own; two budgets for one of them; text alone."""
-    asked: list[dict[str, Any]] = []
+    """Return twenty images, 1:8 to 8:1, with various crop budgets; one of them with two more; and text prompts."""
+    result: list[dict[str, Any]] = []
     for number in range(20):
         ratio = 8 ** (number / 9.5 - 1)  # width / height
         size = [round(150 * ratio**0.5), round(150 / ratio**0.5)]
         hd_num = [1, 2, 4, 9, 16, None][number % 6]
-        asked.append({"prompt": PROMPTS[number % 4], "size": size, "seed": number, "hd_num": hd_num})
-    asked += [{**asked[9], "hd_num": 16}, {**asked[9], "hd_num": 1}]
-    asked += [{"prompt": prompt, "size": None, "seed": 0, "hd_num": None} for prompt in PROMPTS]
+        result.append({"prompt": PROMPTS[number % 4], "size": size, "seed": number, "hd_num": hd_num})
+    result += [{**result[9], "hd_num": 16}, {**result[9], "hd_num": 1}]
+    result += [{"prompt": prompt, "size": None, "seed": 0, "hd_num": None} for prompt in PROMPTS]
     for number in (0, 9, 19, 22):
-        asked[number]["alone"] = True
-    return asked
+        result[number]["alone"] = True
+    return result
 
 
 @dataclass
 class Compared:
-    """Both sides' answers for one checkpoint."""
+    """The answers of the reference and of vLLM for one checkpoint."""
 
-    reading: Reading
+    reference: ReferenceModel
     expected: list[Answer]
     answers: dict[str, Any]
     log: str
@@ -59,7 +59,7 @@ class Compared:
 def compared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Compared:
     options = CHECKPOINTS[request.param]
     directory = write_checkpoint(tmp_path_factory.mktemp("checkpoint") / request.param, **options)
-    asked = {
+    request_json = {
         "questions": questions(),
         "max_tokens": MAX_TOKENS,
         "engine": SMALL_BUDGET if request.param.endswith("chunks") else {},
@@ -68,7 +68,7 @@ def compared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     answers = directory.parent / "answers.json"
     run = subprocess.run(
         [sys.executable, "-m", "tests.reference.vllm_answers", str(directory), str(answers)],
-        input=json.dumps(asked),
+        input=json.dumps(request_json),
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -77,24 +77,24 @@ def compared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         check=False,
     )
     assert run.returncode == 0, run.stderr[-3000:]
-    reading = Reading(directory)
-    told = [expected(reading, question) for question in questions()]
-    return Compared(reading, told, json.loads(answers.read_text()), run.stdout + run.stderr)
+    reference = ReferenceModel(directory)
+    expected_answers = [expected(reference, question) for question in questions()]
+    return Compared(reference, expected_answers, json.loads(answers.read_text()), run.stdout + run.stderr)
 
 
-def expected(reading: Reading, question: dict[str, Any]) -> Answer:
-    """What the plain-torch reading answers."""
+def expected(reference: ReferenceModel, question: dict[str, Any]) -> Answer:
+    """Return the answer of the reference implementation."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # tiny matrices: more threads only wait for each other
+    torch.set_num_threads(1)  # faster for tiny matrices
     size = question["size"]
     image = random_image(tuple(size), question["seed"]) if size else None
-    hd_num = question["hd_num"] or reading.config["sharecap"]["hd_num"]
-    answer = reading.answer(question["prompt"], image, hd_num, MAX_TOKENS)
+    hd_num = question["hd_num"] or reference.config["sharecap"]["hd_num"]
+    answer = reference.answer(question["prompt"], image, hd_num, MAX_TOKENS)
     torch.set_num_threads(threads)
     return answer
 
 
-def test_token_for_token(compared: Compared) -> None:
+def test_all_tokens_are_equal(compared: Compared) -> None:
     together = compared.answers["together"]
     assert [answer["ids"] for answer in together] == [answer.token_ids for answer in compared.expected]
     assert [answer["prompt"] for answer in together] == [answer.prompt_tokens for answer in compared.expected]
@@ -102,18 +102,18 @@ def test_token_for_token(compared: Compared) -> None:
     assert compared.answers["alone"] == alone
 
 
-def test_the_comparison_can_tell(compared: Compared) -> None:
-    """Choices are well apart, so rounding decides none, and the pictures lead to different answers."""
+def test_the_comparison_is_meaningful(compared: Compared) -> None:
+    """The best logits are far enough apart for rounding errors, and the images lead to different answers."""
     assert min(answer.margin for answer in compared.expected) > 1e-4
     assert len({tuple(answer.token_ids) for answer in compared.expected}) >= 20
     assert {answer.image_tokens > 0 for answer in compared.expected} == {True, False}
 
 
 @pytest.mark.parametrize("damage", ["no partial LoRA", "no LoRA on one map", "separators swapped", "LoRA on text too"])
-def test_damage_shows(compared: Compared, damage: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Had the plugin these faults, agreement would be lost on pictures; without a picture nothing changes."""
-    damaged = Reading.__new__(Reading)
-    damaged.__dict__ = {**compared.reading.__dict__, "tensors": dict(compared.reading.tensors)}
+def test_damage_changes_the_answers(compared: Compared, damage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With these faults, answers about images change; answers without an image change only if LoRA affects text."""
+    damaged = ReferenceModel.__new__(ReferenceModel)
+    damaged.__dict__ = {**compared.reference.__dict__, "tensors": dict(compared.reference.tensors)}
     tensors = damaged.tensors
     if damage == "separators swapped":
         view_end, row_end = tensors["plora_glb_GN"], tensors["plora_sub_GN"]
@@ -133,15 +133,15 @@ def test_damage_shows(compared: Compared, damage: str, monkeypatch: pytest.Monke
     ]
     assert sum(changed) > len(changed) / 2
     text = next(question for question in questions() if not question["size"])
-    same = expected(damaged, text).token_ids == expected(compared.reading, text).token_ids
+    same = expected(damaged, text).token_ids == expected(compared.reference, text).token_ids
     assert same == (damage != "LoRA on text too")
 
 
-def test_a_start_is_quiet_and_runs_no_remote_code(compared: Compared) -> None:
+def test_the_log_has_no_errors_and_no_remote_code(compared: Compared) -> None:
     assert "ERROR" not in compared.log
     assert "remote code" not in compared.log
 
 
-def test_impossible_budgets_are_refused(compared: Compared) -> None:
+def test_invalid_budgets_are_rejected(compared: Compared) -> None:
     for message in compared.answers["refused"]:
         assert "hd_num must be a whole number from 1 to" in message

@@ -1,4 +1,4 @@
-"""Where a checkpoint's files are looked for: a directory, or the hub's cache."""
+"""Locating a checkpoint's files: in a directory or in the hub's cache."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_a_hub_id_is_found_in_the_hub_cache(tmp_path: Path) -> None:
-    """As after a download, without a network."""
+    """The cache looks as after a download; there is no network."""
     repository = tmp_path / "hub" / "models--someone--captioner"
     snapshot = repository / "snapshots" / ("a" * 40)
     snapshot.mkdir(parents=True)
@@ -29,13 +29,13 @@ def test_a_hub_id_is_found_in_the_hub_cache(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("model", ["/nowhere/at/all", "./nowhere", "no/where/either", "nowhere"])
-def test_what_is_neither_directory_nor_hub_id(model: str) -> None:
+def test_neither_a_directory_nor_a_hub_id(model: str) -> None:
     with pytest.raises(FileNotFoundError, match="no such checkpoint directory"):
         checkpoint_file(model, "config.json")
 
 
-def test_looking_is_light() -> None:
-    """A process can read a checkpoint's config without torch, transformers or vLLM."""
+def test_importing_the_package_is_fast() -> None:
+    """The package does not import torch, transformers or vLLM."""
     program = "import sys, workers.xcomposer2; print({'torch', 'transformers', 'vllm'} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
     assert run.stdout == "set()\n"

@@ -1,4 +1,4 @@
-"""Geometry: the published example, the crop budget, and that counting and cutting agree."""
+"""HD tiling: the published example, the crop budget, and agreement of token counts and crops."""
 
 import math
 import random
@@ -47,20 +47,20 @@ def test_budget_and_symmetry_hold_for_any_size() -> None:
         assert (tiling.rows, tiling.cols) == (mirror.cols, mirror.rows)
         assert tiling.pad_before + tiling.resized[1] + tiling.pad_after == min(tiling.padded_size)
         assert 0 <= tiling.pad_after - tiling.pad_before <= 1
-        # the largest scale: one more crop along the long side would break the budget
+        # one more crop along the long side would exceed the budget
         ratio = max(width, height) / min(width, height)
         scale = max(tiling.rows, tiling.cols)
         assert (scale + 1) * math.ceil((scale + 1) / ratio) > hd_num
 
 
 @pytest.mark.parametrize("arguments", [(0, 10, 9), (10, 0, 9), (10, 10, 0), (10, 10, -1)])
-def test_impossible_input_is_refused(arguments: tuple[int, int, int]) -> None:
+def test_invalid_input_is_rejected(arguments: tuple[int, int, int]) -> None:
     with pytest.raises(ValueError, match=r"image must have pixels|hd_num must be at least 1"):
         plan_tiling(*arguments)
 
 
 @pytest.mark.parametrize("size", [(90, 60), (60, 90), (61, 17), (9, 300), (64, 64)])
-def test_crops_lay_out_the_padded_image(size: tuple[int, int]) -> None:
+def test_crops_are_the_tiles_of_the_padded_image(size: tuple[int, int]) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     image = Image.fromarray(noise)
     tiling = plan_tiling(*size, hd_num=6, crop=28)
@@ -76,7 +76,7 @@ def test_crops_lay_out_the_padded_image(size: tuple[int, int]) -> None:
         assert np.abs(pixels[1 + n].permute(1, 2, 0).numpy() - tile).max() < 1e-2
 
 
-def test_padding_is_white_and_lies_across_the_short_side() -> None:
+def test_padding_is_white_and_extends_the_short_side() -> None:
     black = Image.new("RGB", (300, 100))
     wide = np.asarray(pad_image(black, plan_tiling(300, 100, hd_num=2, crop=28)))
     assert (wide[0] == 255).all()

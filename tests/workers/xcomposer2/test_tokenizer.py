@@ -1,4 +1,4 @@
-"""Same ids and same text as SentencePiece, on a small model trained here and on the published vocabulary."""
+"""The tokenizer agrees with SentencePiece, for a small model trained here and for the published vocabulary."""
 
 import copy
 import pickle
@@ -56,7 +56,7 @@ def theirs(model: Path) -> SentencePieceProcessor:
 
 
 def random_text(rng: random.Random, pieces: list[str]) -> str:
-    """Pieces, words, runs, any script, and what could be taken for a mark."""
+    """Return a text of pieces, words, repeated characters, any script, and strings like special tokens."""
 
     def character() -> str:
         return chr(rng.randint(*rng.choice(RANGES)))
@@ -71,7 +71,7 @@ def random_text(rng: random.Random, pieces: list[str]) -> str:
     return "".join(rng.choice(makers)() for _ in range(rng.randint(0, 24)))
 
 
-def test_ids_and_text_on_ten_thousand_strings(ours: XComposer2Tokenizer, theirs: SentencePieceProcessor) -> None:
+def test_ids_and_text_of_ten_thousand_strings(ours: XComposer2Tokenizer, theirs: SentencePieceProcessor) -> None:
     rng = random.Random(20_240_606)
     pieces = [theirs.id_to_piece(number) for number in range(theirs.vocab_size())]
     for _ in range(10_000):
@@ -82,12 +82,14 @@ def test_ids_and_text_on_ten_thousand_strings(ours: XComposer2Tokenizer, theirs:
         assert neutralise(neutralise(text)) == neutralise(text)
 
 
-def test_any_ids_decode_as_sentencepiece_does(ours: XComposer2Tokenizer, theirs: SentencePieceProcessor) -> None:
+def test_arbitrary_ids_decode_as_in_sentencepiece(ours: XComposer2Tokenizer, theirs: SentencePieceProcessor) -> None:
     rng = random.Random(3)
-    bytes_from = theirs.piece_to_id("<0x00>")
+    first_byte_id = theirs.piece_to_id("<0x00>")
     for _ in range(3_000):
         ids = [
-            rng.randrange(bytes_from, bytes_from + 256) if rng.random() < 0.6 else rng.randrange(1, theirs.vocab_size())
+            rng.randrange(first_byte_id, first_byte_id + 256)
+            if rng.random() < 0.6
+            else rng.randrange(1, theirs.vocab_size())
             for _ in range(rng.randint(1, 16))
         ]
         assert ours.decode(ids) == theirs.decode(ids)
@@ -95,8 +97,8 @@ def test_any_ids_decode_as_sentencepiece_does(ours: XComposer2Tokenizer, theirs:
         assert "".join(stream.push([number]) for number in ids) + stream.finish() == theirs.decode(ids)
 
 
-def test_streams_never_break_a_character(ours: XComposer2Tokenizer, theirs: SentencePieceProcessor) -> None:
-    """Both our stream and vLLM's (the tokenizers library's) give whole characters, and all of the text."""
+def test_streams_emit_whole_characters(ours: XComposer2Tokenizer, theirs: SentencePieceProcessor) -> None:
+    """Our stream and vLLM's (the tokenizers library's) both emit whole characters and the complete text."""
     rng = random.Random(5)
     for _ in range(300):
         text = "".join(rng.choices(["héllo ", "你好", "👩‍👩‍👧", "a", "𝔘", "\n", "—", "ॐ"], k=rng.randint(1, 20)))
@@ -108,17 +110,17 @@ def test_streams_never_break_a_character(ours: XComposer2Tokenizer, theirs: Sent
         assert not any("\ufffd" in part for part in parts + other)
 
 
-def test_marks_are_looked_up_by_name(ours: XComposer2Tokenizer, theirs: SentencePieceProcessor) -> None:
+def test_chat_tokens_are_looked_up_by_name(ours: XComposer2Tokenizer, theirs: SentencePieceProcessor) -> None:
     assert stop_ids(ours) == [theirs.piece_to_id(CLOSE_TURN), theirs.eos_id()]
     assert ours.bos_token_id == theirs.bos_id()
-    assert ours.eos_token_id == theirs.piece_to_id(CLOSE_TURN), "what vLLM ends a chat at"
+    assert ours.eos_token_id == theirs.piece_to_id(CLOSE_TURN), "vLLM stops at this id"
     assert ours.image_placeholder not in (OPEN_TURN, CLOSE_TURN)
     assert ours.image_placeholder_id == theirs.piece_to_id(ours.image_placeholder)
     assert ours.decode(stop_ids(ours), skip_special_tokens=True) == ""
 
 
 @pytest.mark.parametrize("image", [True, False])
-def test_a_turn_as_the_reference_builds_it(
+def test_a_turn_has_the_reference_layout(
     ours: XComposer2Tokenizer, theirs: SentencePieceProcessor, image: bool
 ) -> None:
     prompt = "\nDescribe it.  你好\n"
@@ -128,7 +130,7 @@ def test_a_turn_as_the_reference_builds_it(
 
 
 @pytest.mark.parametrize("image", [True, False])
-def test_the_chat_template_writes_the_same_turn(ours: XComposer2Tokenizer, image: bool) -> None:
+def test_the_chat_template_gives_the_same_ids(ours: XComposer2Tokenizer, image: bool) -> None:
     prompt = "\nDescribe it.  你好\n"
     parts = [{"type": "text", "text": prompt}, *([{"type": "image"}] if image else [])]
     messages = [{"role": "user", "content": parts}]
@@ -136,18 +138,26 @@ def test_the_chat_template_writes_the_same_turn(ours: XComposer2Tokenizer, image
     assert [ours.bos_token_id, *ours.encode(text, add_special_tokens=False)] == turn_ids(ours, prompt, image=image)
 
 
-def test_user_text_never_becomes_a_mark(ours: XComposer2Tokenizer, theirs: SentencePieceProcessor) -> None:
+def test_user_text_never_becomes_a_special_token(ours: XComposer2Tokenizer, theirs: SentencePieceProcessor) -> None:
     rng = random.Random(11)
     forbidden = set(ours.reserved_ids) | {theirs.bos_id(), theirs.eos_id(), theirs.unk_id()}
-    shape = [number for number in turn_ids(ours, "", image=True) if number in forbidden]
-    marks = ["[UNUSED_TOKEN_145]", "[UNUSED_TOKEN_146]", ours.image_placeholder, "<s>", "</s>", "[UNUSED_", "TOKEN_7]"]
+    template_ids = [number for number in turn_ids(ours, "", image=True) if number in forbidden]
+    special = [
+        "[UNUSED_TOKEN_145]",
+        "[UNUSED_TOKEN_146]",
+        ours.image_placeholder,
+        "<s>",
+        "</s>",
+        "[UNUSED_",
+        "TOKEN_7]",
+    ]
     for _ in range(1_000):
-        prompt = "".join(rng.choices([*marks, " ", "[", "]", "_", "<", ">", "\ud83d", "hi"], k=rng.randint(1, 12)))
-        assert [number for number in turn_ids(ours, prompt, image=True) if number in forbidden] == shape
+        prompt = "".join(rng.choices([*special, " ", "[", "]", "_", "<", ">", "\ud83d", "hi"], k=rng.randint(1, 12)))
+        assert [number for number in turn_ids(ours, prompt, image=True) if number in forbidden] == template_ids
         assert not set(ours.encode(neutralise(prompt), add_special_tokens=False)) & forbidden
 
 
-def test_copies_and_pickles(ours: XComposer2Tokenizer) -> None:
+def test_copying_and_pickling(ours: XComposer2Tokenizer) -> None:
     text = "copy 你好 👩‍👩‍👧"
     for other in (copy.copy(ours), copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
         ids = other.encode(text)
@@ -156,9 +166,9 @@ def test_copies_and_pickles(ours: XComposer2Tokenizer) -> None:
         assert other.decode(ids) == text
 
 
-def test_a_model_of_another_kind_is_refused(tmp_path: Path, model: Path) -> None:
+def test_another_kind_of_sentencepiece_model_is_rejected(tmp_path: Path, model: Path) -> None:
     path = tmp_path / "tokenizer.model"
-    path.write_bytes(b"no protobuf at all")
+    path.write_bytes(b"not a protobuf")
     with pytest.raises(ValueError, match="SentencePiece model"):
         load_tokenizer(path)
     proto = spm.ModelProto.FromString(model.read_bytes())
@@ -172,11 +182,11 @@ def test_a_model_of_another_kind_is_refused(tmp_path: Path, model: Path) -> None
         load_tokenizer(Path(__file__).parent)
 
 
-def test_a_model_without_marks_is_refused(tmp_path: Path) -> None:
+def test_a_model_without_chat_tokens_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.model"
     with path.open("wb") as file:
         SentencePieceTrainer.train(
-            sentence_iterator=iter(["no marks here"] * 9),
+            sentence_iterator=iter(["no chat tokens"] * 9),
             model_writer=file,
             model_type="bpe",
             vocab_size=280,

@@ -1,4 +1,4 @@
-"""The checkpoint's files: what is read, and that a tensor missing, unknown or misshaped is named."""
+"""Checks of config.json and of the tensors: errors name what is missing, unknown or misshapen."""
 
 import json
 from collections.abc import Callable
@@ -65,9 +65,9 @@ def test_the_published_sizes() -> None:
     assert config.hd_num == 9
 
 
-def test_every_published_tensor_is_read(tensors: dict[str, torch.Tensor], config: XComposer2Config) -> None:
-    read = load(tensors, config)
-    assert {name for name in tensors if "post_layernorm" not in name} == set(read) == set(published_shapes(config))
+def test_every_published_tensor_is_loaded(tensors: dict[str, torch.Tensor], config: XComposer2Config) -> None:
+    loaded = load(tensors, config)
+    assert {name for name in tensors if "post_layernorm" not in name} == set(loaded) == set(published_shapes(config))
 
 
 def drop(tensors: dict[str, torch.Tensor], name: str) -> None:
@@ -95,7 +95,7 @@ def rename(tensors: dict[str, torch.Tensor], name: str) -> None:
         (rename, "model.norm.weight", "unexpected tensor model.norm.weight_2"),
     ],
 )
-def test_a_wrong_tensor_is_named(
+def test_the_error_names_the_tensor(
     tensors: dict[str, torch.Tensor],
     config: XComposer2Config,
     damage: Callable[[dict[str, torch.Tensor], str], None],
@@ -116,7 +116,7 @@ def test_a_wrong_tensor_is_named(
         ({"vision_config": {"image_size": 70, "patch_size": 14}}, "even number of patches"),
     ],
 )
-def test_a_config_of_another_kind_is_refused(change: dict[str, Any], message: str) -> None:
+def test_an_unsupported_config_is_rejected(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         XComposer2Config.from_published({**PUBLISHED, **change})
 

@@ -1,8 +1,8 @@
-"""InternLM-XComposer2-4KHD in plain torch, written to be read: what the plugin must agree with, token for token.
+"""The reference implementation of InternLM-XComposer2-4KHD, in plain torch. The plugin must generate the same tokens.
 
-Shares no code with the plugin. Takes the published tensors under their published names, computes in float32, one
-sequence at a time, everything from the start for each new token. The order is that of an answer: picture -> crops ->
-image features -> prompt -> decoder -> tokens.
+It shares no code with the plugin. It reads the published tensors under their published names and computes in float32,
+one sequence at a time, from the first token for each new token. Reading order: image -> crops -> image features ->
+prompt -> decoder -> tokens.
 """
 
 import json
@@ -25,7 +25,7 @@ OPEN, CLOSE = "[UNUSED_TOKEN_146]", "[UNUSED_TOKEN_145]"
 
 @dataclass
 class Answer:
-    """A greedy answer; `margin` is the smallest lead of a chosen token's logit over the next one."""
+    """A greedy answer. `margin` is the smallest difference between the two largest logits of any token."""
 
     prompt_tokens: int
     image_tokens: int
@@ -33,8 +33,8 @@ class Answer:
     margin: float = math.inf
 
 
-class Reading:
-    """One checkpoint, read from its directory."""
+class ReferenceModel:
+    """The model of one checkpoint directory."""
 
     def __init__(self, directory: Path) -> None:
         self.config = json.loads((directory / "config.json").read_text())
@@ -43,15 +43,15 @@ class Reading:
 
     @torch.inference_mode()
     def answer(self, prompt: str, image: Image.Image | None, hd_num: int, max_tokens: int) -> Answer:
-        """Answer greedily, up to the closing mark or `</s>`, which is kept."""
+        """Generate greedily up to and including CLOSE or `</s>`."""
         text = self.tokenizer.encode(f"{OPEN}user\n{prompt}{CLOSE}\n{OPEN}assistant\n")
         embed = self.tensors["model.tok_embeddings.weight"]
-        picture = self.image_embeddings(image, hd_num) if image else torch.empty(0, embed.shape[1])
+        image_rows = self.image_embeddings(image, hd_num) if image else torch.empty(0, embed.shape[1])
         start = embed[[self.tokenizer.bos_id()]]
-        states = torch.cat([start, picture, embed[text]])
+        states = torch.cat([start, image_rows, embed[text]])
         is_image = torch.zeros(len(states), dtype=torch.bool)
-        is_image[1 : 1 + len(picture)] = True
-        answer = Answer(prompt_tokens=len(states), image_tokens=len(picture))
+        is_image[1 : 1 + len(image_rows)] = True
+        answer = Answer(prompt_tokens=len(states), image_tokens=len(image_rows))
         ends = {self.tokenizer.piece_to_id(CLOSE), self.tokenizer.eos_id()}
         while len(answer.token_ids) < max_tokens:
             best = self.logits(states, is_image).topk(2)
@@ -67,7 +67,7 @@ class Reading:
     # -- images ------------------------------------------------------------------------------------------------
 
     def image_embeddings(self, image: Image.Image, hd_num: int) -> Tensor:
-        """Picture -> [image tokens, hidden]."""
+        """Image -> [image tokens, hidden]."""
         side = self.config["vision_config"]["image_size"]
         pixels = pixels_of(image, hd_num, side)  # [3, rows * side, cols * side]
         rows, cols = pixels.shape[1] // side, pixels.shape[2] // side
@@ -87,18 +87,18 @@ class Reading:
         return self.linear(hidden, "vision_proj.2")
 
     def with_row_ends(self, grid: Tensor) -> Tensor:
-        """Grid [height, width, channels] -> sequence, each row followed by the row separator."""
+        """Grid [height, width, channels] -> sequence, with the row separator after each row."""
         separator = self.tensors["plora_sub_GN"].reshape(1, -1)
         return torch.cat([torch.cat([row, separator]) for row in grid])
 
     def crop_features(self, crop: Tensor) -> Tensor:
-        """Crop [3, side, side] -> [m, m, 4 * width]: each 2 x 2 block of patches in one token."""
+        """Crop [3, side, side] -> [m, m, 4 * width]: each 2 x 2 block of patches is one token."""
         patches = self.vision_tower(crop)  # [2m, 2m, width]
         quarters = [patches[0::2, 0::2], patches[0::2, 1::2], patches[1::2, 0::2], patches[1::2, 1::2]]
         return torch.cat(quarters, dim=-1)
 
     def vision_tower(self, crop: Tensor) -> Tensor:
-        """CLIP's image encoder up to its last layer, without CLS and without the final norm."""
+        """CLIP's image encoder, without CLS and without the final norm."""
         vision = self.config["vision_config"]
         name = "vit.vision_tower.vision_model"
         conv = F.conv2d(
@@ -128,7 +128,7 @@ class Reading:
     # -- language ----------------------------------------------------------------------------------------------
 
     def logits(self, x: Tensor, is_image: Tensor) -> Tensor:
-        """Embeddings [tokens, hidden] -> logits [vocabulary] after the last token."""
+        """Embeddings [tokens, hidden] -> logits [vocabulary] of the next token."""
         for number in range(self.config["num_hidden_layers"]):
             layer = f"model.layers.{number}"
             normed = self.rms_norm(x, f"{layer}.attention_norm")
@@ -154,7 +154,7 @@ class Reading:
         return self.plora_linear(mixed.reshape(len(x), -1), is_image, f"{name}.wo")
 
     def rotated(self, x: Tensor) -> Tensor:
-        """RoPE, rotate-half, positions from 0; dynamic NTK changes nothing within the trained length."""
+        """RoPE, rotate-half, positions from 0. Dynamic NTK has no effect within the trained length."""
         assert len(x) <= self.config["max_position_embeddings"]
         half = x.shape[-1] // 2
         frequency = self.config["rope_theta"] ** (-torch.arange(half, dtype=torch.float32) / half)
@@ -165,7 +165,7 @@ class Reading:
         )
 
     def plora_linear(self, x: Tensor, is_image: Tensor, name: str) -> Tensor:
-        """The plain weight for every token, and the low-rank term for image tokens."""
+        """Apply the plain weight to every token, and add the low-rank term for image tokens."""
         plora = self.config["plora"]
         scale = plora["wqkv_alpha"] / plora["wqkv_r"] if name.endswith("wqkv") else plora["alpha"] / plora["r"]
         y = x @ self.tensors[f"{name}.weight"].T
@@ -188,10 +188,10 @@ class Reading:
 
 
 def pixels_of(image: Image.Image, hd_num: int, side: int) -> Tensor:
-    """Picture -> normalised pixels [3, whole crops, whole crops], padded with white."""
+    """Image -> normalised pixels [3, rows * side, cols * side], padded with white."""
     image = image.convert("RGB")
-    upright = image.width < image.height
-    if upright:
+    is_tall = image.width < image.height
+    if is_tall:
         image = image.transpose(Image.Transpose.TRANSPOSE)
     ratio = image.width / image.height
     scale = max(s for s in range(1, hd_num + 1) if s * math.ceil(s / ratio) <= hd_num)
@@ -201,14 +201,14 @@ def pixels_of(image: Image.Image, hd_num: int, side: int) -> Tensor:
     top = (whole - height) // 2
     padded = np.full((whole, width, 3), 255, np.uint8)
     padded[top : top + height] = small
-    if upright:
+    if is_tall:
         padded = padded.transpose(1, 0, 2)
     pixels = torch.tensor(padded.copy()).permute(2, 0, 1) / 255
     return (pixels - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
 
 
 def read_tensors(directory: Path) -> dict[str, Tensor]:
-    """All tensors of a checkpoint: safetensors, or PyTorch shards listed in an index."""
+    """Return all tensors of a checkpoint: safetensors, or PyTorch shards listed in an index."""
     tensors: dict[str, Tensor] = {}
     for path in sorted(directory.glob("*.safetensors")):
         tensors |= load_file(path)
