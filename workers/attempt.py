@@ -56,16 +56,12 @@ class Fetched:
 
 @dataclass
 class Attempt:
-    """The `number`-th attempt (from 1) at `record`. `job` is the state that earlier attempts left.
-
-    `epoch` tells attempts at the same job apart, in file names and engine requests.
-    """
+    """The `number`-th attempt (from 1) at `record`. `job` is the state that earlier attempts left."""
 
     context: WorkerContext
     record: Record
     job: JobState
     number: int
-    epoch: int
     keyframes_complete: bool
     events: EventSink
     turn_runner: TurnRunner
@@ -79,7 +75,10 @@ class Attempt:
     def resume(
         cls, context: WorkerContext, record: Record, stored: Sequence[StoredEvent], events: EventSink, epoch: int = 1
     ) -> "Attempt":
-        """Return the attempt that follows the `stored` events of the job, and writes its own to `events`."""
+        """Return the attempt that follows the `stored` events of the job, and writes its own to `events`.
+
+        `epoch` is the lease's; it tells the engine requests of two attempts at the same job apart.
+        """
         job = fold(record, stored)
         queued_s = (datetime.now(UTC) - record.created_at).total_seconds()
         return cls(
@@ -87,7 +86,6 @@ class Attempt:
             record=record,
             job=job,
             number=job.attempts + 1,
-            epoch=epoch,
             keyframes_complete=any(isinstance(s.event, Keyframes) and s.event.complete for s in stored),
             events=events,
             turn_runner=TurnRunner(context.captioner, events, f"{record.id}-{epoch}"),
