@@ -104,7 +104,7 @@ async def _response(url: URL, attempt: Attempt) -> AsyncIterator[ClientResponse]
 
 
 def next_url(url: URL, headers: Mapping[str, str], hosts: Set[HostAndPort]) -> URL:
-    """Return the target of a redirect. Raises UrlForbidden, and UrlUnreachable if there is no valid target."""
+    """Return the target of a redirect. Raises UrlForbidden, and UrlUnreachable if it has no valid target."""
     try:
         target = url.join(URL(headers["Location"]))
     except (KeyError, ValueError):

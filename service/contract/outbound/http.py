@@ -98,7 +98,7 @@ async def request(
     """Send a request and yield the response once its headers have arrived; `read_body` reads the body.
 
     `url` must come from `ssrf.check_url` with the same `hosts`. Raises UrlForbidden if the host's address is not
-    public, TransientFetchError if there is no response. The only time limit is `CONNECT_S`: callers set their own.
+    public, TransientFetchError if no response arrives. The only time limit is `CONNECT_S`: callers set their own.
     """
     refused: list[str] = []
     async with aiohttp.ClientSession(

@@ -7,7 +7,7 @@ When an upload is deleted
 -------------------------
 An upload is deleted as soon as no attempt can need it again. That is the case once the job's last keyframe is stored,
 once the job has ended, or once its record is deleted. All deletion goes through `delete_upload` or `delete_job_files`,
-each called by whoever brings that state about:
+each called by the process that brings that state about:
 
     all keyframes stored         the worker, after the `keyframes` event with `complete` is in the stream
     job completed or failed      the worker, right before the final event: it still holds the lease, and a client that
