@@ -25,7 +25,7 @@ lists="requirements/gateway.txt requirements/dev.txt requirements/cpu.txt requir
 stamp=$(cat $lists | cksum)
 if [ "$(cat "$venv/.sharecap" 2>/dev/null)" != "$stamp" ]; then
     echo "sharecap: making $venv with $("$python" --version)" >&2
-    "$python" -m venv --clear "$venv"
+    "$python" -m venv "$venv"
     pip="$venv/bin/python -m pip install --disable-pip-version-check --no-input -qq --no-deps --no-compile"
     $pip --requirement requirements/gateway.txt --requirement requirements/dev.txt \
         $(grep -E '^(numpy|psutil|pyyaml|setuptools)==' requirements/cpu.txt) >&2

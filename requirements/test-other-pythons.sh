@@ -1,18 +1,25 @@
 #!/bin/bash
 # Run the tests of client and gateway on every supported Python version that is installed, except the one in .venv.
 #
-# All versions run at the same time. The output of a version is printed only if its tests fail.
+# Left out are tests that need a worker, and slow fault tests, whose subject is the service and not the language.
+# All versions run at the same time; the output of a version is printed only if its tests fail.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-TESTS="tests/client tests/service/access tests/service/intake tests/service/routes tests/service/streaming tests/service/upkeep"
+folders=(tests/client tests/service/{access,intake,routes,streaming,upkeep})
+left_out=(--ignore tests/service/routes/test_clips.py -k "not killed and not restart and not never_read and not cut_anywhere")
 logs=$(mktemp -d)
 trap 'rm -rf "$logs"' EXIT
 
 test_on() {
     local python
     python=$(requirements/other-python.sh "$1")
-    [[ -z "$python" ]] || "$python" -m pytest -p no:cacheprovider $TESTS
+    if [[ -n "$python" ]]; then
+        "$python" -m pytest -p no:cacheprovider -p no:xdist "${folders[@]}" "${left_out[@]}"
+        echo "passed"
+    else
+        echo "not installed, or used by .venv"
+    fi
 }
 
 declare -A processes
@@ -24,7 +31,7 @@ done
 status=0
 for version in "${!processes[@]}"; do
     if wait "${processes[$version]}"; then
-        echo "Python $version: $(tail -n 1 "$logs/$version" | grep . || echo "runs all tests, or is not installed")"
+        echo "Python $version: $(tail -n 1 "$logs/$version")"
     else
         status=1
         cat "$logs/$version"
