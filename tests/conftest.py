@@ -113,7 +113,7 @@ def _shared(name: str) -> Path:
 
 @pytest.fixture(scope="session")
 def tokenizer_model() -> Path:
-    """The published `tokenizer.model`; the test is skipped if there is no copy."""
+    """The published `tokenizer.model`; the test is skipped without a copy."""
     return _shared("tokenizer/tokenizer.model")
 
 

@@ -45,7 +45,7 @@ class Channel:
         self.deleted = False
 
     def after(self, seq: int) -> list[Entry] | None:
-        """Return the events after `seq`, or None if some of them are no longer cached."""
+        """Return the events after `seq`, or None if some of them have left the cache."""
         if self.newest is None:
             return None
         if seq >= self.newest:

@@ -42,7 +42,7 @@ def frame(job_id: str, entry: Entry) -> bytes:
 
 
 def gap(first: int, last: int) -> bytes:
-    """Return the event that reports that events `first` to `last` are no longer stored."""
+    """Return the event that reports that the stored stream lacks events `first` to `last`."""
     return f"event: gap\ndata: {json.dumps({'first': first, 'last': last})}\n\n".encode()
 
 

@@ -191,7 +191,8 @@ async function showReadiness() {
   try {
     const { ready, checks } = await (await fetch("readyz", { cache: "no-store" })).json();
     const failed = Object.entries(checks).filter(([, check]) => !check.ok);
-    text = ready ? `Ready, ${checks.workers.detail}` : failed.map(([name, check]) => `${name}: ${check.detail}`).join("; ");
+    const problems = failed.map(([name, check]) => `${name}: ${check.detail}`);
+    text = ready ? `Ready, ${checks.workers.detail}` : problems.join("; ");
   } catch {
     // `text` already says so
   }

@@ -8,6 +8,12 @@ import { clock, jobName } from "./format.js";
 
 const FINAL_TEXT = { completed: "Completed", failed: "Failed", cancelled: "Cancelled" };
 
+function tokenCounts(usage) {
+  const [prompt, image, generated] = [usage.prompt_tokens, usage.image_tokens, usage.completion_tokens]
+    .map((count) => count.toLocaleString());
+  return `${prompt} prompt tokens, ${image} of them for images, ${generated} generated`;
+}
+
 export class JobView {
   /** `onEnd` is called when the job or one of its clips ends, `onDelete` after the job is deleted. */
   constructor(root, id, onEnd, onDelete) {
@@ -60,8 +66,9 @@ export class JobView {
     };
     this.parts.copy.onclick = () => navigator.clipboard.writeText(this.parts.caption.textContent);
     this.parts.copy.hidden = !navigator.clipboard;
+    const { clip, clips } = this.parts;
     const dimOthers = (startS, endS) => this.dimFramesOutside(startS, endS);
-    this.clipForm = new ClipForm(this.parts.clip, this.parts.clips, this.id, this.closing.signal, dimOthers, this.onEnd);
+    this.clipForm = new ClipForm(clip, clips, this.id, this.closing.signal, dimOthers, this.onEnd);
     this.clipForm.extendTo(job.source?.duration_s || 0.1);
     this.showControls(job.status);
   }
@@ -101,8 +108,8 @@ export class JobView {
   }
 
   video({ duration_s, width, height, fps, interval_s }) {
-    const rate = `${Number(fps.toFixed(2))} frames per second`;
-    this.parts.about.textContent = `${width} × ${height}, ${clock(duration_s)}, ${rate}, sampled every ${interval_s} s`;
+    const format = `${width} × ${height}, ${clock(duration_s)}, ${Number(fps.toFixed(2))} frames per second`;
+    this.parts.about.textContent = `${format}, sampled every ${interval_s} s`;
     this.clipForm.extendTo(duration_s);
     this.showStatus("Looking for keyframes");
   }
@@ -135,14 +142,12 @@ export class JobView {
 
   end(status, { usage, error }) {
     this.showControls(status);
-    const tokens = usage && `${usage.prompt_tokens.toLocaleString()} prompt tokens, ` +
-      `${usage.image_tokens.toLocaleString()} of them for images, ${usage.completion_tokens.toLocaleString()} generated`;
-    this.showStatus(tokens ? `${FINAL_TEXT[status]}: ${tokens}` : FINAL_TEXT[status]);
+    this.showStatus(usage ? `${FINAL_TEXT[status]}: ${tokenCounts(usage)}` : FINAL_TEXT[status]);
     if (error) showProblem(this.root, { message: `${error.detail} (${error.code})` });
     this.onEnd();
   }
 
-  /** Load the job's current state, because some of its events are no longer stored. */
+  /** Load the job's current state, because the stored stream lacks some events. */
   async reload() {
     const job = await request("GET", `captions/${this.id}`);
     this.keyframes({ keyframes: job.keyframes, complete: FINAL_STATUSES.has(job.status) });

@@ -246,7 +246,7 @@ async def test_stream_survives_a_redis_restart(serve: Serve, tmp_path: Path, mon
 
 
 async def append(url: str, job_id: str, lease: Lease | None, events: list[Event]) -> Lease:
-    """Append events to the job's stream over a separate connection, claiming the job if there is no lease yet."""
+    """Append events to the job's stream over a separate connection, claiming the job first unless `lease` is given."""
     async with connect(url) as redis:
         store = Store(redis)
         lease = lease or await store.claim(job_id)
