@@ -1,4 +1,4 @@
-"""The connections to Redis: a task that uses one always ends when it is cancelled."""
+"""Connections to Redis: a task that uses one ends when it is cancelled, at whatever moment."""
 
 import asyncio
 import random
@@ -13,10 +13,10 @@ async def test_no_cancellation_is_lost(redis_url: str) -> None:
             while True:
                 await redis.set("key", "value")
 
-        instants = random.Random(0)
+        moments = random.Random(0)
         for _ in range(400):
             task = asyncio.create_task(work())
-            for _ in range(instants.randint(1, 40)):
+            for _ in range(moments.randint(1, 40)):
                 await asyncio.sleep(0)
             task.cancel()
-            assert (await asyncio.wait({task}, timeout=2))[0], "the task goes on"
+            assert (await asyncio.wait({task}, timeout=2))[0], "the task did not end"
