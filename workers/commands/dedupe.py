@@ -169,7 +169,7 @@ def _row(line: int, text: bytes, field: str) -> Row:
     if not isinstance(value, dict):
         raise ValueError("this is not a JSON object")
     if field not in value:
-        raise ValueError(f"the field {field!r} is missing, there is only {', '.join(map(repr, value)) or 'an empty object'}")
+        raise ValueError(f"the field {field!r} is missing; the fields are: {', '.join(map(repr, value)) or 'none'}")
     caption = value[field]
     if not isinstance(caption, str):
         raise ValueError(f"the field {field!r} is not a string")
