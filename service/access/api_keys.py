@@ -10,9 +10,9 @@ import hmac
 import re
 import secrets
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, PositiveInt
 from redis.asyncio import Redis
 
 from service.contract.store.keys import API_KEYS, api_key_key
@@ -20,19 +20,17 @@ from service.contract.store.keys import API_KEYS, api_key_key
 GIB = 1 << 30
 _KEY = re.compile(r"(sc_[0-9a-f]{12})_[0-9a-f]{64}")
 
-Count = Annotated[int, Field(gt=0)]
-
 
 class KeyLimits(BaseModel):
     """The limits of one key. None means unlimited."""
 
     model_config = ConfigDict(frozen=True)
 
-    requests_per_minute: Count | None = 600
-    upload_bytes_per_day: Count | None = 100 * GIB
-    jobs: Count | None = 100
+    requests_per_minute: PositiveInt | None = 600
+    upload_bytes_per_day: PositiveInt | None = 100 * GIB
+    jobs: PositiveInt | None = 100
     """Jobs that are queued or running."""
-    streams: Count | None = 100
+    streams: PositiveInt | None = 100
     """Open event streams."""
 
 

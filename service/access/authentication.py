@@ -22,7 +22,7 @@ from service.contract.store.connection import connect
 from service.problems import error_response
 from service.settings import Settings, is_loopback
 
-OPEN = re.compile(r"/|/web/[^/]+|/healthz|/readyz|/docs|/docs/oauth2-redirect|/redoc|/openapi\.json")
+OPEN_PATHS = re.compile(r"/|/web/[^/]+|/healthz|/readyz|/docs|/docs/oauth2-redirect|/redoc|/openapi\.json")
 """Paths that need no key: they reveal nothing about any job."""
 CACHE_S = 2.0
 """How long a key is cached. A revoked key stops working after at most this time."""
@@ -74,8 +74,8 @@ class Authenticator:
         return key
 
 
-class Authenticate:
-    """Middleware that stores the request's API key for `CallerKey`, or answers with the error."""
+class AuthenticationMiddleware:
+    """Stores the request's API key for `CallerKey`, or answers with the error."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -93,7 +93,7 @@ class Authenticate:
 
 def install(app: FastAPI) -> None:
     """Add the middleware to `app` and describe the authentication in its OpenAPI document."""
-    app.add_middleware(Authenticate)
+    app.add_middleware(AuthenticationMiddleware)
     build_openapi = app.openapi
 
     def openapi_with_security() -> dict[str, Any]:
@@ -113,7 +113,7 @@ async def has_valid_key(settings: Settings) -> bool:
 
 
 async def _authenticate(scope: Scope) -> ApiKey | None:
-    if OPEN.fullmatch(scope["path"]):
+    if OPEN_PATHS.fullmatch(scope["path"]):
         return None
     try:
         authenticator: Authenticator = scope["app"].state.gateway.authenticator

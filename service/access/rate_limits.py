@@ -26,8 +26,8 @@ RETRY_AFTER_S = 5
 """Suggested wait if the limit depends on when another job or stream ends."""
 UNCREATED_AFTER_MS = 60_000
 """A counted job that still has no record after this time was never created."""
-STREAM_TTL_MS = 60_000
 RENEW_EVERY_S = 20.0
+STREAM_TTL_MS = int(3 * RENEW_EVERY_S * 1000)
 
 log = logging.getLogger(__name__)
 

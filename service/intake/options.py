@@ -18,6 +18,8 @@ from service.contract.jobs import JobOptions, Metadata
 
 MAX_JSON_BYTES = 1 << 20
 MAX_WAIT_S = 60
+DEFAULT_WAIT_S = 60
+"""How long requests for clips and recaptions wait by default; their jobs usually end quickly."""
 MAX_SHOWN_ERRORS = 5
 MAX_SHOWN_CHARS = 64
 _METADATA: TypeAdapter[dict[str, str]] = TypeAdapter(Metadata)

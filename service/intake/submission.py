@@ -44,6 +44,17 @@ class Submission:
 
 
 @dataclass(frozen=True)
+class JobRequest:
+    """The validated body of a request for a job."""
+
+    kind: JobKind
+    options: Options
+    metadata: dict[str, str]
+    source: Source | None = None
+    parent: str | None = None
+
+
+@dataclass(frozen=True)
 class Accepted:
     """The job that belongs to a request: created by it, or by an earlier request with the same `Idempotency-Key`."""
 
@@ -80,33 +91,14 @@ async def check_wait_s(gateway: Gateway, request: Request, submission: Submissio
 
 
 async def submit(
-    gateway: Gateway,
-    submission: Submission,
-    kind: JobKind,
-    options: Options,
-    metadata: dict[str, str],
-    *,
-    source: Source | None = None,
-    parent: str | None = None,
-    upload: Upload | None = None,
+    gateway: Gateway, submission: Submission, request: JobRequest, upload: Upload | None = None
 ) -> Accepted:
     """Create the job and wake a worker, or find the job of an earlier request with the same `Idempotency-Key`.
 
     The job is accepted as soon as its record is written: if the wake-up fails, a reaper repeats it. Raises
     InvalidOption, IdempotencyConflict, RateLimited, StorageFull and QueueUnavailable.
     """
-    _check_webhook(options.webhook_url, gateway.settings)
-    record = Record(
-        id=new_job_id(),
-        kind=kind,
-        options=_with_deadline(options, gateway.settings.max_deadline_s),
-        source=source,
-        parent=parent,
-        metadata=metadata,
-        owner=owner_of(submission.key),
-        idempotency=submission.idempotency,
-        created_at=datetime.now(UTC),
-    )
+    record = _new_record(submission, request, gateway.settings)
     if submission.idempotency is not None:
         job_id, exists = await gateway.idempotency.reserve(record, submission.idempotency)
         if exists:
@@ -118,7 +110,7 @@ async def submit(
     if not await _create(gateway, record, upload):
         return Accepted(record.id, replayed=True)
     with suppress(RedisError, OSError):
-        await gateway.wakeups.wake(kind, record.id)
+        await gateway.wakeups.wake(record.kind, record.id)
     _count_accepted(gateway, record)
     return Accepted(record.id, replayed=False, record=record)
 
@@ -136,6 +128,21 @@ async def job_response(gateway: Gateway, submission: Submission, accepted: Accep
         return failed_job_response(job.error, job_path(job.id), headers)
     status = 200 if job.status.ended else 202
     return Response(present_job(job).model_dump_json(), status, headers=headers, media_type="application/json")
+
+
+def _new_record(submission: Submission, request: JobRequest, settings: Settings) -> Record:
+    _check_webhook(request.options.webhook_url, settings)
+    return Record(
+        id=new_job_id(),
+        kind=request.kind,
+        options=_with_deadline(request.options, settings.max_deadline_s),
+        source=request.source,
+        parent=request.parent,
+        metadata=request.metadata,
+        owner=owner_of(submission.key),
+        idempotency=submission.idempotency,
+        created_at=datetime.now(UTC),
+    )
 
 
 def _check_webhook(url: str | None, settings: Settings) -> None:

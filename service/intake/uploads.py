@@ -1,7 +1,6 @@
-"""Receives a multipart upload: parses the form, limits its size, hashes the video and writes it to storage.
+"""Receives a multipart upload: parses the form, limits its size and passes the video to the storage.
 
-The file gets its final name, the job's id, only once it is complete and durably stored. After an error it is removed;
-files that a killed process leaves behind are removed by `service/upkeep/retention.py`. The client's file name is kept
+The storage hashes the video and discards it after an error (`service/contract/storage`). The client's file name is kept
 as a label only and never used as a path.
 """
 

@@ -28,7 +28,7 @@ from service.contract.outbound.ssrf import check_url
 from service.contract.sandbox.probe import VideoInfo, probe
 from service.dependencies import Gateway, GatewayDep
 from service.intake import options, uploads
-from service.intake.submission import Accepted, Submission, begin, check_wait_s, job_response, submit
+from service.intake.submission import Accepted, JobRequest, Submission, begin, check_wait_s, job_response, submit
 from service.presentation import Job, JobSummary, present_job, present_summary
 from service.problems import responses
 from service.routes import request_bodies as bodies
@@ -90,15 +90,8 @@ async def _from_upload(request: Request, gateway: Gateway, submission: Submissio
         async with gateway.probe_slots:
             info = await probe(upload.video.path, gateway.settings.video_limits)
         _check_start(video_options, info)
-        return await submit(
-            gateway,
-            submission,
-            JobKind.VIDEO,
-            video_options,
-            metadata,
-            source=_source(upload, info),
-            upload=upload,
-        )
+        job_request = JobRequest(JobKind.VIDEO, video_options, metadata, _source(upload, info))
+        return await submit(gateway, submission, job_request, upload)
 
 
 async def _from_url(request: Request, gateway: Gateway, submission: Submission) -> Accepted:
@@ -110,7 +103,7 @@ async def _from_url(request: Request, gateway: Gateway, submission: Submission) 
         raise InvalidOption("url: send the URL of a video, or multipart/form-data with a `file`")
     url = check_url(text, gateway.settings.allowed_hosts)
     source = Source(url=str(url), filename=uploads.plain_name(url.name))
-    return await submit(gateway, submission, JobKind.VIDEO, video_options, metadata, source=source)
+    return await submit(gateway, submission, JobRequest(JobKind.VIDEO, video_options, metadata, source))
 
 
 def _source(upload: uploads.Upload, info: VideoInfo) -> Source:

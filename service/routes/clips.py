@@ -8,13 +8,12 @@ from service.contract.errors import IdempotencyConflict, InvalidOption, NotFound
 from service.contract.jobs import ClipOptions, JobKind, JobState
 from service.dependencies import GatewayDep
 from service.intake import options
-from service.intake.submission import begin, check_wait_s, job_response, submit
+from service.intake.submission import JobRequest, begin, check_wait_s, job_response, submit
 from service.presentation import Job
 from service.problems import responses
 from service.routes import request_bodies as bodies
 
 router = APIRouter(tags=["clips"])
-DEFAULT_WAIT_S = 60
 ROUNDING_S = 0.1
 """`end_s` may exceed the duration by this much, because clients round the duration up."""
 
@@ -34,8 +33,8 @@ async def caption_clip(job_id: str, request: Request, gateway: GatewayDep, key: 
     submission = await begin(gateway, request, key)
     clip_options, metadata = options.from_json(ClipOptions, await options.json_body(request))
     _check_bounds(parent, clip_options)
-    wait_s = await check_wait_s(gateway, request, submission, DEFAULT_WAIT_S)
-    accepted = await submit(gateway, submission, JobKind.CLIP, clip_options, metadata, parent=job_id)
+    wait_s = await check_wait_s(gateway, request, submission, options.DEFAULT_WAIT_S)
+    accepted = await submit(gateway, submission, JobRequest(JobKind.CLIP, clip_options, metadata, parent=job_id))
     return await job_response(gateway, submission, accepted, wait_s)
 
 

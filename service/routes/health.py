@@ -12,7 +12,7 @@ from service.dependencies import Gateway, GatewayDep
 from service.problems import responses
 
 router = APIRouter(tags=["health"])
-OPEN: dict[str, list[str]] = {"security": []}
+NO_KEY_NEEDED: dict[str, list[str]] = {"security": []}
 """OpenAPI marker of routes that need no API key."""
 TIMEOUT_S = 2.0
 
@@ -27,13 +27,13 @@ class Readiness(BaseModel):
     checks: dict[str, Check]
 
 
-@router.get("/healthz", openapi_extra=OPEN)
+@router.get("/healthz", openapi_extra=NO_KEY_NEEDED)
 async def alive() -> dict[str, str]:
     """Liveness: the process is running."""
     return {"status": "ok"}
 
 
-@router.get("/readyz", response_model=Readiness, responses={503: {"model": Readiness}}, openapi_extra=OPEN)
+@router.get("/readyz", response_model=Readiness, responses={503: {"model": Readiness}}, openapi_extra=NO_KEY_NEEDED)
 async def ready(gateway: GatewayDep) -> Response:
     """Readiness: Redis is reachable, the disk has free space, and at least one worker has its model loaded."""
     checks = {"redis": await _redis(gateway), "disk": _disk(gateway), "workers": await _workers(gateway)}

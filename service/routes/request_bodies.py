@@ -2,22 +2,20 @@
 
 from typing import Any
 
-from service.contract.jobs import ClipOptions, Decoding, RecaptionOptions, VideoOptions
-from service.intake.idempotency import MAX_CHARS
+from pydantic import TypeAdapter
 
-_METADATA = {
-    "type": "object",
-    "additionalProperties": {"type": "string", "maxLength": 512},
-    "maxProperties": 16,
-    "description": "Up to 16 pairs of strings, returned with the job",
-}
+from service.contract.jobs import ClipOptions, Decoding, Metadata, RecaptionOptions, VideoOptions
+from service.intake.idempotency import MAX_CHARS
+from service.intake.options import MAX_WAIT_S
+
+_METADATA = {**TypeAdapter(Metadata).json_schema(), "description": "Pairs of strings that are returned with the job"}
 _PREFER = {
     "name": "Prefer",
     "in": "header",
     "required": False,
     "schema": {"type": "string"},
     "example": "wait=30",
-    "description": "Wait up to N seconds (at most 60) for the job to end",
+    "description": f"Wait up to N seconds (at most {MAX_WAIT_S}) for the job to end",
 }
 _IDEMPOTENCY = {
     "name": "Idempotency-Key",
