@@ -1,9 +1,9 @@
-"""The demo world: one coloured shape on a coloured background, and clips in which it changes step by step.
+"""Drawing the demo world: seed -> `Scene` -> RGB frames -> an H.264 clip.
 
-First stage of everything about the demo model: a seed gives a `Scene`, a scene is drawn into RGB frames, frames are
-written as real H.264. What is said about a scene stands in `language.py`. Needs numpy, Pillow and PyAV, never torch.
+A scene shows one coloured shape on a coloured background; it changes step by step. `world.py` defines the vocabulary,
+`language.py` describes scenes in words. Needs numpy, Pillow and PyAV, but not torch.
 
-    python -m workers.demo.scenes --seed 7 --out clip.mp4      # writes a clip, prints its reference captions
+    python -m workers.demo.scenes --seed 7 --out clip.mp4      # writes a clip and prints its reference captions
 """
 
 import argparse
@@ -28,14 +28,14 @@ Frame = npt.NDArray[np.uint8]  # [height, width, 3], RGB
 SIZES = ((320, 180), (384, 216), (426, 240), (640, 360), (320, 240), (256, 256), (384, 160), (180, 320))
 SIZE_WEIGHTS = (5, 4, 3, 3, 3, 2, 2, 1)
 
-SMALL_RADIUS = (0.20, 0.26)  # of the short side
+SMALL_RADIUS = (0.20, 0.26)  # range, as a fraction of the short side
 LARGE_RADIUS = (0.32, 0.40)
 MARGIN = 0.01
-JITTER = 8  # a named colour is drawn up to this far from its value, per channel and scene
+JITTER = 8  # largest deviation of a drawn colour from its named value, per channel; fixed within a scene
 
 
 def outline(shape: str, x: float, y: float, radius: float) -> list[tuple[float, float]]:
-    """Return the corners of an upright triangle, a square or a deep five-point star around a centre, in pixels."""
+    """Return the corners of an upright triangle, a square or a five-pointed star around a centre, in pixels."""
     if shape == "square":
         side = 0.88 * radius
         return [(x - side, y - side), (x + side, y - side), (x + side, y + side), (x - side, y + side)]
@@ -55,9 +55,9 @@ def jittered(rng: random.Random, rgb: tuple[int, int, int]) -> tuple[int, ...]:
 
 
 def draw(state: State, width: int, height: int, palette_seed: int = 0) -> Frame:
-    """Draw one state, anti-aliased by four-fold supersampling: RGB `[height, width, 3]`.
+    """Draw one state with four-fold supersampling. Returns RGB `[height, width, 3]`.
 
-    `palette_seed` fixes the small deviation of each named colour, so that a clip keeps its colours.
+    `palette_seed` fixes the small deviation of each named colour, so a clip's colours stay constant.
     """
     rng = random.Random(f"{palette_seed} {state.background}")
     frame = np.empty((height, width, 3), np.uint8)
@@ -82,14 +82,14 @@ def draw(state: State, width: int, height: int, palette_seed: int = 0) -> Frame:
 
 
 def inside(state: State, width: int, height: int) -> bool:
-    """Whether the whole shape is within the frame."""
+    """Return whether the whole shape lies within the frame."""
     short = min(width, height)
     reach_x, reach_y = 1.02 * state.radius * short / width, 1.02 * state.radius * short / height
     return all(r + MARGIN <= c <= 1 - r - MARGIN for c, r in ((state.x, reach_x), (state.y, reach_y)))
 
 
 def place(rng: random.Random, state: State, width: int, height: int) -> State:
-    """Put the shape of `state` somewhere inside the frame."""
+    """Return `state` with its shape at a random place inside the frame."""
     while True:
         placed = replace(state, x=rng.random(), y=rng.random())
         if inside(placed, width, height):
@@ -113,8 +113,8 @@ def moved(rng: random.Random, state: State, kind: str) -> State:
     return replace(state, x=state.x + step) if kind in ("left", "right") else replace(state, y=state.y + step)
 
 
-def changed(rng: random.Random, state: State, kind: str, width: int, height: int) -> State | None:  # noqa: PLR0911 (a case each)
-    """Return `state` after a change of this kind, large enough to be seen, or None where it is not possible."""
+def apply_change(rng: random.Random, state: State, kind: str, width: int, height: int) -> State | None:  # noqa: PLR0911 (one case each)
+    """Return `state` after a change of this kind, large enough to be visible, or None if it is impossible."""
     if (kind == "appear") == (state.shape is not None) and kind not in ("none", "background"):
         return None
     new: State | None
@@ -133,17 +133,17 @@ def changed(rng: random.Random, state: State, kind: str, width: int, height: int
 
 
 def next_state(rng: random.Random, state: State, width: int, height: int) -> tuple[str, State]:
-    """Choose a possible change: every kind is about as frequent as any other."""
+    """Return a random possible change and the state after it. All kinds are about equally frequent."""
     while True:
         kind = "appear" if state.shape is None and rng.random() < 0.8 else rng.choice(CHANGES[:-1])
         for _ in range(12):
-            new = changed(rng, state, kind, width, height)
+            new = apply_change(rng, state, kind, width, height)
             if new is not None:
                 return kind, new
 
 
 def make_scene(seed: int, changes: int | None = None, size: tuple[int, int] | None = None) -> Scene:
-    """Return the scene of this seed: a shape, then 3 to 6 changes (or as many as asked), each state held 2.1 to 4 s."""
+    """Return the scene of this seed: 3 to 6 changes, or `changes`; each state lasts 2.1 to 4 s."""
     rng = random.Random(f"scene {seed}")
     width, height = size or rng.choices(SIZES, SIZE_WEIGHTS)[0]
     states, kinds = [first_state(rng, width, height)], []
@@ -165,13 +165,13 @@ def sample_clip() -> Scene:
 
 
 def frames(scene: Scene, fps: int) -> Iterator[Frame]:
-    """Yield the clip frame by frame: states follow one another at once, between two frames."""
+    """Yield all frames of the clip. Each change happens between two frames."""
     ends_s = [*scene.change_times_s(), sum(scene.holds_s)]
-    done = 0
+    yielded = 0
     for state, end_s in zip(scene.states, ends_s, strict=True):
         picture = draw(state, scene.width, scene.height, scene.seed)
-        count = round(end_s * fps) - done
-        done += count
+        count = round(end_s * fps) - yielded
+        yielded += count
         for _ in range(count):
             yield picture
 
@@ -188,7 +188,7 @@ def write_clip(path: Path | BinaryIO, scene: Scene, fps: int = 12, crf: int = 23
 
 
 def through_h264(pictures: list[Frame], crf: int) -> list[Frame]:
-    """Encode pictures of one size as H.264 and decode them again, in memory: what a decoder would hand out."""
+    """Encode pictures of one size as H.264 in memory and return the decoded pictures."""
     height, width = pictures[0].shape[:2]
     encoder = av.CodecContext.create("libx264", "w")
     encoder.width, encoder.height, encoder.pix_fmt = width, height, "yuv420p"
@@ -208,8 +208,8 @@ def through_h264(pictures: list[Frame], crf: int) -> list[Frame]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write a clip of the demo world and print its reference captions.")
-    parser.add_argument("--seed", type=int, help="the scene's seed (default: the sample clip of `make demo`)")
-    parser.add_argument("--out", type=Path, required=True, help="where the MP4 goes")
+    parser.add_argument("--seed", type=int, help="seed of the scene (default: the sample clip of `make demo`)")
+    parser.add_argument("--out", type=Path, required=True, help="path of the MP4 to write")
     parser.add_argument("--fps", type=int, default=12)
     arguments = parser.parse_args()
     scene = sample_clip() if arguments.seed is None else make_scene(arguments.seed)

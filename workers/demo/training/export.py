@@ -1,6 +1,6 @@
 """Trained weights -> a checkpoint folder in the published layout: config.json, safetensors, tokenizer.model.
 
-Weights are stored in float16 to stay small and said to be float32 in the configuration: that is what they are run in.
+Weights are stored in float16 to save space. The configuration names float32, the type they run in.
 """
 
 import json
@@ -19,7 +19,7 @@ MAX_POSITIONS = 4096
 
 
 def config(sizes: Sizes, threshold: float = SIMILARITY_THRESHOLD) -> dict[str, Any]:
-    """Return config.json in the published model's words, with the keys that make a small one possible."""
+    """Return config.json with the published names and the additional keys that a small model needs."""
     vision = {
         "model_type": "clip_vision_model",
         "hidden_size": sizes.vision_hidden,
@@ -65,7 +65,7 @@ def config(sizes: Sizes, threshold: float = SIMILARITY_THRESHOLD) -> dict[str, A
 
 
 def write(model: DemoModel, tokenizer: Path, folder: Path) -> None:
-    """Write weights, configuration and tokenizer to `folder`; its keyframe encoder and threshold stay as they are."""
+    """Write weights, configuration and tokenizer to `folder`. Its keyframe encoder and threshold do not change."""
     folder.mkdir(parents=True, exist_ok=True)
     threshold = SIMILARITY_THRESHOLD
     if (folder / "config.json").exists():
@@ -78,7 +78,7 @@ def write(model: DemoModel, tokenizer: Path, folder: Path) -> None:
 
 
 def read(folder: Path) -> DemoModel:
-    """Return the model of a folder that `write` made, in float32."""
+    """Return the model from a folder that `write` created, in float32."""
     published = json.loads((folder / "config.json").read_text())
     vision, plora = published["vision_config"], published["plora"]
     sizes = Sizes(

@@ -1,8 +1,8 @@
-"""The demo model as plain, batched, trainable PyTorch: the architecture of InternLM-XComposer2-4KHD, small.
+"""The demo model in plain, batched, trainable PyTorch: a small InternLM-XComposer2-4KHD.
 
-Parameter names are the published checkpoint's, so that `state_dict()` is the checkpoint. Reading order: vision tower ->
-merge and project -> separators -> InternLM2 with partial LoRA. Formulae: InternLM2,
-CLIP's ViT, and the partial LoRA of InternLM-XComposer2 (arXiv:2401.16420).
+Parameters have the published checkpoint's names, so `state_dict()` is the checkpoint. Reading order: vision tower ->
+merge and project -> separators -> InternLM2 with partial LoRA. Formulas: InternLM2, CLIP's ViT, and the partial LoRA
+of InternLM-XComposer2 (arXiv:2401.16420).
 """
 
 import math
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Sizes:
-    """Every size of the model; `config()` of export.py writes them in the published config's words."""
+    """All sizes of the model. `config()` in export.py writes them under the published names."""
 
     crop: int = 112
     patch: int = 14
@@ -40,7 +40,7 @@ class Sizes:
 
     @property
     def grid(self) -> int:
-        """Patches along a crop's side."""
+        """Number of patches along a crop's side."""
         return self.crop // self.patch
 
     @property
@@ -58,7 +58,7 @@ class VisionEmbeddings(nn.Module):
         self.patch, self.grid = sizes.patch, sizes.grid
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """`[crops, 3, side, side]` -> `[crops, 1 + grid², vision_hidden]`."""
+        """Map `[crops, 3, side, side]` to `[crops, 1 + grid², vision_hidden]`."""
         crops, p, g = len(pixels), self.patch, self.grid
         patches = pixels.view(crops, 3, g, p, g, p).permute(0, 2, 4, 1, 3, 5).reshape(crops, g * g, -1)
         x = F.linear(patches, self.patch_embedding.weight.flatten(1))
@@ -108,7 +108,7 @@ class VisionLayer(nn.Module):
 
 
 class Layers(nn.Module):
-    """A plain list under the name `layers`, for the published names."""
+    """A list of modules under the published name `layers`."""
 
     def __init__(self, layers: list[nn.Module]) -> None:
         super().__init__()
@@ -116,17 +116,17 @@ class Layers(nn.Module):
 
 
 class VisionModel(nn.Module):
-    """CLIP's image encoder up to its last layer's patch features, without the post-norm."""
+    """CLIP's image encoder. Returns the last layer's patch features, without the post-norm."""
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
         self.embeddings = VisionEmbeddings(sizes)
         self.pre_layrnorm = nn.LayerNorm(sizes.vision_hidden)
         self.encoder = Layers([VisionLayer(sizes) for _ in range(sizes.vision_layers)])
-        self.post_layernorm = nn.LayerNorm(sizes.vision_hidden)  # in the published file, unused
+        self.post_layernorm = nn.LayerNorm(sizes.vision_hidden)  # in the published file, but unused
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """`[crops, 3, side, side]` -> `[crops, grid², vision_hidden]`."""
+        """Map `[crops, 3, side, side]` to `[crops, grid², vision_hidden]`."""
         x: Tensor = self.pre_layrnorm(self.embeddings(pixels))
         for layer in self.encoder.layers:
             x = layer(x)
@@ -134,7 +134,7 @@ class VisionModel(nn.Module):
 
 
 def merge(patches: Tensor) -> Tensor:
-    """Lay 2x2 neighbours side by side, row by row: `[crops, g², d]` -> `[crops, (g/2)², 4·d]`."""
+    """Concatenate each 2x2 block of patches in row order: `[crops, g², d]` to `[crops, (g/2)², 4·d]`."""
     crops, count, width = patches.shape
     half = math.isqrt(count) // 2
     x = patches.view(crops, half, 2, half, 2, width).permute(0, 1, 3, 2, 4, 5)
@@ -142,7 +142,7 @@ def merge(patches: Tensor) -> Tensor:
 
 
 class PartialLoRALinear(nn.Module):
-    """A linear map with a low-rank part for image tokens only."""
+    """A linear map with a low-rank update that applies to image tokens only."""
 
     def __init__(self, width: int, out: int, rank: int, alpha: int) -> None:
         super().__init__()
@@ -152,7 +152,7 @@ class PartialLoRALinear(nn.Module):
         self.scale = alpha / rank
 
     def forward(self, x: Tensor, image: bool) -> Tensor:
-        """`[batch, length, width]` -> `[batch, length, out]`, all of them text tokens or all of them image tokens."""
+        """Map `[batch, length, width]` to `[batch, length, out]`. All tokens are of one kind, text or image."""
         return F.linear(
             x, self.weight + self.scale * self.Plora_B.weight @ self.Plora_A.weight if image else self.weight
         )
@@ -160,20 +160,20 @@ class PartialLoRALinear(nn.Module):
 
 @dataclass(frozen=True)
 class Tokens:
-    """A sequence whose kinds of token are kept apart, for partial LoRA: `<s>` and the text; the image between them."""
+    """Text and image tokens of a sequence, separate for partial LoRA. The image follows `<s>`, the first text token."""
 
     text: Tensor  # [batch, 1 + words, width]
-    image: Tensor | None = None  # [batch, n, width]; stands after the first of `text`
+    image: Tensor | None = None  # [batch, n, width]
 
     def joined(self) -> Tensor:
-        """In their order: `[batch, length, width]`."""
+        """Return all tokens in sequence order: `[batch, length, width]`."""
         if self.image is None:
             return self.text
         first, rest = torch.split_with_sizes(self.text, [1, self.text.shape[1] - 1], 1)
         return torch.cat([first, self.image, rest], 1)
 
     def split(self, joined: Tensor) -> "Tokens":
-        """Take a sequence of this layout apart."""
+        """Split a sequence of this layout into its text and image tokens."""
         if self.image is None:
             return Tokens(joined)
         sizes = [1, self.image.shape[1], self.text.shape[1] - 1]
@@ -186,12 +186,12 @@ class Tokens:
         return Tokens(self.text + other.text, self.image + other.image)
 
     def map_kinds(self, layer: Callable[[Tensor, bool], Tensor]) -> "Tokens":
-        """Apply `layer(tokens, whether they are image tokens)` to each kind."""
+        """Apply `layer(tokens, is_image)` to the text tokens and to the image tokens."""
         return Tokens(layer(self.text, False), None if self.image is None else layer(self.image, True))
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate halves: `x` `[batch, heads, length, head_dim]`, `cos` and `sin` `[length, head_dim]`."""
+    """Apply RoPE to `x` `[batch, heads, length, head_dim]`; `cos` and `sin` are `[length, head_dim]`."""
     first, second = x.chunk(2, -1)
     return x * cos + torch.cat([-second, first], -1) * sin
 
@@ -268,7 +268,7 @@ class Vit(nn.Module):
 
 
 class DemoModel(nn.Module):
-    """The whole; `state_dict()` has the published names."""
+    """The complete model. `state_dict()` has the published names."""
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
@@ -285,23 +285,26 @@ class DemoModel(nn.Module):
         self.plora_sub_GN = nn.Parameter(torch.randn(1, 1, 1, merged) * 0.5)
 
     def see(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """`[crops, 3, side, side]` -> patch features `[crops, grid², d]`, and merged `[crops, (grid/2)², 4·d]`."""
+        """Return patch features `[crops, grid², d]` and merged features `[crops, (grid/2)², 4·d]` of crops."""
         patches = self.vit.vision_tower.vision_model(pixels)
         return patches, merge(patches)
 
     def rows(self, x: Tensor) -> Tensor:
-        """End each row of `[batch, h, w, 4·d]` with the row separator, flattened: `[batch, h·(w + 1), 4·d]`."""
+        """Append the row separator to each row of `[batch, h, w, 4·d]` and flatten: `[batch, h·(w + 1), 4·d]`."""
         batch, height, _, width = x.shape
         return torch.cat([x, self.plora_sub_GN.expand(batch, height, 1, width)], 2).flatten(1, 2)
 
     def image_tokens(self, views: Tensor, tiles: Tensor) -> Tensor:
-        """Lay out and project views `[batch, m², 4·d]`, tiles `[batch, h, w, m², 4·d]`: `[batch, n, hidden]`."""
+        """Return the projected image tokens `[batch, n, hidden]`.
+
+        `views` are global views `[batch, m², 4·d]`, `tiles` are `[batch, h, w, m², 4·d]`.
+        """
         batch, h, w, count, width = tiles.shape
         m = math.isqrt(count)
         grid = tiles.view(batch, h, w, m, m, width).permute(0, 1, 3, 2, 4, 5).reshape(batch, h * m, w * m, width)
         glb = self.plora_glb_GN.expand(batch, 1, width)
-        laid = torch.cat([self.rows(views.view(batch, m, m, width)), glb, self.rows(grid)], 1)
-        tokens: Tensor = self.vision_proj(laid)  # separators too
+        sequence = torch.cat([self.rows(views.view(batch, m, m, width)), glb, self.rows(grid)], 1)
+        tokens: Tensor = self.vision_proj(sequence)  # separators are projected too
         return tokens
 
     def rope(self, start: int, length: int) -> tuple[Tensor, Tensor]:
@@ -358,18 +361,18 @@ class DemoModel(nn.Module):
 
 
 def deepened(model: DemoModel, layers: int) -> DemoModel:
-    """Return a copy of `model` with `layers` language layers. The new ones stand in the middle and change nothing yet.
+    """Return a copy of `model` with `layers` language layers. The new layers are in the middle and change nothing yet.
 
-    A new layer starts with zero output projections, so that it passes its input through until it is trained.
+    A new layer starts with zero output projections, so it passes its input through until it is trained.
     """
     old = model.sizes.layers
     deep = DemoModel(replace(model.sizes, layers=layers))
     first_new, end_new = old // 2, old // 2 + layers - old
-    kept = [index for index in range(layers) if not first_new <= index < end_new]
+    old_places = [index for index in range(layers) if not first_new <= index < end_new]
     renamed = {}
     for name, tensor in model.state_dict().items():
         match = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", name)
-        renamed[f"model.layers.{kept[int(match[1])]}.{match[2]}" if match else name] = tensor
+        renamed[f"model.layers.{old_places[int(match[1])]}.{match[2]}" if match else name] = tensor
     deep.load_state_dict(renamed, strict=False)
     for name, parameter in deep.named_parameters():
         match = re.fullmatch(r"model\.layers\.(\d+)\.(attention\.wo|feed_forward\.w2)\.weight", name)

@@ -1,7 +1,7 @@
-"""The demo model's SentencePiece vocabulary: trained in seconds on its own language, of the published model's kind.
+"""The demo model's SentencePiece vocabulary, trained in seconds on its own language.
 
-BPE with byte fallback, identity normaliser, no dummy prefix, no whitespace stripping, the chat marks as user-defined
-pieces. English beyond the demo world comes from the standard library's own help texts.
+Its settings are those of the published model: BPE with byte fallback, identity normaliser, no dummy prefix, whitespace
+kept, chat markers as user-defined pieces. General English comes from the standard library's help texts.
 """
 
 import pydoc_data.topics
@@ -14,11 +14,11 @@ from workers.demo import examples
 
 VOCABULARY = 1024
 CHAT_OPEN, CHAT_CLOSE = "[UNUSED_TOKEN_146]", "[UNUSED_TOKEN_145]"
-MARKS = ("[UNUSED_TOKEN_0]", "[UNUSED_TOKEN_1]", "[UNUSED_TOKEN_2]", "[UNUSED_TOKEN_3]", CHAT_CLOSE, CHAT_OPEN)
+CHAT_MARKERS = ("[UNUSED_TOKEN_0]", "[UNUSED_TOKEN_1]", "[UNUSED_TOKEN_2]", "[UNUSED_TOKEN_3]", CHAT_CLOSE, CHAT_OPEN)
 
 
 def corpus(seed: int = 0) -> list[str]:
-    """Return lines of every role, and some of general English."""
+    """Return lines from examples of every role, and lines of general English."""
     rng = random.Random(seed)
     lines = []
     for _ in range(3000):
@@ -36,7 +36,7 @@ def corpus(seed: int = 0) -> list[str]:
 
 
 def train(path: Path) -> None:
-    """Write `tokenizer.model`-like file `path`."""
+    """Train a vocabulary and write it to `path` (a `tokenizer.model`)."""
     prefix = path.with_suffix("")
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(corpus()),
@@ -48,7 +48,7 @@ def train(path: Path) -> None:
         add_dummy_prefix=False,
         remove_extra_whitespaces=False,
         normalization_rule_name="identity",
-        user_defined_symbols=list(MARKS),
+        user_defined_symbols=list(CHAT_MARKERS),
         character_coverage=0.9999,
         minloglevel=2,
     )
