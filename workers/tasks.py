@@ -18,13 +18,12 @@ from service.contract.store.background import repeat
 from service.contract.store.leases import MAX_STRIKES, RENEW_EVERY_S, CancelRequested, Fenced, Lease, new_token
 from service.contract.store.store import RetryingStore
 from service.contract.store.wakeups import Wakeups
-from service.contract.store.worker_cards import WorkerCard
+from service.contract.store.worker_cards import CARD_EVERY_S, WorkerCard
 from workers import pipeline
 from workers.attempt import Attempt, WorkerContext
 from workers.outcomes import EngineDied, Outcomes, Released
 from workers.publisher import Publisher
 
-SHOW_CARD_EVERY_S = 5.0
 CLAIM_TIMEOUT_S = 60.0
 RELEASE_TIMEOUT_S = 4.0
 
@@ -94,7 +93,7 @@ class JobRunner:
         self._waiting_for_last_chance: set[str] = set()
         self._loop = asyncio.get_running_loop()
         self._renewing = asyncio.create_task(repeat(self._renew_leases, RENEW_EVERY_S, "renewing leases", log))
-        self._showing_card = asyncio.create_task(repeat(self._show_card, SHOW_CARD_EVERY_S, "showing the card", log))
+        self._showing_card = asyncio.create_task(repeat(self._show_card, CARD_EVERY_S, "showing the card", log))
         self._stopping = False
         self.engine_died = False
 
