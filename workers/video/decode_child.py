@@ -33,10 +33,9 @@ Rgb = npt.NDArray[np.uint8]  # [height, width, 3]
 FRAME_HEADER = struct.Struct("<dII")
 SANDBOX = Path(__file__).resolve().parents[2] / "service/contract/sandbox"
 FORMATS = runpy.run_path(str(SANDBOX / "formats.py"))
+SAMPLING = runpy.run_path(str(Path(__file__).with_name("sampling.py")))
 FILES = 32
 GIB = 1 << 30
-TIME_ERROR_S = 1e-3
-"""Containers round times. A frame that starts this long after a sampling time still counts as on screen then."""
 SINGLE_COLOUR_SPREAD = 8
 """Levels (of 255) by which the pixels of a single-colour frame may differ after encoding."""
 SEEK_BACK_S = (0, 1, 4, 16, 64)
@@ -213,32 +212,6 @@ def open_decord(spec: Spec, video: Video) -> Decord | None:
     return reader if reader.count == len(video.index.pts) else None
 
 
-def plan_samples(seconds: npt.NDArray[np.float64], spec: Spec) -> tuple[list[int], float]:
-    """Return the numbers of the frames to sample and the sampling interval used; `seconds` are the times of all frames.
-
-    Samples are the frame on screen at every `interval_s` from the first frame of the part, and the part's last frame.
-    The interval is increased if there would be more than `max_samples`. The list is empty if the part starts after the
-    end of the video.
-    """
-    start_s, end_s = spec.start_s or 0.0, np.inf if spec.end_s is None else spec.end_s
-    inside = np.flatnonzero((seconds >= start_s - TIME_ERROR_S) & (seconds <= end_s + TIME_ERROR_S))
-    if not inside.size:  # the part lies between two frames: use the one on screen
-        on_screen = int(np.searchsorted(seconds, start_s, side="right")) - 1
-        return ([on_screen] if 0 <= on_screen < len(seconds) - 1 else []), spec.interval_s
-    first, last = int(inside[0]), int(inside[-1])
-    if spec.max_samples == 1:
-        return [first], spec.interval_s
-    span_s = seconds[last] - seconds[first]
-    interval_s = spec.interval_s
-    if np.floor((span_s - TIME_ERROR_S) / interval_s) + 2 > spec.max_samples:
-        interval_s = float(span_s / (spec.max_samples - 1))
-    steps = max(0, int(np.ceil((span_s - TIME_ERROR_S) / interval_s)))
-    times = seconds[first] + interval_s * np.arange(steps)
-    on_screen_at = np.searchsorted(seconds, times + TIME_ERROR_S, side="right") - 1
-    numbers = np.unique(np.concatenate([np.clip(on_screen_at, first, last), [last]]))
-    return [int(number) for number in numbers], interval_s
-
-
 def downscale(frame: Rgb, max_side_px: int) -> Image.Image:
     """Return the frame as an image, reduced so that no side is longer than `max_side_px`."""
     image = Image.fromarray(frame)
@@ -257,7 +230,10 @@ class Samples:
         self.video = Video(spec.path, spec.demuxer)
         self.decord = open_decord(spec, self.video)
         self.seconds = self.video.index.seconds
-        self.numbers, self.interval_s = plan_samples(self.seconds, spec) if len(self.seconds) else ([], spec.interval_s)
+        plan: tuple[list[int], float] = SAMPLING["plan_samples"](
+            self.seconds, spec.interval_s, spec.max_samples, spec.start_s, spec.end_s
+        )
+        self.numbers, self.interval_s = plan
         if spec.from_s is not None:
             self.numbers = [n for n in self.numbers if self.seconds[n] >= spec.from_s - 1e-5]
         elif self.numbers[:1] == [0]:
@@ -292,7 +268,7 @@ class Samples:
         """Return the numbers with the first one moved past single-colour frames, at most to the second sample."""
         if len(self.numbers) < 2:
             return self.numbers
-        latest_s = self.seconds[0] + self.spec.interval_s + TIME_ERROR_S
+        latest_s = self.seconds[0] + self.spec.interval_s + SAMPLING["TIME_ERROR_S"]
         for number in range(self.numbers[1] + 1):
             frame = self._frame(number) if self.seconds[number] <= latest_s else None
             if frame is None:

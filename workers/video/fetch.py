@@ -32,7 +32,7 @@ RATE_WINDOW_S = 20.0
 
 
 async def fetch(attempt: Attempt) -> None:
-    """Download the job's video into the storage, unless it was uploaded, is already there or is no longer needed.
+    """Download the job's video into the storage, unless it was uploaded, already exists, or all keyframes are stored.
 
     Raises UrlForbidden, UrlUnreachable, VideoTooLarge, StorageFull, and Fenced or CancelRequested.
     """

@@ -12,8 +12,9 @@ from service.contract.errors import DecodeFailed, InvalidOption
 from service.contract.sandbox.probe import VideoInfo, probe
 from tests.workers.clips import number_of, numbered, rotate, write
 from workers.video import decode_child as decode
-from workers.video.decode_child import Spec, plan_samples
+from workers.video.decode_child import Spec
 from workers.video.frames import CHILD, DecodeLimits, Frame, Part, open_frames
+from workers.video.sampling import plan_samples
 
 
 async def sample(path: Path, limits: DecodeLimits | None = None, **part: float | None) -> tuple[list[Frame], float]:
@@ -163,7 +164,7 @@ def test_a_plan_never_exceeds_max_samples() -> None:
     for _ in range(500):
         seconds = np.unique(np.cumsum(random.uniform(0.001, 3, random.integers(1, 300))))
         max_samples, interval_s = int(random.integers(1, 40)), float(random.uniform(0.1, 60))
-        numbers, interval_used_s = plan_samples(seconds, Spec("", "mov", interval_s, max_samples, 1024, 1))
+        numbers, interval_used_s = plan_samples(seconds, interval_s, max_samples)
         assert 1 <= len(numbers) <= max_samples
         assert interval_used_s >= interval_s
         assert numbers == sorted(set(numbers))

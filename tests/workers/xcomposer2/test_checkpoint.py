@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_a_hub_id_is_found_in_the_hub_cache(tmp_path: Path) -> None:
-    """The cache looks as after a download; there is no network."""
+    """The cache looks as after a download, and the hub is offline."""
     repository = tmp_path / "hub" / "models--someone--captioner"
     snapshot = repository / "snapshots" / ("a" * 40)
     snapshot.mkdir(parents=True)
