@@ -5,11 +5,12 @@ Settings that the gateway also has are in `service/contract/settings.py`.
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
 from service.contract.settings import SharedSettings
+from workers.prompts.choice import PromptSetting
 
 DEMO_CHECKPOINT = Path(__file__).with_name("demo") / "checkpoint"
 SLOTS_ON_CPU = 4
@@ -21,7 +22,7 @@ class Settings(SharedSettings):
 
     model: str = str(DEMO_CHECKPOINT)
     """Directory or hub id of a checkpoint."""
-    prompt_dialect: Literal["automatic", "xcomposer2", "hierarchical"] = "automatic"
+    prompt_dialect: PromptSetting = "automatic"
     """Style of the prompts. `automatic`: the style that the model family was trained on, else `hierarchical`."""
     slots: Annotated[int, Field(ge=1, le=4096)] | None = None
     """How many videos are captioned at once. None selects 4 on a CPU and 128 on a GPU."""

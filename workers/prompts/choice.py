@@ -8,16 +8,16 @@ from workers.prompts.hierarchical import HierarchicalPrompts
 from workers.prompts.trained import TRAINED_PROMPTS
 
 StyleName = Literal["xcomposer2", "hierarchical"]
+PromptSetting = Literal["automatic", StyleName]
+"""Values of PROMPT_DIALECT."""
 
 PROMPT_STYLES: Mapping[StyleName, Callable[[int], PromptStyle]] = {
     "xcomposer2": lambda _images_per_turn: TRAINED_PROMPTS,
     "hierarchical": HierarchicalPrompts,
 }
-"""Value of PROMPT_DIALECT -> function from the number of images per turn to the prompts."""
+"""Style name -> function that returns the prompts for a number of images per turn."""
 
 
-def choose_prompts(
-    setting: StyleName | Literal["automatic"], family_default: StyleName, images_per_turn: int
-) -> PromptStyle:
+def choose_prompts(setting: PromptSetting, family_default: StyleName, images_per_turn: int) -> PromptStyle:
     """Return the prompts named by PROMPT_DIALECT; "automatic" selects the default of the model's family."""
     return PROMPT_STYLES[family_default if setting == "automatic" else setting](images_per_turn)

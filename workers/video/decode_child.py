@@ -199,11 +199,9 @@ class Decord:
 
 def open_decord(spec: Spec, video: Video) -> Decord | None:
     """Return decord2's reader, or None if it is not exact for this file or would need too much memory."""
-    exact = (
-        spec.demuxer in ("mov", "matroska") and video.index.closed_groups and len(video.container.streams.video) == 1
-    )
+    exact = spec.demuxer in ("mov", "matroska") and video.index.closed_groups
     pixels = len(video.index.pts) * video.stream.width * video.stream.height
-    if not exact or pixels * DECORD_PIXEL_BYTES > MAX_DECORD_BYTES:
+    if not exact or len(video.container.streams.video) > 1 or pixels * DECORD_PIXEL_BYTES > MAX_DECORD_BYTES:
         return None
     try:
         reader = Decord(spec.path)

@@ -1,7 +1,6 @@
 """Both prompt styles in all roles of the worker: the prompts, and the images shown with them."""
 
 from pathlib import Path
-from typing import Literal
 
 import pytest
 
@@ -10,7 +9,7 @@ from tests.fake_captioner import FakeCaptioner
 from tests.workers.clips import number_of, numbered, write
 from tests.workers.conftest import Bench
 from workers.prompts import PromptStyle
-from workers.prompts.choice import StyleName, choose_prompts
+from workers.prompts.choice import PromptSetting, StyleName, choose_prompts
 from workers.prompts.hierarchical import HierarchicalPrompts
 from workers.prompts.trained import TrainedPrompts
 from workers.video.collage import PAIR_GAP_PX
@@ -34,7 +33,7 @@ def clip(tmp_path: Path) -> Path:
     ],
 )
 def test_the_setting_overrides_the_default_of_the_model_family(
-    setting: StyleName | Literal["automatic"], family_default: StyleName, style: type[PromptStyle]
+    setting: PromptSetting, family_default: StyleName, style: type[PromptStyle]
 ) -> None:
     assert isinstance(choose_prompts(setting, family_default, images_per_turn=1), style)
 
@@ -45,17 +44,17 @@ async def test_hierarchical_prompts_show_two_images(bench: Bench, clip: Path) ->
     captioner.takes_hd_num = False
     job = await bench.run(bench.runner(captioner), await bench.video(clip, keyframes="interval"))
     assert job.status is JobStatus.COMPLETED, job.error
-    first, second, third, _, whole = captioner.turns
+    first, second, third, _, summary = captioner.turns
     assert [number_of(image) for image in first.images] == [0]
     assert [[number_of(image) for image in turn.images] for turn in (second, third)] == [[0, 20], [20, 40]]
     assert "Frame 1 at 2.00 s: the first picture.\nFrame 2 at 4.00 s: the second picture." in third.prompt
     assert third.prompt.endswith("What happened before: Then.")
-    assert whole.images == ()
-    assert whole.prompt.endswith("Note 3 at 4.00 s: And then.\nNote 4 at 5.90 s: At last.\n")
+    assert summary.images == ()
+    assert summary.prompt.endswith("Note 3 at 4.00 s: And then.\nNote 4 at 5.90 s: At last.\n")
     for turn in captioner.turns:
         assert turn.hd_num is None
-        places = [turn.prompt.find(part) for part in PARTS]
-        assert places == sorted(places) and places[0] == 0
+        positions = [turn.prompt.find(part) for part in PARTS]
+        assert positions == sorted(positions) and positions[0] == 0
 
 
 async def test_a_pair_is_stacked_for_a_model_that_takes_one_image(bench: Bench, clip: Path) -> None:
