@@ -19,19 +19,18 @@ from vllm.utils.mistral import is_mistral_tokenizer
 from workers.models.engine import CannotWork, Turn
 from workers.models.special_tokens import SpecialTokens
 
-UNLIMITED_IMAGES = 1 << 30
 IMAGE_SIZE_CACHE = 4096
 """Number of image size combinations whose token counts are cached."""
 
 
-def supported_images(config: ModelConfig) -> int:
-    """Return how many images the model accepts in one turn. Raises CannotWork if it accepts none."""
+def supported_images(config: ModelConfig) -> int | None:
+    """Return how many images the model accepts in one turn; None: no limit. Raises CannotWork if it accepts none."""
     if not config.supports_multimodal_inputs:
         raise CannotWork(f"{config.model} ({', '.join(config.architectures)}) takes no images: it cannot caption video")
     limits = MULTIMODAL_REGISTRY.create_processor(config).info.supported_mm_limits
     if "image" not in limits:
         raise CannotWork(f"{config.model} takes {', '.join(limits)} but no images: it cannot caption video")
-    return UNLIMITED_IMAGES if limits["image"] is None else limits["image"]
+    return limits["image"]
 
 
 class ChatTurnRenderer:

@@ -72,7 +72,8 @@ def _chat_engine_args(model: str) -> dict[str, Any]:
 def _chat_images_per_turn(config: "ModelConfig") -> int:
     from workers.models.chat_models import supported_images  # noqa: PLC0415
 
-    return min(supported_images(config), MAX_IMAGES_PER_TURN)
+    supported = supported_images(config)
+    return MAX_IMAGES_PER_TURN if supported is None else min(supported, MAX_IMAGES_PER_TURN)
 
 
 def _chat_renderer(renderer: "BaseRenderer[Any]", config: "ModelConfig") -> TurnRenderer:
