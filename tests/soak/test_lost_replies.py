@@ -14,7 +14,7 @@ from service.contract.jobs import JobKind, JobStatus, RecaptionOptions, Record, 
 from service.contract.storage.backends import open_storage
 from service.contract.store import scripts
 from service.contract.store.connection import connect
-from service.contract.store.keys import LEASES, job_key
+from service.contract.store.keys import LEASES, QUEUED, job_key
 from service.contract.store.reaper import Reaper
 from service.contract.store.store import RetryingStore, Store
 from service.contract.store.wakeups import Wakeups
@@ -132,7 +132,7 @@ class Scenario:
         histories = await read_histories(self.direct_store, jobs)
         check(histories)
         assert [(history.outcome, history.attempts) for history in histories] == [("completed", 3), ("cancelled", 1)]
-        assert await self.direct.zcard(LEASES) == await self.direct.zcard("sharecap:queued") == 0
+        assert await self.direct.zcard(LEASES) == await self.direct.zcard(QUEUED) == 0
 
     async def close(self) -> None:
         for runner in self.runners:
