@@ -1,1 +1,1 @@
-"""What the gateway and the workers share: jobs, events, errors, and where both are kept."""
+"""Everything that the gateway and the workers share: jobs, events, errors, settings, the store, storage, sandbox."""

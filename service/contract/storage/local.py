@@ -19,6 +19,8 @@ from anyio import to_thread
 from service.contract.errors import StorageFull, VideoTooLarge
 from service.contract.storage.interface import FileKind, IncomingVideo, Storage, StoredFile
 
+UPLOADS = "uploads"
+KEYFRAMES = "keyframes"
 PART = ".part"
 """Suffix of a file that is still being written."""
 WRITE_BYTES = 1 << 20
@@ -28,12 +30,12 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 def upload_path(data_dir: Path, job_id: str) -> Path:
     """Return the path of a job's upload."""
-    return data_dir / "uploads" / _checked(job_id)
+    return data_dir / UPLOADS / _checked(job_id)
 
 
 def keyframes_dir(data_dir: Path, job_id: str) -> Path:
     """Return the directory of a job's keyframes."""
-    return data_dir / "keyframes" / _checked(job_id)
+    return data_dir / KEYFRAMES / _checked(job_id)
 
 
 def keyframe_path(data_dir: Path, job_id: str, index: int) -> Path:
@@ -54,7 +56,7 @@ class LocalStorage(Storage):
         self._min_free_bytes = min_free_bytes
 
     def prepare(self) -> None:
-        upload_path(self._data_dir, "").resolve().mkdir(parents=True, exist_ok=True)
+        (self._data_dir / UPLOADS).resolve().mkdir(parents=True, exist_ok=True)
 
     def check_free_space(self, more_bytes: int = 0) -> None:
         if shutil.disk_usage(self._data_dir).free - more_bytes < self._min_free_bytes:
@@ -115,8 +117,7 @@ class LocalStorage(Storage):
         await to_thread.run_sync(_delete, path)
 
     def _directory(self, kind: FileKind) -> Path:
-        directory = {FileKind.UPLOAD: upload_path, FileKind.KEYFRAMES: keyframes_dir}[kind]
-        return directory(self._data_dir, "")
+        return self._data_dir / {FileKind.UPLOAD: UPLOADS, FileKind.KEYFRAMES: KEYFRAMES}[kind]
 
 
 class _LocalIncomingVideo(IncomingVideo):
@@ -164,7 +165,7 @@ class _LocalIncomingVideo(IncomingVideo):
 
 def _checked(name: str) -> str:
     """Return `name` unless it leads to another directory: a job id read from Redis must not open other files."""
-    if "/" in name or name in (".", ".."):
+    if "/" in name or name in ("", ".", ".."):
         raise ValueError(f"{name!r} is not a job id")
     return name
 

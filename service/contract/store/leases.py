@@ -23,8 +23,8 @@ from service.contract.store.entries import event_json
 from service.contract.store.keys import LEASES, QUEUED, events_key, job_key
 
 LEASE_S = 10.0
-RENEW_EVERY_S = 3.0
-"""Three renewals fit into a lease: one or two may fail."""
+RENEW_EVERY_S = 0.3 * LEASE_S
+"""Three renewals fit into a lease, so that two may fail."""
 MAX_STRIKES = 3
 REWAKE_AFTER_S = 2.0
 """A queued job is woken again if no worker has claimed it this long after its latest wake-up."""
