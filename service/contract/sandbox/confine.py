@@ -19,11 +19,8 @@ import sys
 GIB = 1 << 30
 PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 22, 38
 SECCOMP_MODE_FILTER = 2
-LANDLOCK_CREATE_RULESET, LANDLOCK_ADD_RULE, LANDLOCK_RESTRICT_SELF = (
-    444,
-    445,
-    446,
-)  # on every architecture
+# The numbers of these system calls are the same on every architecture.
+LANDLOCK_CREATE_RULESET, LANDLOCK_ADD_RULE, LANDLOCK_RESTRICT_SELF = 444, 445, 446
 ALL_RIGHTS_OF_ABI_1 = (1 << 13) - 1
 READ_FILE, READ_DIR = 1 << 2, 1 << 3
 LIBRARIES = {sys.prefix, sys.base_prefix}
