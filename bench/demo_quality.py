@@ -5,7 +5,7 @@
 
 Each clip is drawn from a seed that training never uses, written as H.264 and posted. Its captions are read back with
 `workers/demo/language.py` and compared with the scene. The script prints a table and writes it, with machine and date,
-to bench/results/demo_quality.md.
+to bench/results/demo_quality.md or to `--out`.
 
 Ways of captioning: `sliding` (one crop per image, then a part of the video as a clip), `two crops` (sliding with
 `hd_num` 2), `shots` (`parallel`), `fast`, and `recaption`.
@@ -236,10 +236,11 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=500, help="number of held-out clips for each way")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="ways of captioning to measure")
     parser.add_argument("--concurrency", type=int, default=8, help="number of jobs at a time")
-    text = asyncio.run(report(parser.parse_args()))
+    parser.add_argument("--out", type=Path, default=RESULTS, help="file for the table")
+    options = parser.parse_args()
+    text = asyncio.run(report(options))
     print(text)
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(text)
+    options.out.write_text(text)
 
 
 if __name__ == "__main__":
