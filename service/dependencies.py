@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 
 from service.access.api_keys import ApiKeyStore
 from service.access.authentication import Authenticator
+from service.access.origins import OriginCheck
 from service.access.rate_limits import RateLimits
 from service.contract.storage.backends import open_storage
 from service.contract.storage.interface import Storage
@@ -65,6 +66,7 @@ def _build_gateway(settings: Settings, metrics: Metrics, store: Store, reader: S
     storage = open_storage(settings)
     storage.prepare()
     limits, idempotency, keys = RateLimits(store.redis), Idempotency(store.redis), ApiKeyStore(store.redis)
+    origins = OriginCheck(settings.trusted_hosts, settings.allowed_origins)
     return Gateway(
         settings=settings,
         store=store,
@@ -72,7 +74,7 @@ def _build_gateway(settings: Settings, metrics: Metrics, store: Store, reader: S
         wakeups=Wakeups(settings.redis_url),
         follower=Follower(store, reader),
         metrics=metrics,
-        authenticator=Authenticator(keys, limits, always_closed=settings.exposed, local=settings.local),
+        authenticator=Authenticator(keys, limits, origins, always_closed=settings.exposed),
         rate_limits=limits,
         idempotency=idempotency,
         retention=Retention(store, idempotency, limits, storage, settings.retention_s),

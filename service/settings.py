@@ -1,12 +1,12 @@
 """The gateway's settings, read once from the environment when the process starts."""
 
-import ipaddress
 from base64 import b64decode
 from typing import Annotated
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import SettingsConfigDict
 
+from service.access.origins import AllowedOrigins, TrustedHosts, is_loopback
 from service.contract.settings import SharedSettings
 
 SECRET_PREFIX = "whsec_"
@@ -24,6 +24,10 @@ class Settings(SharedSettings):
     allow_public_bind: bool = False
     """Allow a `host` other than loopback without any API key. Set this only if something else restricts access, such
     as a proxy or a container network."""
+    trusted_hosts: TrustedHosts = frozenset()
+    """`host,…`: names besides loopback's under which the service may be addressed while no API key exists."""
+    allowed_origins: AllowedOrigins = frozenset()
+    """`scheme://host[:port],…`: other sites whose pages may send requests while no API key exists."""
 
     max_deadline_s: Annotated[float, Field(gt=0)] = 24 * 3600.0
     """Upper bound of the option `deadline_s`, and its default."""
@@ -45,22 +49,9 @@ class Settings(SharedSettings):
         return value if secrets else None
 
     @property
-    def local(self) -> bool:
-        """Whether only this machine can reach the service, and no proxy is expected in front of it."""
-        return is_loopback(self.host) and not self.allow_public_bind
-
-    @property
     def exposed(self) -> bool:
         """Whether other machines can reach the service and only API keys restrict access."""
         return not (self.allow_public_bind or is_loopback(self.host))
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether a socket bound to `host`, an address or a name, can be reached from this machine only."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _is_webhook_secret(text: str) -> bool:

@@ -1,14 +1,13 @@
 """Authentication: a middleware that checks the API key of every request before its body is read.
 
-Until the first key is created, the service is open and binds to loopback only; browser pages of other origins are
-refused. Once a key was created, every request needs one, even if all keys are revoked. A service that binds to more
-than loopback without `ALLOW_PUBLIC_BIND` always needs a key.
+Until the first key is created, the service is open and binds to loopback only, and `service.access.origins` refuses
+pages of other sites, also with `ALLOW_PUBLIC_BIND`. Once a key was created, every request needs one, even if all keys
+are revoked. A service that binds to more than loopback without `ALLOW_PUBLIC_BIND` always needs a key.
 """
 
 import re
 import time
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 from fastapi import Depends, FastAPI, Request
 from redis.exceptions import RedisError
@@ -16,14 +15,19 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.access.api_keys import ApiKey, ApiKeyStore, key_id_of
+from service.access.origins import OriginCheck
 from service.access.rate_limits import RateLimits
 from service.contract.errors import QueueUnavailable, SharecapError, Unauthorized
 from service.contract.store.connection import connect
 from service.problems import error_response
-from service.settings import Settings, is_loopback
+from service.settings import Settings
 
 OPEN_PATHS = re.compile(r"/|/web/[^/]+|/healthz|/readyz|/docs|/docs/oauth2-redirect|/redoc|/openapi\.json")
 """Paths that need no key: they reveal nothing about any job."""
+NOT_ADMITTED = (
+    "Until an API key is created, this service accepts requests only to a loopback host name and from its own page. "
+    "Create a key, or set TRUSTED_HOSTS or ALLOWED_ORIGINS."
+)
 CACHE_S = 2.0
 """How long a key is cached. A revoked key stops working after at most this time."""
 
@@ -31,8 +35,8 @@ CACHE_S = 2.0
 class Authenticator:
     """Decides which requests of one gateway are admitted."""
 
-    def __init__(self, keys: ApiKeyStore, limits: RateLimits, *, always_closed: bool, local: bool) -> None:
-        self._keys, self._limits, self._local = keys, limits, local
+    def __init__(self, keys: ApiKeyStore, limits: RateLimits, origins: OriginCheck, *, always_closed: bool) -> None:
+        self._keys, self._limits, self._origins = keys, limits, origins
         self._closed = always_closed
         self._checked_at = float("-inf")
         self._cache: dict[str, tuple[ApiKey, float]] = {}
@@ -43,8 +47,8 @@ class Authenticator:
         Raises Unauthorized, RateLimited and redis.RedisError.
         """
         if not await self._needs_key():
-            if self._local and not _is_same_machine(headers):
-                raise Unauthorized("Without API keys, this service accepts requests only from its own machine.")
+            if not self._origins.admits(headers):
+                raise Unauthorized(NOT_ADMITTED)
             return None
         key = await self._find_key(_bearer_token(headers))
         if key is None:
@@ -132,20 +136,6 @@ def _bearer_token(headers: Headers) -> str:
         raise Unauthorized("Send an API key: `Authorization: Bearer sc_…`.")
     scheme, _, token = values[0].partition(" ")
     return token.strip() if len(values) == 1 and scheme.lower() == "bearer" else ""
-
-
-def _is_same_machine(headers: Headers) -> bool:
-    """Return whether both `Host` and `Origin` (if sent) name this machine.
-
-    This refuses pages of other sites that reach the service through the user's browser: by DNS rebinding, in which
-    their own host name resolves to loopback, or by submitting a form.
-    """
-    origin = headers.get("origin")
-    try:
-        names = [urlsplit(f"//{headers.get('host', '')}").hostname, *([urlsplit(origin).hostname] if origin else [])]
-    except ValueError:
-        return False
-    return all(is_loopback(name or "") for name in names)
 
 
 def _key_of(request: Request) -> ApiKey | None:

@@ -11,8 +11,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from service.access.origins import is_loopback
 from service.local.up import free_port
-from service.settings import Settings, is_loopback
+from service.settings import Settings
 from tests.service.processes import environment
 from tests.service.scripted import ScriptedWorker, Serve, Served
 
