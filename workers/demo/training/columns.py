@@ -1,7 +1,7 @@
 """Training columns of the fast role: all keyframes of a drawn clip in one tall image, with labels for each part of it.
 
-Columns are drawn during training and never stored, so none is seen twice. All columns of a batch have one size and one
-number of frames, hence one tiling.
+Columns are drawn during training and never stored, so training never repeats one. All columns of a batch have one frame
+size and one number of frames, hence one tiling.
 """
 
 import random

@@ -114,7 +114,7 @@ def class_of(task: str, kind: Tensor, frame: Tensor) -> Tensor:
 
 
 def place_loss(output: Tensor, places: Tensor, present: Tensor) -> Tensor:
-    """Return the squared error of x, y and radius `[n, 3]` where a shape is present."""
+    """Return the mean squared error of x, y and radius `[n, 3]`, counting only present shapes."""
     return (F.mse_loss(output, places, reduction="none").mean(1) * present).mean()
 
 

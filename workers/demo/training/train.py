@@ -14,6 +14,7 @@ import argparse
 import os
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import sentencepiece
@@ -35,13 +36,9 @@ from workers.demo.world import CHANGES
 
 SAVE_EVERY_S, EVALUATE_EVERY_S, REPORT_EVERY, REFRESH_EVERY = 240, 600, 50, 200
 VISION_BATCH = 64
-PAIRS = {"joint": 15, "fast": 8}
-SINGLES = {"joint": 2, "fast": 1}
-SUMMARY_LINES = {"text": 28, "joint": 28, "fast": 14}
-RECAPTIONS = {"text": 10, "joint": 10, "fast": 5}
 SUMMARY_LENGTHS = (1, 2, 3, 4, 5, 6, 7, 8, 4, 5, 6, 7, 10, 12)
-COLUMNS, MAX_KEYFRAMES = 8, 8
-HEAD_RAMP_STEPS = 200
+MAX_KEYFRAMES = 8
+HEAD_RAMP_STEPS = 200  # auxiliary losses reach their full weight after this many steps
 COLUMN_SIZES = ((320, 180), (384, 216), (426, 240), (320, 240), (256, 256), (384, 160), (180, 320))
 COLUMN_SIZE_WEIGHTS = (8, 4, 3, 3, 2, 2, 1)
 ROLES = ("first frame", "differential", "summary", "recaption", "fast")
@@ -50,6 +47,24 @@ WEIGHTS = {
     "summary references": 1.0, "recaption": 0.8, "recaption references": 0.5, "fast": 1.5, "column patches": 0.1,
     "column looks": 0.3, "column changes": 1.0, "fast references": 0.5,
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class StepSize:
+    """Numbers of examples in one step of a language phase."""
+
+    pairs: int
+    singles: int
+    summary_lines: int
+    recaptions: int
+    columns: int
+
+
+STEP_SIZES = {
+    "text": StepSize(pairs=0, singles=0, summary_lines=28, recaptions=10, columns=0),
+    "joint": StepSize(pairs=15, singles=2, summary_lines=28, recaptions=10, columns=0),
+    "fast": StepSize(pairs=8, singles=1, summary_lines=14, recaptions=5, columns=8),
+}
 
 
 def vision_phase(run: TrainingRun, train: Pictures, held_out: Pictures, budget_s: float) -> None:
@@ -74,8 +89,8 @@ def picture_losses(
     run: TrainingRun, train: Pictures, vocabulary: Vocabulary, rng: random.Random, with_heads: bool
 ) -> dict[str, Tensor]:
     """Return the losses of first frames and differentials and, if asked, of the auxiliary heads."""
-    model, pairs = run.model, PAIRS[run.phase]
-    pixels, kinds, states = train.draw(pairs, SINGLES[run.phase])
+    model, pairs = run.model, STEP_SIZES[run.phase].pairs
+    pixels, kinds, states = train.draw(pairs, STEP_SIZES[run.phase].singles)
     patches, merged = model.see(pixels)
     image = model.image_tokens(merged, merged[:, None, None])  # with one crop the global view is also the tile
     shown = [[decode_state(row) for row in rows] for rows in states.numpy()]
@@ -98,9 +113,10 @@ def picture_losses(
 def text_losses(run: TrainingRun, vocabulary: Vocabulary, rng: random.Random) -> dict[str, Tensor]:
     """Return the losses of summaries, all of one length, and of recaptions."""
     length, middle = rng.choice(SUMMARY_LENGTHS), run.model.sizes.layers // 2 - 1
-    count = max(2, SUMMARY_LINES[run.phase] // length)
+    size = STEP_SIZES[run.phase]
+    count = max(2, size.summary_lines // length)
     summaries = make_batch([examples.summary(rng, length) for _ in range(count)], vocabulary)
-    requests = [examples.recaption(rng) for _ in range(RECAPTIONS[run.phase])]
+    requests = [examples.recaption(rng) for _ in range(size.recaptions)]
     recaptions = make_batch(requests, vocabulary, request_numbers)
     summary, summary_outputs = answer_loss(run.model, summaries, None)
     recaption, recaption_outputs = answer_loss(run.model, recaptions, None)
@@ -117,9 +133,10 @@ def column_losses(
 ) -> tuple[dict[str, Tensor], float]:
     """Return the losses of one batch of columns, and the accuracy of the head that names the changes."""
     model, heads = run.model, run.heads.column
-    size = rng.choices(COLUMN_SIZES, COLUMN_SIZE_WEIGHTS)[0]
-    count = rng.randint(max(2, max_keyframes - 4), max_keyframes)
-    batch = columns.make_batch([columns.draw_column(rng, size, count) for _ in range(COLUMNS)])
+    frame_size = rng.choices(COLUMN_SIZES, COLUMN_SIZE_WEIGHTS)[0]
+    keyframes = rng.randint(max(2, max_keyframes - 4), max_keyframes)
+    count = STEP_SIZES[run.phase].columns
+    batch = columns.make_batch([columns.draw_column(rng, frame_size, keyframes) for _ in range(count)])
     patches, merged = model.see(batch.pixels.flatten(0, 1))
     turns = make_batch(batch.examples, vocabulary)
     answer, outputs = answer_loss(model, turns, columns.image_tokens(model, merged, batch))
@@ -137,7 +154,7 @@ def column_losses(
 
 
 def keyframes_at(done: float) -> int:
-    """Return the most keyframes of a column, from 3 to `MAX_KEYFRAMES` over the first third of the phase."""
+    """Return the maximum number of keyframes, which rises from 3 to `MAX_KEYFRAMES` over the first third of the phase."""
     return min(MAX_KEYFRAMES, 3 + int(3 * (MAX_KEYFRAMES - 2) * done))
 
 
