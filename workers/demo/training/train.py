@@ -154,7 +154,7 @@ def column_losses(
 
 
 def keyframes_at(done: float) -> int:
-    """Return the maximum number of keyframes, which rises from 3 to `MAX_KEYFRAMES` over the first third of the phase."""
+    """Return the maximum number of keyframes: it rises from 3 to `MAX_KEYFRAMES` in the first third of the phase."""
     return min(MAX_KEYFRAMES, 3 + int(3 * (MAX_KEYFRAMES - 2) * done))
 
 
