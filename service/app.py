@@ -43,7 +43,12 @@ def create_app(settings: Settings) -> FastAPI:
             yield
 
     app = FastAPI(
-        title="sharecap", summary="Dense, temporally exact video captions", version=_version(), lifespan=lifespan
+        title="sharecap",
+        summary="Dense, temporally exact video captions",
+        version=_version(),
+        lifespan=lifespan,
+        docs_url=None,  # `service.routes.page` serves /docs, without files of other hosts
+        redoc_url=None,
     )
     for module in (captions, clips, events, recaption, health, page):
         app.include_router(module.router)

@@ -22,7 +22,7 @@ from service.contract.store.connection import connect
 from service.problems import error_response
 from service.settings import Settings
 
-OPEN_PATHS = re.compile(r"/|/web/[^/]+|/healthz|/readyz|/docs|/docs/oauth2-redirect|/redoc|/openapi\.json")
+OPEN_PATHS = re.compile(r"/|/web/[^/]+|/healthz|/readyz|/docs|/openapi\.json")
 """Paths that need no key: they reveal nothing about any job."""
 NOT_ADMITTED = (
     "Until an API key is created, this service accepts requests only to a loopback host name and from its own page. "

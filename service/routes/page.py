@@ -1,13 +1,14 @@
-"""The web page: static files that need no API key, because the page itself asks for the key.
+"""The web page and the page of the API, `/docs`: static files that need no API key, because the pages ask for the key.
 
-Its Content-Security-Policy allows only the files of `service/web`: no inline scripts or styles, and no other hosts.
+Their Content-Security-Policy allows only the files served here: no inline scripts or styles, and no other hosts. These
+are the files of `service/web`, and Swagger UI from the package `fastapi_offline`, whose Python code is not used.
 """
 
 from fastapi import APIRouter, Request, Response
 from starlette.staticfiles import StaticFiles
 
 router = APIRouter(include_in_schema=False)
-FILES = StaticFiles(packages=[("service", "web")])
+FILES = StaticFiles(packages=[("service", "web"), ("fastapi_offline", "static")])
 HEADERS = {
     "Content-Security-Policy": "; ".join(
         (
@@ -37,9 +38,15 @@ async def page(request: Request) -> Response:
     return await _file("index.html", request)
 
 
+@router.api_route("/docs", methods=["GET", "HEAD"])
+async def docs(request: Request) -> Response:
+    """Return the page of the API."""
+    return await _file("docs.html", request)
+
+
 @router.api_route("/web/{name}", methods=["GET", "HEAD"])
 async def asset(name: str, request: Request) -> Response:
-    """Return one of the page's files."""
+    """Return one of the pages' files."""
     return await _file(name, request)
 
 

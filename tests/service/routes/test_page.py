@@ -1,9 +1,14 @@
-"""The web page: headers, no inline code, no resources of other hosts, and agreement with the API."""
+"""The web page and the page of the API: headers, no inline code, no other hosts, and agreement with the API."""
 
+import asyncio
 import re
+import shutil
+from asyncio.subprocess import DEVNULL, PIPE
 from html.parser import HTMLParser
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from pathlib import Path
-from typing import get_args
+from typing import cast, get_args
 
 import pytest
 
@@ -13,7 +18,16 @@ from service.contract.jobs import VideoOptions
 from tests.service.scripted import Served
 
 WEB = Path(service.__file__).parent / "web"
+CHROMIUM = shutil.which("chromium") or ""
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+
+
+SWAGGER_UI = [
+    Path(directory, "static", name)
+    for directory in cast(ModuleSpec, find_spec("fastapi_offline")).submodule_search_locations or []
+    for name in ("swagger-ui-bundle.js", "swagger-ui.css")
+]
+FILES = [*WEB.iterdir(), *SWAGGER_UI]
 
 
 class Elements(HTMLParser):
@@ -35,8 +49,8 @@ class Elements(HTMLParser):
             self.inline += data.strip()
 
 
-def elements() -> Elements:
-    return Elements((WEB / "index.html").read_text())
+def elements(name: str = "index.html") -> Elements:
+    return Elements((WEB / name).read_text())
 
 
 def directives(policy: str) -> dict[str, list[str]]:
@@ -45,7 +59,7 @@ def directives(policy: str) -> dict[str, list[str]]:
 
 
 async def test_every_file_has_its_media_type_and_the_security_headers(gateway: Served) -> None:
-    paths = {"/": "text/html"} | {f"/web/{path.name}": TYPES[path.suffix] for path in WEB.iterdir()}
+    paths = {"/": "text/html", "/docs": "text/html"} | {f"/web/{path.name}": TYPES[path.suffix] for path in FILES}
     for path, media_type in paths.items():
         answer = await gateway.client.get(path)
         assert answer.status_code == 200
@@ -71,18 +85,19 @@ async def test_other_paths_under_web_are_not_found(gateway: Served) -> None:
 
 
 async def test_every_file_that_the_page_refers_to_is_served(gateway: Served) -> None:
-    named = {
-        value for _, attributes in elements().elements for name, value in attributes.items() if name in ("src", "href")
-    }
+    pages = [*elements().elements, *elements("docs.html").elements]
+    named = {value for _, attributes in pages for name, value in attributes.items() if name in ("src", "href")}
     assert {"web/app.js", "web/style.css", "web/icon.svg"} <= named
+    assert {"web/docs.js", *(f"web/{path.name}" for path in SWAGGER_UI), "openapi.json"} <= named
     for script in WEB.glob("*.js"):
         named |= {f"web/{name}" for name in re.findall(r'from "\./([\w.]+)"', script.read_text())}
     for address in named:
         assert (await gateway.client.get(f"/{address}")).status_code == 200, address
 
 
-def test_the_page_has_no_inline_code_and_no_resources_of_other_hosts() -> None:
-    page = elements()
+@pytest.mark.parametrize("name", ["index.html", "docs.html"])
+def test_a_page_has_no_inline_code_and_no_resources_of_other_hosts(name: str) -> None:
+    page = elements(name)
     assert page.inline == ""
     for tag, attributes in page.elements:
         assert tag not in ("style", "iframe", "object", "embed", "base")
@@ -101,6 +116,22 @@ def test_scripts_do_not_use_dangerous_functions(script: Path) -> None:
     )
     dangerous += r"|srcdoc|\beval\b|\bFunction\(|import\(|javascript:|localStorage|cookie|setTimeout\([\"'`]"
     assert not re.search(dangerous, script.read_text())
+
+
+async def test_pages_that_load_files_of_other_hosts_are_not_served(gateway: Served) -> None:
+    for path in ("/redoc", "/docs/oauth2-redirect"):
+        assert (await gateway.client.get(path)).status_code == 404
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
+async def test_a_browser_without_network_shows_the_api(gateway: Served, tmp_path: Path) -> None:
+    options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}"]
+    network = ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--no-proxy-server"]
+    command = [CHROMIUM, *options, *network, "--virtual-time-budget=8000", "--dump-dom", f"{gateway.url}/docs"]
+    browser = await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=DEVNULL)
+    shown, _ = await asyncio.wait_for(browser.communicate(), 60)
+    for path in ("/captions/{job_id}/events", "/recaption", "/healthz"):
+        assert f'data-path="{path}"' in shown.decode()
 
 
 def test_every_field_has_a_label() -> None:
