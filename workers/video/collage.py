@@ -32,6 +32,11 @@ def stack_pair(previous: Image.Image, current: Image.Image) -> Image.Image:
     return stacked
 
 
+def label_margin_px(widest_px: int) -> int:
+    """Return the width of the margin beside frames of at most this width."""
+    return max(widest_px // 4, MIN_MARGIN_PX)
+
+
 def stack_all(frames: Sequence[Image.Image]) -> Image.Image:
     """Return all RGB frames stacked on white, each with the label `<IMAGE k>` (k from 0) in a margin on its left.
 
@@ -40,7 +45,7 @@ def stack_all(frames: Sequence[Image.Image]) -> Image.Image:
     30 px below the last and 20 px on the right.
     """
     widest = max(frame.width for frame in frames)
-    margin = max(widest // 4, MIN_MARGIN_PX)
+    margin = label_margin_px(widest)
     height = sum(frame.height + FRAME_GAP_PX for frame in frames) + 2 * BORDER_PX
     stacked = Image.new("RGB", (margin + widest + 2 * BORDER_PX, height), WHITE)
     draw = ImageDraw.Draw(stacked)

@@ -19,7 +19,7 @@ from workers.demo.language import Step
 from workers.demo.training.data import CROP_PX, SINGLE, encode_look
 from workers.demo.training.model import DemoModel
 from workers.demo.world import CHANGES, COLOURS, SHAPES, State
-from workers.video.collage import BORDER_PX, FRAME_GAP_PX, MIN_MARGIN_PX, stack_all
+from workers.video.collage import BORDER_PX, FRAME_GAP_PX, label_margin_px, stack_all
 from workers.xcomposer2.hd_tiling import Tiling, plan_tiling
 from workers.xcomposer2.image import crops
 
@@ -144,7 +144,7 @@ def patch_labels(column: Column, tiling: Tiling) -> tuple[npt.NDArray[np.int64],
     y = (np.arange(tiling.rows * side)[:, None] + 0.5) * PATCH_PX
     shapes = np.full((tiling.rows * side, tiling.cols * side), len(SHAPES))
     colours = np.full_like(shapes, len(COLOURS))
-    margin = max(width // 4, MIN_MARGIN_PX)
+    margin = label_margin_px(width)
     for state, top in zip(column.states, frame_tops(column), strict=True):
         shape, colour, _ = encode_look(state)
         centre_x = placement.left + placement.scale * (margin + state.x * width)
