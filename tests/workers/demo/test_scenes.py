@@ -1,4 +1,4 @@
-"""The demo world: seeded, visible changes, real H.264, and no torch needed to draw it."""
+"""The demo world: seeded scenes, visible changes, real H.264, and drawing without torch."""
 
 import random
 import subprocess

@@ -157,12 +157,18 @@ class ColumnHeads(nn.Module):
         tiles = image[:, m * (m + 1) + 1 :]  # after the global view and its separator
         return tiles.view(len(image), tiling.rows * m, tiling.cols * m + 1, -1)[:, :, -1]
 
-    def patch_loss(self, patches: Tensor, columns: ColumnBatch) -> Tensor:
-        """Return the loss of the tiles' patches; `patches` is `[batch, 1 + tiles, grid², d]`."""
+    def tile_patches(self, patches: Tensor, columns: ColumnBatch) -> Tensor:
+        """Return the patches of the tiles as in the padded image: `[batch, patch rows, patch columns, d]`.
+
+        `patches` is `[batch, 1 + tiles, grid², d]`; the global view comes first and is left out.
+        """
         tiling, grid = columns.tiling, 2 * self.merged_side
         tiles = patches[:, 1:].reshape(len(patches), tiling.rows, tiling.cols, grid, grid, -1)
-        laid_out = tiles.permute(0, 1, 3, 2, 4, 5).flatten(1, 2).flatten(2, 3)  # [batch, patch rows, patch columns, d]
-        return self.patch.loss(laid_out, columns.patch_shapes, columns.patch_colours)
+        return tiles.permute(0, 1, 3, 2, 4, 5).flatten(1, 2).flatten(2, 3)
+
+    def patch_loss(self, patches: Tensor, columns: ColumnBatch) -> Tensor:
+        """Return the loss of the tiles' patches; `patches` is `[batch, 1 + tiles, grid², d]`."""
+        return self.patch.loss(self.tile_patches(patches, columns), columns.patch_shapes, columns.patch_colours)
 
     def look_loss(self, image: Tensor, columns: ColumnBatch, number: nn.Module) -> Tensor:
         """Return the loss of each row's last complete frame: number, look and place.
