@@ -1,9 +1,10 @@
 """The HTTP client for URLs that clients name: the worker fetches videos with it, the gateway delivers webhooks.
 
 The client checks each IP address at the moment of connecting, so no connection to a private network is opened whatever
-a name server answers and however its answers change. It does not follow redirects, does not decompress bodies, and
-ignores cookies, proxies and the environment. Importing this module takes 0.2 s of CPU time, for aiohttp; the gateway
-imports it only if webhooks are enabled.
+a name server answers and however its answers change. It breaks the connection of a server that sends far more bytes
+than belong to the body, such as endless interim responses or chunk extensions. It does not follow redirects, does not
+decompress bodies, and ignores cookies, proxies and the environment. Importing this module takes 0.2 s of CPU time, for
+aiohttp; the gateway imports it only if webhooks are enabled.
 """
 
 import asyncio
@@ -12,6 +13,7 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
@@ -24,6 +26,10 @@ from service.contract.outbound.ssrf import HostAndPort, is_allowed_host, is_publ
 CONNECT_S = 10.0
 READ_BYTES = 1 << 19
 """How much of a body aiohttp buffers until it is read; up to twice as much may arrive at once."""
+MAX_OVERHEAD_BYTES = 4 << 20
+MAX_OVERHEAD_RATIO = 2
+"""A server may send this many bytes, and this many per byte of the body, that do not belong to the body. TLS records,
+headers and usual chunks need less than a hundredth of it."""
 HEADERS = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": "sharecap"}
 
 
@@ -86,6 +92,46 @@ async def _getaddrinfo(host: str, port: int, family: socket.AddressFamily) -> li
     return await result
 
 
+@dataclass
+class _Traffic:
+    """What happened on the connections of one request: refused addresses, received bytes, and the body so far."""
+
+    refused: bool = False
+    received: int = 0
+    body: aiohttp.StreamReader | None = None
+
+    @property
+    def excessive(self) -> bool:
+        """Whether the server has sent far more bytes than belong to the body."""
+        body_bytes = self.body.total_bytes if self.body is not None else 0
+        return self.received > MAX_OVERHEAD_BYTES + (1 + MAX_OVERHEAD_RATIO) * body_bytes
+
+
+class _MeteredSocket(socket.socket):
+    """Counts received bytes and breaks the connection when they are excessive.
+
+    asyncio's event loop receives with these two methods. uvloop, in the gateway, does not: there, the webhooks' time
+    limit is the only bound.
+    """
+
+    traffic: _Traffic
+
+    def recv(self, *args: Any) -> bytes:
+        data = super().recv(*args)
+        self._count(len(data))
+        return data
+
+    def recv_into(self, *args: Any) -> int:
+        count = super().recv_into(*args)
+        self._count(count)
+        return count
+
+    def _count(self, received: int) -> None:
+        self.traffic.received += received
+        if self.traffic.excessive:
+            raise ConnectionAbortedError(errno.ECONNABORTED, "too many bytes besides the body")
+
+
 @asynccontextmanager
 async def request(
     method: str,
@@ -98,11 +144,12 @@ async def request(
     """Send a request and yield the response once its headers have arrived; `read_body` reads the body.
 
     `url` must come from `ssrf.check_url` with the same `hosts`. Raises UrlForbidden if the host's address is not
-    public, TransientFetchError if no response arrives. The only time limit is `CONNECT_S`: callers set their own.
+    public, TransientFetchError if no response arrives, and UrlUnreachable, also in the block, if the server sends far
+    more than the body. The only time limit is `CONNECT_S`: callers set their own.
     """
-    refused: list[str] = []
+    traffic = _Traffic()
     async with aiohttp.ClientSession(
-        connector=_connector(is_allowed_host(url, hosts), refused),
+        connector=_connector(is_allowed_host(url, hosts), traffic),
         headers=HEADERS,
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
@@ -110,21 +157,29 @@ async def request(
         auto_decompress=False,
         trust_env=False,
     ) as session:
-        with _convert_errors(refused):
+        with _convert_errors(traffic):
             response = await session.request(method, url, data=data, headers=headers, allow_redirects=False)
+        traffic.body = response.content
         async with response:
-            yield response
+            try:
+                yield response
+            except TransientFetchError:
+                if traffic.excessive:
+                    raise _too_much() from None
+                raise
 
 
-def _connector(any_address: bool, refused: list[str]) -> aiohttp.TCPConnector:
-    """Return a connector that opens sockets to public addresses only, and adds the others to `refused`."""
+def _connector(any_address: bool, traffic: _Traffic) -> aiohttp.TCPConnector:
+    """Return a connector that opens sockets to public addresses only, and meters what they receive."""
 
     def open_socket(info: tuple[Any, ...]) -> socket.socket:
         family, kind, proto, _, address = info
         if not (any_address or is_public(address[0])):
-            refused.append(address[0])
+            traffic.refused = True
             raise OSError(errno.EACCES, "not public")
-        return socket.socket(family, kind, proto)
+        opened = _MeteredSocket(family, kind, proto)
+        opened.traffic = traffic
+        return opened
 
     return aiohttp.TCPConnector(socket_factory=open_socket, resolver=Resolver(), use_dns_cache=False, force_close=True)
 
@@ -132,7 +187,7 @@ def _connector(any_address: bool, refused: list[str]) -> aiohttp.TCPConnector:
 async def read_body(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
     """Yield the body in chunks as it arrives. Raises TransientFetchError if the body ends early."""
     while True:
-        with _convert_errors([]):
+        with _convert_errors(_Traffic()):
             chunk = await response.content.readany()
         if not chunk:
             return
@@ -140,16 +195,22 @@ async def read_body(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
 
 
 @contextmanager
-def _convert_errors(refused: list[str]) -> Iterator[None]:
+def _convert_errors(traffic: _Traffic) -> Iterator[None]:
     """Raise this service's errors instead of aiohttp's."""
     try:
         yield
     except aiohttp.InvalidURL:
         raise UrlForbidden("This is not a valid URL.") from None
     except (aiohttp.ClientError, OSError) as error:
-        if refused:
+        if traffic.refused:
             raise UrlForbidden("The URL does not lead to the public internet.") from None
+        if traffic.excessive:
+            raise _too_much() from None
         raise TransientFetchError(_reason(error)) from error
+
+
+def _too_much() -> UrlUnreachable:
+    return UrlUnreachable("The server sent far more bytes than the file has.")
 
 
 def _reason(error: Exception) -> str:

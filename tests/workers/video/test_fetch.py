@@ -145,6 +145,14 @@ BAD_RESPONSES: dict[str, tuple[Answer, str]] = {
     "long header": (raw(f"{HEAD}X: {'y' * 1_000_000}\r\n\r\n"), "url_unreachable"),
     "endless headers": (endless(HEAD, b"X: y\r\n" * 100), "url_unreachable"),
     "endless continue": (endless("", b"HTTP/1.1 100 Continue\r\n\r\n"), "url_unreachable"),
+    "endless chunk extension": (
+        endless(f"{HEAD}Transfer-Encoding: chunked\r\n\r\n1;", b"y" * 65_536),
+        "url_unreachable",
+    ),
+    "chunk extensions": (
+        endless(f"{HEAD}Transfer-Encoding: chunked\r\n\r\n", b"1;" + b"y" * 8000 + b"\r\ny\r\n"),
+        "url_unreachable",
+    ),
     "not HTTP": (raw("SSH-2.0-OpenSSH_9.9\r\n\r\n"), "url_unreachable"),
     "closes the connection": (raw(""), "url_unreachable"),
     "slow headers": (endless(f"{HEAD}X: ", b"y", 0.05), "url_unreachable"),

@@ -10,10 +10,10 @@ import pytest
 from aiohttp.abc import ResolveResult
 from yarl import URL
 
-from service.contract.errors import UrlForbidden
+from service.contract.errors import UrlForbidden, UrlUnreachable
 from service.contract.outbound import http
 from service.contract.outbound.ssrf import is_public
-from tests.hostile_server import HostileServer, endless, file, hostile_server, raw, redirect, status
+from tests.hostile_server import Answer, HostileServer, endless, file, hostile_server, raw, redirect, status
 
 PSEUDO_PUBLIC = "127.0.0.2"
 """Another address of this machine, which one test treats as public."""
@@ -141,6 +141,32 @@ async def test_a_malformed_response_raises_a_transient_error(canary: HostileServ
     canary.answers["/"] = answer
     with pytest.raises(http.TransientFetchError):
         await get(canary.url("/"), hosts=frozenset({(canary.host, canary.port)}))
+
+
+CHUNKED = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+EXCESSIVE = {
+    "interim responses": endless("", b"HTTP/1.1 100 Continue\r\n\r\n" * 2000),
+    "interim headers": endless("", b"HTTP/1.1 103 Early Hints\r\nX: y\r\n\r\n" * 2000),
+    "one chunk extension": endless(f"{CHUNKED}1;", b"a" * 65_536),
+    "many chunk extensions": endless(f"{CHUNKED}1", b";a=b" * 16_000),
+    "an extension for each byte": endless(CHUNKED, b"1;" + b"a" * 8000 + b"\r\nx\r\n"),
+}
+
+
+@pytest.mark.parametrize("answer", EXCESSIVE.values(), ids=EXCESSIVE)
+async def test_far_more_bytes_than_the_body_end_the_request(
+    canary: HostileServer, answer: Answer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "MAX_OVERHEAD_BYTES", 1 << 20)
+    canary.answers["/"] = answer
+    with pytest.raises(UrlUnreachable, match="far more bytes") as raised:
+        await get(canary.url("/"), hosts=frozenset({(canary.host, canary.port)}))
+    assert not isinstance(raised.value, http.TransientFetchError), "a retry would cost as much again"
+
+
+async def test_a_body_in_tiny_chunks_is_received(canary: HostileServer) -> None:
+    canary.answers["/"] = raw(CHUNKED, b"1\r\nx\r\n" * 200_000, b"0\r\n\r\n")
+    assert await get(canary.url("/"), hosts=frozenset({(canary.host, canary.port)})) == (200, b"x" * 200_000)
 
 
 async def test_bytes_beyond_the_content_length_are_ignored(canary: HostileServer) -> None:
