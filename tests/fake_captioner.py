@@ -30,6 +30,7 @@ class FakeCaptioner:
         self.prompts: PromptStyle = TRAINED_PROMPTS
         self.takes_hd_num = True
         self.alive = True
+        self.stalled = False
         self.turns: list[Turn] = []
         self.running: set[str] = set()
         self.most_running = 0

@@ -15,6 +15,7 @@ from redis.exceptions import RedisError
 
 from service.contract.sandbox.probe import NoSandbox, check_sandbox
 from workers.models.engine import CannotWork
+from workers.parent_death import set_up_worker, set_up_spawned_child
 from workers.settings import Settings
 from workers.xcomposer2.checkpoint import read_config
 
@@ -54,6 +55,7 @@ def main() -> int:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     log.setLevel(logging.INFO)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until RQ installs its own handler
+    set_up_worker()
     try:
         settings = Settings()
         check_decoder()
@@ -76,3 +78,5 @@ def main() -> int:
 
 if __name__ == "__main__":
     sys.exit(main())
+elif __name__ == "__mp_main__":  # a process that vLLM has spawned imports this module first
+    set_up_spawned_child()

@@ -42,5 +42,8 @@ class Settings(SharedSettings):
     """Fraction of the GPU's memory that the engine may use."""
     max_model_len: Annotated[int, Field(ge=256)] | None = None
     """Limit of prompt and answer tokens together. None selects the checkpoint's."""
+    engine_stall_s: Annotated[float, Field(gt=0)] = 60.0
+    """An engine that has work, but takes no step for this long, is killed. One step answers or reads up to a few
+    thousand tokens; raise this for a model that needs longer for it, such as a large model without a GPU."""
     cpu_kv_cache_gib: Annotated[float, Field(gt=0)] = 1.0
     """Size of the engine's key-value cache on a machine without a GPU."""

@@ -196,7 +196,8 @@ class JobRunner:
         if not self._context.captioner.alive:
             self._report_engine_death()
             # Ctrl-C may have reached the engine as well as this worker.
-            reason = Released() if self._stopping else EngineDied("The captioning engine stopped.")
+            blameless = self._stopping or self._context.captioner.stalled
+            reason = Released() if blameless else EngineDied("The captioning engine stopped.")
         await self._outcomes.end(attempt, lease, reason)
 
     # -- all jobs

@@ -23,13 +23,17 @@ Features = npt.NDArray[np.float32]  # [frames, hidden], each row has length 1
 
 @dataclass(frozen=True)
 class Turn:
-    """One question to the model. The images come before the text; `hd_num=None` means the model's default."""
+    """One question to the model. The images come before the text; `hd_num=None` means the model's default.
+
+    A turn that is submitted less than `patience_s` later, and has no patience itself, is answered first.
+    """
 
     prompt: str
     images: tuple[Image.Image, ...] = ()
     hd_num: int | None = None
     max_tokens: int = 512
     decoding: Decoding = field(default_factory=Decoding)
+    patience_s: float = 0.0
 
     @property
     def image(self) -> Image.Image | None:
@@ -39,6 +43,9 @@ class Turn:
 
     def with_max_tokens(self, max_tokens: int) -> "Turn":
         return replace(self, max_tokens=max_tokens)
+
+    def with_patience(self, patience_s: float) -> "Turn":
+        return replace(self, patience_s=patience_s)
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,11 @@ class Captioner(Protocol):
 
     @property
     def alive(self) -> bool: ...
+
+    @property
+    def stalled(self) -> bool:
+        """Whether the engine was ended because it hung. None of its turns is to blame then."""
+        ...
 
 
 class TurnRenderer(Protocol):

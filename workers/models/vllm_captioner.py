@@ -4,7 +4,10 @@ The model's row in `families.py` says how the engine is configured and how turns
 to the engine as requests and yields the answers.
 """
 
+import asyncio
+import logging
 import os
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
@@ -15,23 +18,26 @@ from vllm import SamplingParams
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.inputs import EngineInput
-from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from service.contract.errors import EngineFailed
-from service.contract.jobs import Usage
-from workers.models.beam_search import beam_search
+from service.contract.jobs import FinishReason, Usage
+from workers.models import beam_requests
+from workers.models.beam_search import BeamSearch
 from workers.models.engine import CannotWork, Done, ModelDefaults, Piece, Turn, TurnRenderer
 from workers.models.families import ModelFamily, family_of
+from workers.models.watchdog import StepCounter, kill_engine, wait_for_stall
 from workers.prompts import PromptStyle
 from workers.prompts.choice import choose_prompts
 from workers.settings import Settings
 from workers.xcomposer2.checkpoint import read_config
 
 GIB = 1 << 30
+
+log = logging.getLogger("sharecap.worker")
 
 
 def model_defaults(model: str) -> ModelDefaults:
@@ -40,17 +46,25 @@ def model_defaults(model: str) -> ModelDefaults:
 
 
 class VllmCaptioner:
-    """A model in vLLM's AsyncLLM. It belongs to the event loop on which it was started."""
+    """A model in vLLM's AsyncLLM. It belongs to the event loop on which it was started.
 
-    def __init__(self, llm: AsyncLLM, renderer: TurnRenderer, prompts: PromptStyle, defaults: ModelDefaults) -> None:
+    `stalled`: the watchdog has killed the engine because it hung.
+    """
+
+    def __init__(
+        self, llm: AsyncLLM, renderer: TurnRenderer, prompts: PromptStyle, settings: Settings, counter: StepCounter
+    ) -> None:
         self._llm = llm
         self._renderer = renderer
         self.context_tokens: int = llm.model_config.max_model_len
-        self.defaults = defaults
+        self.defaults = model_defaults(settings.model)
         self.prompts = prompts
         self.takes_hd_num = renderer.takes_hd_num
         self.count_tokens = renderer.count_tokens
         self.prompt_tokens = renderer.prompt_tokens
+        self.stalled = False
+        self._stop_ids = _stop_ids(llm, renderer)
+        self._watchdog = asyncio.create_task(self._watch(counter, settings.engine_stall_s))
 
     @classmethod
     def start(cls, settings: Settings) -> "VllmCaptioner":
@@ -63,21 +77,29 @@ class VllmCaptioner:
         config = _engine_config(settings, family)
         images_per_turn = family.images_per_turn(config.model_config)
         prompts = choose_prompts(settings.prompt_dialect, family.prompts, images_per_turn)
-        llm = AsyncLLM.from_vllm_config(config, usage_context=UsageContext.ENGINE_CONTEXT)
+        counter = StepCounter()
+        llm = AsyncLLM.from_vllm_config(config, usage_context=UsageContext.ENGINE_CONTEXT, stat_loggers=[counter])
         try:
             renderer = family.turn_renderer(llm.renderer, config.model_config)
         except CannotWork:
             llm.shutdown()
             raise
-        return cls(llm, renderer, prompts, model_defaults(settings.model))
+        return cls(llm, renderer, prompts, settings, counter)
 
     @property
     def alive(self) -> bool:
-        return not self._llm.errored
+        return not self.stalled and not self._llm.errored
 
     def stop(self) -> None:
         """Stop the engine and its processes."""
+        self._watchdog.cancel()
         self._llm.shutdown()
+
+    async def _watch(self, counter: StepCounter, stall_s: float) -> None:
+        await wait_for_stall(self._llm, counter, stall_s)
+        log.error("the captioning engine has taken no step for %g s (ENGINE_STALL_S) and is killed", stall_s)
+        self.stalled = True
+        kill_engine(self._llm)
 
     async def generate(self, turn: Turn, request_id: str) -> AsyncGenerator[Piece | Done, None]:
         run = self._beam_search if turn.decoding.num_beams > 1 else self._sample
@@ -100,27 +122,21 @@ class VllmCaptioner:
         )
         completion_tokens, output = 0, None
         prompt = await self._renderer.render(turn)
-        async with aclosing(self._llm.generate(prompt, params, request_id)) as outputs:
+        async with aclosing(self._llm.generate(prompt, params, request_id, priority=_priority(turn))) as outputs:
             async for output in outputs:
                 completion_tokens += len(output.outputs[0].token_ids)
                 if output.outputs[0].text:
                     yield Piece(output.outputs[0].text)
         assert output is not None, "vLLM ends every request with an output"
-        yield _done(prompt, output, completion_tokens)
+        reason: FinishReason = "length" if output.outputs[0].finish_reason == "length" else "stop"
+        yield _done(prompt, completion_tokens, reason)
 
     async def _beam_search(self, turn: Turn, request_id: str) -> AsyncGenerator[Piece | Done, None]:
-        decoding = turn.decoding
         prompt = await self._renderer.render(turn)
-        output = await beam_search(
-            self._llm,
-            prompt,
-            request_id,
-            num_beams=decoding.num_beams,
-            max_tokens=turn.max_tokens,
-            temperature=decoding.temperature,
-        )
-        yield Piece(output.outputs[0].text)
-        yield _done(prompt, output, len(output.outputs[0].token_ids))
+        search = BeamSearch(turn.decoding.num_beams, turn.max_tokens, self._stop_ids)
+        await beam_requests.run(search, self._llm, prompt, request_id, _priority(turn))
+        yield Piece(self._llm.renderer.get_tokenizer().decode(search.text_tokens, skip_special_tokens=True))
+        yield _done(prompt, len(search.finished[0].tokens), search.finish_reason)
 
 
 def _engine_config(settings: Settings, family: ModelFamily) -> VllmConfig:
@@ -135,7 +151,11 @@ def _engine_config(settings: Settings, family: ModelFamily) -> VllmConfig:
 
 def _machine_args(settings: Settings, family: ModelFamily) -> dict[str, Any]:
     """Return the engine arguments that depend on the settings and on whether there is a GPU."""
-    arguments: dict[str, Any] = {"use_tqdm_on_load": False}
+    arguments: dict[str, Any] = {
+        "use_tqdm_on_load": False,
+        "scheduling_policy": "priority",
+        "max_logprobs": -1,  # beam search asks for the number that it needs
+    }
     if settings.max_model_len is not None:
         arguments["max_model_len"] = settings.max_model_len
     if torch.cuda.is_available():
@@ -148,11 +168,25 @@ def _machine_args(settings: Settings, family: ModelFamily) -> dict[str, Any]:
     }
 
 
-def _done(prompt: EngineInput, output: RequestOutput, completion_tokens: int) -> Done:
-    placeholders: Any = prompt.get("mm_placeholders") or {}
+def _stop_ids(llm: AsyncLLM, renderer: TurnRenderer) -> frozenset[int]:
+    """Return the token ids at which vLLM ends an answer, including those of generation_config.json."""
+    params = SamplingParams(stop_token_ids=list(renderer.stop_ids))
+    generation_config = llm.model_config.try_get_generation_config()
+    params.update_from_generation_config(generation_config, llm.renderer.get_eos_token_id())
+    return frozenset(params.all_stop_token_ids)
+
+
+def _priority(turn: Turn) -> int:
+    """Return when the turn should be answered, in milliseconds. vLLM schedules smaller numbers first."""
+    return round(1000 * (time.monotonic() + turn.patience_s))
+
+
+def _done(prompt: EngineInput, completion_tokens: int, reason: FinishReason) -> Done:
+    rendered: Any = prompt
+    images = (rendered.get("mm_placeholders") or {}).get("image", ())
     usage = Usage(
-        prompt_tokens=len(output.prompt_token_ids or ()),
-        image_tokens=sum(images.length for images in placeholders.get("image", ())),
+        prompt_tokens=len(rendered["prompt_token_ids"]),
+        image_tokens=sum(image.length for image in images),
         completion_tokens=completion_tokens,
     )
-    return Done(usage, finish_reason="length" if output.outputs[0].finish_reason == "length" else "stop")
+    return Done(usage, reason)
