@@ -23,7 +23,7 @@ from service.access import authentication
 from service.contract.sandbox.probe import NoSandbox, check_sandbox
 from service.dependencies import open_gateway
 from service.metrics import CountResponses, Metrics
-from service.routes import captions, clips, events, health, page, recaption
+from service.routes import captions, clips, events, health, page, recaption, trailing_slash
 from service.settings import Settings
 from service.streaming.backpressure import bounded
 
@@ -52,6 +52,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     for module in (captions, clips, events, recaption, health, page):
         app.include_router(module.router)
+    trailing_slash.install(app)
     problems.install(app)
     authentication.install(app)
     app.add_middleware(CountResponses, metrics=metrics)

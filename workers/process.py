@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from redis import Redis
@@ -97,7 +98,7 @@ class Worker:
             asyncio.Semaphore(settings.decoders),
             find_job=store.job,
         )
-        card = WorkerCard(id=worker_id(), model=settings.model, slots=models.slots)
+        card = WorkerCard(id=worker_id(), model=public_name(settings.model), slots=models.slots)
         runner = JobRunner(context, store, wakeups, card, on_engine_death=stop_main_thread)
         log.info("ready: %s, %d slots", settings.model, models.slots)
         return cls(runner, models, redis, Reaper(store, wakeups, storage))
@@ -108,6 +109,11 @@ class Worker:
         await self.runner.stop(drain_s)
         self._models.stop()
         await self._redis.aclose()
+
+
+def public_name(model: str) -> str:
+    """Return the name of the model that clients see: a hub id, or the name of a checkpoint's directory."""
+    return Path(model).resolve().name if Path(model).is_dir() else model
 
 
 def stop_main_thread() -> None:

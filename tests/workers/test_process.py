@@ -23,6 +23,7 @@ from service.contract.store.wakeups import Wakeups
 from service.local.up import free_port
 from tests.workers.clips import numbered, write
 from tests.workers.conftest import Bench
+from workers.process import public_name
 from workers.settings import DEMO_CHECKPOINT
 
 START_TIMEOUT_S = 400
@@ -148,6 +149,14 @@ def test_the_worker_exits_when_the_engine_dies(tmp_path: Path) -> None:
         assert worker.process.wait(60) == 1
         assert "engine is dead" in worker.log.read_text()
         assert psutil.wait_procs(children, timeout=10)[1] == []
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [(str(DEMO_CHECKPOINT), "checkpoint"), ("Lin-Chen/ShareCaptioner-Video", "Lin-Chen/ShareCaptioner-Video")],
+)
+def test_clients_do_not_see_the_path_of_the_model(model: str, name: str) -> None:
+    assert public_name(model) == name
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@
 (`worker_cards.py`). `RetryingStore` is the workers' variant. The Redis keys are listed in `keys.py`.
 """
 
+import logging
 from collections.abc import AsyncIterator
 from functools import partial
 from itertools import count
@@ -19,6 +20,7 @@ from service.contract.store.leases import Lease, LeaseStore, new_token
 from service.contract.store.retry import retry_redis
 from service.contract.store.worker_cards import WorkerCardStore
 
+log = logging.getLogger(__name__)
 PAGE = 500
 """How many events are read from Redis at once."""
 
@@ -97,12 +99,16 @@ class Store(LeaseStore, WorkerCardStore):
         return page[:limit]
 
     async def records(self, job_ids: list[str]) -> list[tuple[Record, JobStatus]]:
-        """Return each job's record and status without reading its events; deleted jobs are left out."""
+        """Return each job's record and status without reading its events.
+
+        Deleted jobs and jobs with an unreadable record are left out.
+        """
         async with self.redis.pipeline(transaction=False) as pipe:
             for job_id in job_ids:
                 pipe.hmget(job_key(job_id), ["record", "status"])
             rows = await pipe.execute()
-        return [(Record.model_validate_json(text), JobStatus(status)) for text, status in rows if text]
+        entries = (_record_and_status(job_id, *row) for job_id, row in zip(job_ids, rows, strict=True))
+        return [entry for entry in entries if entry is not None]
 
     async def record(self, job_id: str) -> Record | None:
         """Return the job's record, None for an unknown job."""
@@ -146,6 +152,18 @@ class Store(LeaseStore, WorkerCardStore):
         """Return the place of the newest event, 0 if the job has no events."""
         rows = await self.redis.xrevrange(events_key(job_id), count=1)
         return entry_of(*rows[0]).seq if rows else 0
+
+
+def _record_and_status(job_id: str, record: str | None, status: str | None) -> tuple[Record, JobStatus] | None:
+    if record is None or status is None:
+        return None
+    try:
+        return Record.model_validate_json(record), JobStatus(status)
+    except ValueError as error:
+        log.warning(
+            "%s: the stored record is unreadable, so lists leave the job out: %s", job_id, str(error).splitlines()[0]
+        )
+        return None
 
 
 class RetryingStore(Store):

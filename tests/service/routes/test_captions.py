@@ -94,6 +94,22 @@ async def test_a_list_has_pages_and_filters(gateway: Served, worker: ScriptedWor
     assert (page["jobs"][0]["status"], page["jobs"][0]["source"]["filename"]) == ("queued", "clip.mp4")
 
 
+async def test_a_list_leaves_out_unreadable_records(
+    gateway: Served, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    ids = []
+    for _ in range(5):
+        answer = await gateway.client.post("/recaption", json={"prompt": "A fox"}, headers={"Prefer": "wait=0"})
+        ids.append(answer.json()["id"])
+    for job_id, fields in zip(
+        ids[:4], ({"record": "{"}, {"record": "[]"}, {"record": ""}, {"status": "odd"}), strict=True
+    ):
+        await store.redis.hset(job_key(job_id), mapping=fields)
+    answer = await gateway.client.get("/captions")
+    assert [job["id"] for job in answer.json()["jobs"]] == ids[4:]
+    assert all(job_id in caplog.text for job_id in ids[:4]) and ids[4] not in caplog.text
+
+
 async def test_a_list_names_the_invalid_parameter(gateway: Served) -> None:
     for name, value in (("limit", "0"), ("limit", "101"), ("status", "lost"), ("kind", "x"), ("cursor", "x")):
         answer = await gateway.client.get("/captions", params={name: value})
