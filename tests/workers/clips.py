@@ -70,3 +70,27 @@ def rotate(source: Path, target: Path) -> Path:
     data[matrix : matrix + 36] = struct.pack(">9i", 0, unit, 0, -unit, 0, 0, 0, 0, 1 << 30)
     target.write_bytes(data)
     return target
+
+
+def polyglot(path: Path, mp4: Path, avi: Path) -> Path:
+    """Write a file that is `mp4` to an MP4 reader and `avi` to an AVI reader.
+
+    It starts with the AVI file, whose RIFF header is also an MP4 box of type `free`. The box's size is the number that
+    the letters `RIFF` spell, 1.38 GB; the MP4 file follows after it. The gap is a hole and takes no space on the disk.
+    """
+    offset = int.from_bytes(b"RIFF")
+    with path.open("wb") as file:
+        data = avi.read_bytes()
+        file.write(data[:4] + b"free" + data[8:])
+        file.seek(offset)
+        file.write(_moved(mp4.read_bytes(), offset))
+    return path
+
+
+def _moved(mp4: bytes, offset: int) -> bytes:
+    """Return the MP4 data with the positions of its chunks increased by `offset`."""
+    data, table = bytearray(mp4), mp4.index(b"stco") + 8  # type, version and flags; then a count and the positions
+    (count,) = struct.unpack_from(">I", data, table)
+    positions = struct.unpack_from(f">{count}I", data, table + 4)
+    struct.pack_into(f">{count}I", data, table + 4, *(position + offset for position in positions))
+    return bytes(data)

@@ -5,13 +5,11 @@ chooses the frames to sample, and seeks to and decodes only those. It writes one
 video, then for each sample `FRAME_HEADER` (time in seconds, width, height) and the raw RGB bytes. It runs without a
 module search path and with an empty environment, so it imports nothing from this repository.
 
-decord2 is used where its seeking is exact: MP4, QuickTime and Matroska with closed groups of pictures. For other files
-(open groups, MPEG-TS, AVI) decord2 3.4 returns frames up to a whole group away from the requested one, so PyAV is used,
-which identifies each frame by its timestamp. PyAV also decodes long videos, because its memory does not grow.
+The file is opened as the container and the codec that the probe found, whatever else its bytes may look like. FFmpeg is
+told both and can use no others. Each frame is identified by its own timestamp, never by its number in the file.
 """
 
 import json
-import os
 import runpy
 import signal
 import struct
@@ -35,16 +33,11 @@ SANDBOX = Path(__file__).resolve().parents[2] / "service/contract/sandbox"
 FORMATS = runpy.run_path(str(SANDBOX / "formats.py"))
 SAMPLING = runpy.run_path(str(Path(__file__).with_name("sampling.py")))
 FILES = 32
-GIB = 1 << 30
 SINGLE_COLOUR_SPREAD = 8
 """Levels (of 255) by which the pixels of a single-colour frame may differ after encoding."""
 SEEK_BACK_S = (0, 1, 4, 16, 64)
 """Distances before the target that are tried in turn until a decodable frame is found."""
 MAX_DECODE_ERRORS = 100
-MAX_DECORD_BYTES = GIB // 2
-"""decord2 may decode arbitrarily far ahead if its thread is starved, so all frames of a file must fit into this."""
-DECORD_PIXEL_BYTES = 4.5
-"""Memory of decord2 per pixel: the decoded form and RGB."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +46,7 @@ class Spec:
 
     path: str
     demuxer: str
+    codec: str
     interval_s: float
     max_samples: int
     max_side_px: int
@@ -69,26 +63,24 @@ class Index:
     pts: "array[int]" = field(default_factory=lambda: array("q"))  # in units of the stream's time base
     keyframe_pts: "array[int]" = field(default_factory=lambda: array("q"))  # frames at which decoding can start
     seconds: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
-    closed_groups: bool = True
-    """Every frame stored after a keyframe is also shown after it, and no packet is marked as discarded."""
 
 
 class CodecRefused(Exception):
-    """The video's codec is not in the list of accepted codecs."""
+    """The video's codec is not the one that the probe found."""
 
 
 class Video:
-    """An open video file, decoded by PyAV."""
+    """An open video file."""
 
-    def __init__(self, path: str, demuxer: str) -> None:
-        options = FORMATS["av_options"]()
+    def __init__(self, path: str, demuxer: str, codec: str) -> None:
+        options = FORMATS["decode_options"](demuxer, codec)
         self.container = av.open(path, "r", format=demuxer, container_options=options, options=options)
         self.stream = next(
             s for s in self.container.streams.video if not s.disposition & av.stream.Disposition.attached_pic
         )
-        codec = self.stream.codec_context.codec.canonical_name
-        if codec not in FORMATS["CODECS"]:
-            raise CodecRefused(f"codec {codec} is not accepted")
+        found = self.stream.codec_context.codec.canonical_name
+        if found != codec:
+            raise CodecRefused(f"the codec is {found}, not {codec}")
         self.stream.thread_count = 1
         assert self.stream.time_base is not None
         self.time_base = self.stream.time_base
@@ -97,19 +89,13 @@ class Video:
         self._newest: av.VideoFrame | None = None
 
     def _read_index(self, demuxer: str) -> Index:
-        index, latest_keyframe = Index(), None
+        index = Index()
         for packet in self.container.demux(self.stream):
             pts = packet.dts if packet.pts is None else packet.pts
-            if not packet.size or pts is None:
-                continue
-            if packet.is_discard:
-                index.closed_groups = False
+            if not packet.size or pts is None or packet.is_discard:
                 continue
             if packet.is_keyframe:
-                latest_keyframe = pts
                 index.keyframe_pts.append(pts)
-            elif latest_keyframe is None or pts < latest_keyframe:
-                index.closed_groups = False
             index.pts.append(pts)
         index.pts = _sorted_unique(index.pts)
         index.keyframe_pts = _sorted_unique(index.keyframe_pts)
@@ -168,48 +154,6 @@ def _sorted_unique(pts: "array[int]") -> "array[int]":
     return array("q", times[is_first].tobytes())
 
 
-class DecordFailed(Exception):
-    """decord2 cannot read this file or frame."""
-
-
-class Decord:
-    """An open video file, decoded by decord2."""
-
-    def __init__(self, path: str) -> None:
-        os.environ.setdefault("PATH", "")  # importing decord appends to PATH
-        import decord  # noqa: PLC0415
-
-        self._error: type[Exception] = decord.DECORDError
-        try:
-            self._reader = decord.VideoReader(path, num_threads=1)
-        except self._error as error:
-            raise DecordFailed from error
-        self.count = len(self._reader)
-
-    def frame(self, number: int) -> Rgb:
-        """Return frame `number`, upright. Raises DecordFailed."""
-        try:
-            frame: Rgb = self._reader[number].asnumpy()
-        except self._error as error:
-            raise DecordFailed from error
-        if frame.shape[2] != 3:  # up to 72 pixels wide, decord2 reads line padding as channels
-            raise DecordFailed
-        return frame
-
-
-def open_decord(spec: Spec, video: Video) -> Decord | None:
-    """Return decord2's reader, or None if it is not exact for this file or would need too much memory."""
-    exact = spec.demuxer in ("mov", "matroska") and video.index.closed_groups
-    pixels = len(video.index.pts) * video.stream.width * video.stream.height
-    if not exact or len(video.container.streams.video) > 1 or pixels * DECORD_PIXEL_BYTES > MAX_DECORD_BYTES:
-        return None
-    try:
-        reader = Decord(spec.path)
-    except DecordFailed:
-        return None
-    return reader if reader.count == len(video.index.pts) else None
-
-
 def downscale(frame: Rgb, max_side_px: int) -> Image.Image:
     """Return the frame as an image, reduced so that no side is longer than `max_side_px`."""
     image = Image.fromarray(frame)
@@ -225,8 +169,7 @@ class Samples:
 
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
-        self.video = Video(spec.path, spec.demuxer)
-        self.decord = open_decord(spec, self.video)
+        self.video = Video(spec.path, spec.demuxer, spec.codec)
         self.seconds = self.video.index.seconds
         plan: tuple[list[int], float] = SAMPLING["plan_samples"](
             self.seconds, spec.interval_s, spec.max_samples, spec.start_s, spec.end_s
@@ -250,17 +193,9 @@ class Samples:
 
     def __iter__(self) -> Iterator[tuple[float, Image.Image]]:
         for number in self.numbers:
-            frame = self._frame(number)
+            frame = self.video.frame(number)
             if frame is not None:
                 yield round(float(self.seconds[number]), 6), downscale(frame, self.spec.max_side_px)
-
-    def _frame(self, number: int) -> Rgb | None:
-        if self.decord is not None:
-            try:
-                return self.decord.frame(number)
-            except DecordFailed:
-                self.decord = None
-        return self.video.frame(number)
 
     def _skip_blank_start(self) -> list[int]:
         """Return the numbers with the first one moved past single-colour frames, at most to the second sample."""
@@ -268,7 +203,7 @@ class Samples:
             return self.numbers
         latest_s = self.seconds[0] + self.spec.interval_s + SAMPLING["TIME_ERROR_S"]
         for number in range(self.numbers[1] + 1):
-            frame = self._frame(number) if self.seconds[number] <= latest_s else None
+            frame = self.video.frame(number) if self.seconds[number] <= latest_s else None
             if frame is None:
                 break
             if (np.ptp(frame.reshape(-1, 3), axis=0) > SINGLE_COLOUR_SPREAD).any():
@@ -291,8 +226,5 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the worker, which returns its jobs
     av.logging.set_level(None)
     SPEC = Spec(**json.loads(sys.argv[1]))
-    os.environ.setdefault("PATH", "")  # importing decord appends to PATH
-    import decord  # noqa: F401 (imported while files can still be opened)
-
     runpy.run_path(str(SANDBOX / "confine.py"))["confine"](SPEC.path, SPEC.cpu_s, FILES)
     main(SPEC, sys.stdout.buffer)

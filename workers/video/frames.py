@@ -129,6 +129,7 @@ async def open_frames(path: Path, info: VideoInfo, part: Part, limits: DecodeLim
     spec = Spec(
         path=str(path.resolve()),
         demuxer=info.container,
+        codec=info.codec,
         max_side_px=MAX_SIDE_PX,
         cpu_s=limits.cpu_s,
         **asdict(part),

@@ -42,18 +42,23 @@ TS_SYNC_BYTE = 0x47
 
 
 def detect_demuxer(head: bytes) -> str | None:
-    """Return the accepted demuxer that matches the file's first bytes, None if no demuxer matches."""
-    if head[4:8] in MOV_ATOMS:
-        return "mov"
-    if head.startswith(b"\x1aE\xdf\xa3"):
-        return "matroska"
-    if head.startswith(b"RIFF") and head[8:12] == b"AVI ":
-        return "avi"
-    for start, step in ((0, TS_PACKET), (4, M2TS_PACKET)):
-        sync_positions = range(start, min(len(head), start + 5 * step), step)
-        if len(sync_positions) > 1 and all(head[position] == TS_SYNC_BYTE for position in sync_positions):
-            return "mpegts"
-    return None
+    """Return the accepted demuxer that matches the file's first bytes. None: no demuxer matches, or several do.
+
+    A file that several demuxers match is made to be read as one thing here and as another elsewhere.
+    """
+    matches = {
+        "mov": head[4:8] in MOV_ATOMS,
+        "matroska": head.startswith(b"\x1aE\xdf\xa3"),
+        "avi": head.startswith(b"RIFF") and head[8:12] == b"AVI ",
+        "mpegts": any(_has_sync_bytes(head, start, step) for start, step in ((0, TS_PACKET), (4, M2TS_PACKET))),
+    }
+    names = [name for name, matched in matches.items() if matched]
+    return names[0] if len(names) == 1 else None
+
+
+def _has_sync_bytes(head: bytes, start: int, step: int) -> bool:
+    positions = range(start, min(len(head), start + 5 * step), step)
+    return len(positions) > 1 and all(head[position] == TS_SYNC_BYTE for position in positions)
 
 
 def inspect(path: Path, max_pixels: int) -> dict[str, Any]:
@@ -72,7 +77,7 @@ def inspect(path: Path, max_pixels: int) -> dict[str, Any]:
 
 def inspect_with(demuxer: str, path: Path, max_pixels: int, decoder_limits: dict[str, str]) -> dict[str, Any]:
     """Return the report that `demuxer` gives. FFmpeg applies `decoder_limits` already while it opens the file."""
-    options = {**FORMATS["av_options"](), **decoder_limits}
+    options = {**FORMATS["probe_options"](demuxer), **decoder_limits}
     try:
         with av.open(str(path), "r", format=demuxer, container_options=options, options=options) as container:
             streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]

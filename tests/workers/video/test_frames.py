@@ -8,11 +8,10 @@ import numpy as np
 import psutil
 import pytest
 
-from service.contract.errors import DecodeFailed, InvalidOption
+from service.contract.errors import DecodeFailed, InvalidOption, NotAVideo
 from service.contract.sandbox.probe import VideoInfo, probe
-from tests.workers.clips import number_of, numbered, rotate, write
+from tests.workers.clips import number_of, numbered, polyglot, rotate, write
 from workers.video import decode_child as decode
-from workers.video.decode_child import Spec
 from workers.video.frames import CHILD, DecodeLimits, Frame, Part, open_frames
 from workers.video.sampling import plan_samples
 
@@ -43,20 +42,20 @@ OPEN = {"x264-params": "open-gop=1:bframes=3:scenecut=0:log-level=none"}
 
 
 @pytest.mark.parametrize(
-    ("name", "codec", "options", "by_decord"),
+    ("name", "codec", "options"),
     [
-        ("closed.mp4", "h264", CLOSED, True),
-        ("closed.mkv", "h264", CLOSED, True),
-        ("open.mp4", "h264", OPEN, False),
-        ("open.mkv", "h264", OPEN, False),
-        ("hevc.mp4", "libx265", {"x265-params": "log-level=none"}, False),
-        ("stream.ts", "h264", CLOSED, False),
-        ("old.avi", "mpeg4", {}, False),
-        ("vp9.webm", "libvpx-vp9", {"cpu-used": "8", "deadline": "realtime"}, True),
+        ("closed.mp4", "h264", CLOSED),
+        ("closed.mkv", "h264", CLOSED),
+        ("open.mp4", "h264", OPEN),
+        ("open.mkv", "h264", OPEN),
+        ("hevc.mp4", "libx265", {"x265-params": "log-level=none"}),
+        ("stream.ts", "h264", CLOSED),
+        ("old.avi", "mpeg4", {}),
+        ("vp9.webm", "libvpx-vp9", {"cpu-used": "8", "deadline": "realtime"}),
     ],
 )
 async def test_each_sample_is_the_frame_on_screen_at_its_time(
-    tmp_path: Path, name: str, codec: str, options: dict[str, str], by_decord: bool
+    tmp_path: Path, name: str, codec: str, options: dict[str, str]
 ) -> None:
     path = write(tmp_path / name, [numbered(k) for k in range(200)], codec=codec, **options)
     for interval_s in (0.44, 1.9):
@@ -64,8 +63,6 @@ async def test_each_sample_is_the_frame_on_screen_at_its_time(
         expected = sorted({*(int(k * interval_s * 25 + 1e-6) for k in range(int(7.96 / interval_s) + 1)), 199})
         assert [number_of(frame.image) for frame in frames] == expected
         assert times(frames) == pytest.approx([number / 25 for number in expected], abs=1e-3)
-    spec = Spec(str(path), (await probe(path)).container, 1.0, 10, 1024, 60)
-    assert (decode.open_decord(spec, decode.Video(spec.path, spec.demuxer)) is not None) == by_decord
 
 
 async def test_a_variable_frame_rate_is_sampled_by_time(tmp_path: Path) -> None:
@@ -93,7 +90,7 @@ async def test_rotation_is_applied(tmp_path: Path) -> None:
     assert np.abs(np.asarray(frames[-1].image).astype(int) - expected).mean() < 12
 
 
-async def test_rotation_is_applied_by_pyav_too(tmp_path: Path) -> None:
+async def test_rotation_is_applied_with_open_groups_of_pictures(tmp_path: Path) -> None:
     upright = write(tmp_path / "a.mp4", [numbered(k) for k in range(60)], **OPEN)
     frames, _ = await sample(rotate(upright, tmp_path / "b.mp4"))
     assert np.abs(np.asarray(frames[-1].image).astype(int) - np.rot90(numbered(59), -1)).mean() < 12
@@ -107,7 +104,7 @@ async def test_a_video_shorter_than_one_interval_has_its_first_and_last_frame(tm
 
 
 @pytest.mark.parametrize("width", [16, 24, 72])
-async def test_narrow_frames_that_decord_pads(tmp_path: Path, width: int) -> None:
+async def test_narrow_frames(tmp_path: Path, width: int) -> None:
     drawn = np.zeros((48, width, 3), np.uint8)
     drawn[:, : width // 2] = (200, 40, 40)
     frames, _ = await sample(write(tmp_path / "narrow.mp4", [drawn] * 3))
@@ -225,8 +222,32 @@ async def test_the_child_itself_refuses_other_codecs(tmp_path: Path) -> None:
     path = write(tmp_path / "lossless.mkv", [numbered(k) for k in range(3)], codec="ffv1")
     info = VideoInfo(container="matroska", codec="h264", width=160, height=120)
     with pytest.raises(decode.CodecRefused, match="ffv1"):
-        decode.Video(str(path), info.container)
+        decode.Video(str(path), info.container, info.codec)
     with pytest.raises(DecodeFailed, match="ended early"):
         async with open_frames(path, info, Part(interval_s=2.0, max_samples=10), DecodeLimits()):
             pass
     assert not decoders()
+
+
+@pytest.fixture
+def mp4_and_avi(tmp_path: Path) -> Path:
+    """A file that shows the frames 0, 1, 2 to an MP4 reader and 100, 101, 102 in MagicYUV to an AVI reader."""
+    mp4 = write(tmp_path / "a.mp4", [numbered(k) for k in range(3)])
+    avi = write(tmp_path / "a.avi", [numbered(k) for k in range(100, 103)], codec="magicyuv")
+    return polyglot(tmp_path / "both.mp4", mp4, avi)
+
+
+async def test_a_file_of_two_containers_is_refused(mp4_and_avi: Path) -> None:
+    with pytest.raises(NotAVideo):
+        await probe(mp4_and_avi)
+
+
+async def test_a_file_is_decoded_only_as_what_was_probed(mp4_and_avi: Path) -> None:
+    part = Part(interval_s=0.04, max_samples=10)
+    as_mp4 = VideoInfo(container="mov", codec="h264", width=160, height=120)
+    async with open_frames(mp4_and_avi, as_mp4, part, DecodeLimits()) as frames:
+        assert [number_of(frame.image) async for frame in frames] == [0, 1, 2]
+    as_avi = VideoInfo(container="avi", codec="h264", width=160, height=120)
+    with pytest.raises(DecodeFailed, match="ended early"):
+        async with open_frames(mp4_and_avi, as_avi, part, DecodeLimits()):
+            pass
