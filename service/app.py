@@ -21,6 +21,7 @@ from redis.exceptions import RedisError
 from service import problems
 from service.access import authentication
 from service.contract.sandbox.probe import NoSandbox, check_sandbox
+from service.contract.storage.private import keep_files_private
 from service.dependencies import open_gateway
 from service.metrics import CountResponses, Metrics
 from service.routes import captions, clips, events, health, page, recaption, trailing_slash
@@ -85,6 +86,7 @@ class Server(uvicorn.Server):
 def main(settings: Settings | None = None) -> None:
     """Serve until SIGTERM or SIGINT, then end all streams and exit with status 0."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(name)s: %(message)s")
+    keep_files_private()
     settings = settings or _settings_from_environment()
     if settings.exposed and not asyncio.run(_has_valid_key(settings)):
         _exit_with_configuration_error(

@@ -25,6 +25,7 @@ from workers.demo import language, scenes
 ROOT = Path(__file__).parents[1]
 START_TIMEOUT_S = 240
 JOB_TIMEOUT_S = 240
+NO_WAIT = {"Prefer": "wait=0"}
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Service:
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     data_dir, port = tmp_path_factory.mktemp("service"), free_port()
     command = [sys.executable, "-m", "sharecap_client.cli", "up", "--port", str(port), "--data-dir", str(data_dir)]
-    process = psutil.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = psutil.Popen(command, stderr=subprocess.PIPE, text=True, umask=0o022)
     try:
         line = process.stderr.readline()
         assert f"sharecap is ready on http://127.0.0.1:{port} with the demo model" in line, line
@@ -109,6 +110,16 @@ def sentences(text: str) -> list[str]:
 def changes_in(texts: list[str]) -> list[str | None]:
     """Return the change that each text describes; texts that describe no change are left out."""
     return [change for change in map(language.read_change, texts) if change != "none"]
+
+
+def test_everything_in_the_data_directory_is_private(service: Service, sample: Path) -> None:
+    service.events(service.submit(sample))
+    service.events(str(service.http.post("/recaption", json={"prompt": "A fox"}, headers=NO_WAIT).json()["id"]))
+    modes = {path: path.lstat().st_mode & 0o777 for path in service.data_dir.rglob("*")}
+    assert {"uploads", "keyframes", "valkey", "logs", "lock"} <= {path.name for path in service.data_dir.iterdir()}
+    assert [path for path in modes if path.suffix == ".jpg"] and [path for path in modes if path.suffix == ".aof"]
+    for path, mode in modes.items():
+        assert mode == (0o700 if path.is_dir() else 0o600), path
 
 
 def test_sample_clip_is_captioned_correctly(service: Service, sample: Path) -> None:

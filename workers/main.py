@@ -14,8 +14,9 @@ from pydantic import ValidationError
 from redis.exceptions import RedisError
 
 from service.contract.sandbox.probe import NoSandbox, check_sandbox
+from service.contract.storage.private import keep_files_private
 from workers.models.engine import CannotWork
-from workers.parent_death import set_up_worker, set_up_spawned_child
+from workers.parent_death import set_up_spawned_child, set_up_worker
 from workers.settings import Settings
 from workers.xcomposer2.checkpoint import read_config
 
@@ -54,6 +55,7 @@ def check_model(model: str) -> None:
 def main() -> int:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     log.setLevel(logging.INFO)
+    keep_files_private()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until RQ installs its own handler
     set_up_worker()
     try:

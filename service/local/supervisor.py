@@ -25,6 +25,7 @@ from typing import NoReturn, Self, TypeVar
 
 from sharecap_client.cli.errors import CommandFailed
 
+from service.contract.storage.private import private_directory
 from service.local.orphan_guard import OrphanGuard, kill_group
 
 MAX_FAILURES = 5
@@ -83,7 +84,7 @@ class Supervisor:
     """
 
     def __init__(self, log_dir: Path, echo: Echo | None = None, report: Report | None = None) -> None:
-        log_dir.mkdir(parents=True, exist_ok=True)
+        private_directory(log_dir)
         self._log_dir = log_dir
         self._echo = echo
         self._report = report

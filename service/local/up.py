@@ -24,6 +24,7 @@ from redis.exceptions import RedisError
 from sharecap_client.cli.errors import CommandFailed
 from sharecap_client.cli.run import require
 
+from service.contract.storage.private import keep_files_private, private_directory
 from service.contract.store.connection import connect
 from service.contract.store.store import Store
 from service.local.supervisor import Child, Echo, Report, Supervisor
@@ -127,11 +128,11 @@ async def embedded_valkey(data_dir: Path) -> AsyncIterator[str]:
 
 def valkey(directory: Path, socket_path: Path) -> Child:
     """Return the embedded server. It acknowledges a write only after the append-only file has been synced to disk."""
-    directory.mkdir(parents=True, exist_ok=True)
+    private_directory(directory)
     options = {
         "port": "0",
         "unixsocket": str(socket_path),
-        "unixsocketperm": "700",
+        "unixsocketperm": "600",
         "dir": str(directory),
         "appendonly": "yes",
         "appendfsync": "always",
@@ -191,7 +192,11 @@ def _check_model(model: str | None) -> None:
 
 @contextmanager
 def _locked(data_dir: Path) -> Iterator[IO[str]]:
-    """Lock the data directory for this process. The system releases the lock when the process ends."""
+    """Lock the data directory for this process, and keep everything in it private.
+
+    The system releases the lock when the process ends.
+    """
+    keep_files_private()
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         file = (data_dir / LOCK).open("a")

@@ -18,6 +18,7 @@ from anyio import to_thread
 
 from service.contract.errors import StorageFull, VideoTooLarge
 from service.contract.storage.interface import FileKind, IncomingVideo, Storage, StoredFile
+from service.contract.storage.private import private_directory
 
 UPLOADS = "uploads"
 KEYFRAMES = "keyframes"
@@ -56,7 +57,8 @@ class LocalStorage(Storage):
         self._min_free_bytes = min_free_bytes
 
     def prepare(self) -> None:
-        (self._data_dir / UPLOADS).resolve().mkdir(parents=True, exist_ok=True)
+        for name in (UPLOADS, KEYFRAMES):
+            private_directory(self._data_dir / name)
 
     def check_free_space(self, more_bytes: int = 0) -> None:
         if shutil.disk_usage(self._data_dir).free - more_bytes < self._min_free_bytes:
