@@ -59,14 +59,16 @@ class ApiKeyStore:
 
     async def add(self, name: str, limits: KeyLimits) -> tuple[ApiKey, str]:
         """Create a key. Returns its entry and the key itself, which cannot be retrieved later."""
-        key_id = f"sc_{secrets.token_hex(6)}"
-        text = f"{key_id}_{secrets.token_hex(32)}"
-        key = ApiKey(id=key_id, name=name, sha256=_sha256(text), limits=limits, created_at=datetime.now(UTC))
-        async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.set(api_key_key(key_id), key.model_dump_json())
-            pipe.zadd(API_KEYS, {key_id: key.created_at.timestamp()})
-            await pipe.execute()
+        key, text = new_key(name, limits)
+        await self.store(key)
         return key, text
+
+    async def store(self, key: ApiKey) -> None:
+        """Store a new key: from now on it is accepted, and every request needs a key."""
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.set(api_key_key(key.id), key.model_dump_json())
+            pipe.zadd(API_KEYS, {key.id: key.created_at.timestamp()})
+            await pipe.execute()
 
     async def find(self, key_id: str) -> ApiKey | None:
         text = await self._redis.get(api_key_key(key_id))
@@ -88,6 +90,13 @@ class ApiKeyStore:
     async def any_created(self) -> bool:
         """Return whether a key was ever created, including keys revoked since."""
         return bool(await self._redis.exists(API_KEYS))
+
+
+def new_key(name: str, limits: KeyLimits) -> tuple[ApiKey, str]:
+    """Return the entry of a new key, which is not stored yet, and the key itself."""
+    key_id = f"sc_{secrets.token_hex(6)}"
+    text = f"{key_id}_{secrets.token_hex(32)}"
+    return ApiKey(id=key_id, name=name, sha256=_sha256(text), limits=limits, created_at=datetime.now(UTC)), text
 
 
 def key_id_of(text: str) -> str | None:

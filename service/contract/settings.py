@@ -2,13 +2,17 @@
 
 Both processes subclass `SharedSettings`. A setting declared here has the same name and default in both; the operator
 must give both processes the same value.
+
+A secret need not be in the environment: `SECRETS_DIR` names directories, separated by colons, in which the file
+`redis_url` contains `REDIS_URL`, and likewise for every other setting. The environment takes precedence.
 """
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SecretsSettingsSource, SettingsConfigDict
 
 from service.contract.outbound.ssrf import Hosts
 from service.contract.sandbox.probe import VideoLimits
@@ -16,12 +20,35 @@ from service.contract.sandbox.probe import VideoLimits
 GIB = 1 << 30
 
 
-class SharedSettings(BaseSettings):
-    """Each field is read from the environment variable of the same name in capitals: `MAX_UPLOAD_BYTES=…`."""
+class RedisSettings(BaseSettings):
+    """Each field is read from the environment variable of the same name in capitals, or from a file of that name."""
 
     model_config = SettingsConfigDict(frozen=True)
 
     redis_url: str = "redis://127.0.0.1:6379/0"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        directories: list[Path | str] = [name for name in os.environ.get("SECRETS_DIR", "").split(os.pathsep) if name]
+        return init_settings, env_settings, SecretsSettingsSource(settings_cls, directories or None)
+
+
+def configured_redis_url() -> str | None:
+    """Return the value of the setting `redis_url`, None if neither the environment nor a file contains it."""
+    settings = RedisSettings()
+    return settings.redis_url if "redis_url" in settings.model_fields_set else None
+
+
+class SharedSettings(RedisSettings):
+    """Settings of both processes."""
+
     data_dir: Path = Path("data")
     """Directory of uploads and keyframes; the gateway and the workers must see the same directory."""
 

@@ -22,7 +22,7 @@ from sharecap_client.cli.errors import CommandFailed
 from sharecap_client.cli.run import become, require, run
 from sharecap_client.cli.terminal import caption_video, recaption_prompt
 
-from service.local import health_commands, key_commands
+from service.local import deploy_commands, health_commands, key_commands
 from service.local.supervisor import Supervisor
 from service.local.up import (
     DEFAULT_PORT,
@@ -56,6 +56,7 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
     app.add_typer(health_commands.app, name="health")
     app.add_typer(key_commands.app, name="keys")
+    app.add_typer(deploy_commands.app, name="deploy")
 
 
 def up(

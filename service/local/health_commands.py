@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 from rich.console import Console
 from sharecap_client.cli.errors import CommandFailed
 
-from service.contract.settings import SharedSettings
+from service.contract.settings import RedisSettings
 from service.contract.store.connection import connect
 from service.contract.store.store import Store
 from service.local.up import DEFAULT_PORT, LOCAL_HOST
@@ -40,14 +40,14 @@ def gateway(
 def worker(
     *,
     redis_url: Annotated[
-        str, typer.Option(envvar="REDIS_URL", help="URL of the Redis or Valkey server.")
-    ] = SharedSettings.model_fields["redis_url"].default,
+        str | None, typer.Option(envvar="REDIS_URL", help="URL of the Redis or Valkey server.")
+    ] = None,
     host: Annotated[str, typer.Option(help="Host name of the worker. Default: this host.")] = "",
 ) -> None:
     """Check that a worker on this host has loaded its model and has a live card in Redis."""
     host = host or socket.gethostname()
     try:
-        live = asyncio.run(_live_workers(redis_url, host))
+        live = asyncio.run(_live_workers(redis_url or RedisSettings().redis_url, host))
     except (RedisError, OSError, ValueError) as error:
         raise CommandFailed(f"the Redis server does not answer: {error}") from None
     if not live:

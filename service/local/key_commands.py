@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from service.access.api_keys import ApiKey, ApiKeyStore, KeyLimits
+from service.contract.settings import configured_redis_url
 from service.contract.store.connection import connect
 from service.local.up import CannotStart, embedded_valkey
 
@@ -59,7 +60,7 @@ def add(
         jobs=jobs or None,
         streams=streams or None,
     )
-    key, text = _query(data_dir, redis_url, lambda keys: keys.add(name, limits))
+    key, text = query(data_dir, redis_url, lambda keys: keys.add(name, limits))
     print(text)
     notes.print(f"Store this key: it is not shown again. To revoke it, use its id {key.id}.")
 
@@ -68,7 +69,7 @@ def add(
 def show(*, data_dir: DataDir = Path("data"), redis_url: RedisUrl = None) -> None:
     """List all keys, including revoked ones, with their limits."""
     table = Table("id", "name", "created", "requests/min", "bytes/day", "jobs", "streams", "revoked", box=None)
-    for key in _query(data_dir, redis_url, lambda keys: keys.all()):
+    for key in query(data_dir, redis_url, lambda keys: keys.all()):
         table.add_row(*_row(key))
     Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH).print(table)
 
@@ -81,16 +82,18 @@ def revoke(
     redis_url: RedisUrl = None,
 ) -> None:
     """Revoke a key. Its jobs continue and expire as usual."""
-    key = _query(data_dir, redis_url, lambda keys: keys.revoke(key_id))
+    key = query(data_dir, redis_url, lambda keys: keys.revoke(key_id))
     if key is None:
         raise CannotStart(f"unknown key {key_id}: `sharecap keys list` shows all keys")
     notes.print(f"{key.id} ({key.name}) is revoked. The service refuses it within two seconds.")
 
 
-def _query(data_dir: Path, redis_url: str | None, query: Callable[[ApiKeyStore], Awaitable[T]]) -> T:
+def query(data_dir: Path, redis_url: str | None, ask: Callable[[ApiKeyStore], Awaitable[T]]) -> T:
+    """Return the result of `ask`. Raises CannotStart if the server does not answer."""
+
     async def connect_and_query() -> T:
-        async with _server(data_dir.absolute(), redis_url) as url, connect(url) as redis:
-            return await query(ApiKeyStore(redis))
+        async with _server(data_dir.absolute(), redis_url or configured_redis_url()) as url, connect(url) as redis:
+            return await ask(ApiKeyStore(redis))
 
     try:
         return asyncio.run(connect_and_query())
