@@ -108,6 +108,16 @@ def test_only_commands_import_the_client() -> None:
             assert not any(within(target, "sharecap_client") for target in targets), module
 
 
+def test_only_the_selected_backend_knows_where_files_are() -> None:
+    """Elsewhere, files are reached through the storage interface, so that a backend need not be a local directory."""
+    backends = "service.contract.storage.backends"
+    for module, path in modules().items():
+        assert module == backends or "service.contract.storage.local" not in imports()[module], module
+        if module != backends and not within(module, "service.local"):
+            names = {node.attr for node in ast.walk(syntax(path)) if isinstance(node, ast.Attribute)}
+            assert "data_dir" not in names, f"{module} uses settings.data_dir"
+
+
 def cycle_from(module: str, path: list[str], done: set[str]) -> list[str]:
     """Return the first import cycle reached from a module, or an empty list. Adds modules without one to `done`."""
     if module in path:

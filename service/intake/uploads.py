@@ -16,8 +16,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from service.access.rate_limits import ByteBudget
 from service.contract.errors import InvalidOption
-from service.contract.storage.interface import IncomingVideo, Storage
-from service.contract.storage.local import WRITE_BYTES, too_large
+from service.contract.storage.interface import WRITE_BYTES, IncomingVideo, Storage, too_large
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks

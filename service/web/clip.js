@@ -1,7 +1,7 @@
 // The form that captions a part of a finished video, and the captions of the parts.
 
 import { follow, request } from "./api.js";
-import { fromTemplate, setText, showProblem } from "./dom.js";
+import { fromTemplate, setFinishedText, setText, showProblem } from "./dom.js";
 import { clock, range } from "./format.js";
 
 const MIN_LENGTH_S = 0.1;
@@ -76,7 +76,7 @@ export class ClipForm {
     for await (const { type, data } of follow(jobId, this.signal)) {
       if (type === "started") setText(target, "", true);
       if (type === "delta") target.append(data.text);
-      if (type === "caption") setText(target, data.text);
+      if (type === "caption") setFinishedText(target, data.text, data.finish_reason);
       if (type === "failed") setText(target, data.error.detail);
       if (type === "cancelled") setText(target, "Cancelled");
     }

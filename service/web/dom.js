@@ -16,6 +16,12 @@ export function setText(target, text, writing = false) {
   target.classList.toggle("writing", writing);
 }
 
+/** Show a finished text. One that the token limit cut off is marked by the style sheet, so the mark is not copied. */
+export function setFinishedText(target, text, finishReason) {
+  setText(target, text);
+  target.classList.toggle("cut-off", finishReason === "length");
+}
+
 /** Show a problem in the `.error` line of `container`; null hides the line. */
 export function showProblem(container, problem) {
   const line = container.querySelector(".error");

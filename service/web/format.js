@@ -8,6 +8,8 @@ export function clock(seconds) {
   return hours ? `${hours}:${String(minutes).padStart(2, "0")}:${rest}` : `${minutes}:${rest}`;
 }
 
+export const capitalised = (word) => word[0].toUpperCase() + word.slice(1);
+
 export const range = ({ start_s, end_s }) => `${clock(start_s)} to ${clock(end_s)}`;
 
 /** The job's name in titles and in the job list. */

@@ -3,10 +3,8 @@
 import { apiKey, fetchImage, follow, request } from "./api.js";
 import { ClipForm } from "./clip.js";
 import { FINAL_STATUSES } from "./contract.js";
-import { fromTemplate, paragraph, setText, showProblem } from "./dom.js";
-import { clock, jobName } from "./format.js";
-
-const FINAL_TEXT = { completed: "Completed", failed: "Failed", cancelled: "Cancelled" };
+import { fromTemplate, paragraph, setFinishedText, setText, showProblem } from "./dom.js";
+import { capitalised, clock, jobName } from "./format.js";
 
 function tokenCounts(usage) {
   const [prompt, image, generated] = [usage.prompt_tokens, usage.image_tokens, usage.completion_tokens]
@@ -87,6 +85,7 @@ export class JobView {
   // -- events
 
   handle(type, data) {
+    if (FINAL_STATUSES.has(type)) return this.end(type, data);
     switch (type) {
       case "queued": return this.showStatus("Waiting for a worker");
       case "started": return this.started(data.attempt);
@@ -94,10 +93,9 @@ export class JobView {
       case "keyframes": return this.keyframes(data);
       case "delta": return this.delta(data);
       case "differential": return this.differential(data);
-      case "caption": return this.caption(data.text);
+      case "caption": return this.caption(data);
       case "gap": return this.reload();
       case "interrupted": return this.showStatus("Connection lost, reconnecting");
-      case "completed": case "failed": case "cancelled": return this.end(type, data);
     }
   }
 
@@ -127,22 +125,22 @@ export class JobView {
     target.append(text);
   }
 
-  differential({ keyframe, time_s, text }) {
+  differential({ keyframe, time_s, text, finish_reason }) {
     const frame = this.frame(keyframe, time_s);
-    setText(frame.text, text);
+    setFinishedText(frame.text, text, finish_reason);
     this.captioned.add(keyframe);
     this.parts.clip.hidden = this.job.kind !== "video";
     this.showProgress();
   }
 
-  caption(text) {
+  caption({ text, finish_reason }) {
     this.parts.result.hidden = false;
-    setText(this.parts.caption, text);
+    setFinishedText(this.parts.caption, text, finish_reason);
   }
 
   end(status, { usage, error }) {
     this.showControls(status);
-    this.showStatus(usage ? `${FINAL_TEXT[status]}: ${tokenCounts(usage)}` : FINAL_TEXT[status]);
+    this.showStatus(usage ? `${capitalised(status)}: ${tokenCounts(usage)}` : capitalised(status));
     if (error) showProblem(this.root, { message: `${error.detail} (${error.code})` });
     this.onEnd();
   }
@@ -152,7 +150,7 @@ export class JobView {
     const job = await request("GET", `captions/${this.id}`);
     this.keyframes({ keyframes: job.keyframes, complete: FINAL_STATUSES.has(job.status) });
     for (const differential of job.differentials) this.differential(differential);
-    if (job.caption !== null) this.caption(job.caption);
+    if (job.caption !== null) this.caption({ text: job.caption, finish_reason: job.finish_reason });
   }
 
   // -- display
@@ -184,6 +182,7 @@ export class JobView {
       item.querySelector("time").textContent = clock(timeS);
       const image = item.querySelector("img");
       image.alt = `Keyframe at ${clock(timeS)}`;
+      // Not the `image` of the event: that path is absolute, and the page may be served below a prefix by a proxy.
       this.loadImage(image, `captions/${this.id}/keyframes/${index}.jpg`);
       this.parts.list.append(item);
       this.frames.set(index, { item, text: item.querySelector(".text"), timeS });

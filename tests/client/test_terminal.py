@@ -15,8 +15,8 @@ from sharecap_client.api import AsyncClient, RequestFailed
 from sharecap_client.cli.terminal import caption_video, printable, recaption_prompt
 
 from service.contract.errors import EngineFailed
-from service.contract.events import Delta, Differential, Event, Failed, Started
-from service.contract.jobs import ErrorInfo
+from service.contract.events import Caption, Completed, Delta, Differential, Event, Failed, Started
+from service.contract.jobs import ErrorInfo, Timings, Usage
 from service.presentation import present_event_data
 from tests.service.scripted import ScriptedWorker, Served, recaption_events, video_events
 
@@ -184,6 +184,19 @@ async def test_a_new_attempt_discards_unfinished_text(gateway: Served, worker: S
             status = await recaption_prompt(AsyncClient(gateway.url), "a fox", out)
     assert status == 0
     assert "dark" not in file.getvalue()
+
+
+async def test_texts_that_were_cut_off_are_marked(gateway: Served, worker: ScriptedWorker) -> None:
+    def script(_: str) -> list[Event]:
+        start, end = Started(attempt=1), Completed(usage=Usage(), timings_s=Timings())
+        differential = Differential(keyframe=0, time_s=0, text="A red", finish_reason="length")
+        return [start, differential, Caption(text="A red star.", finish_reason="stop"), end]
+
+    async with working(worker, script):
+        with console() as (out, file):
+            await recaption_prompt(AsyncClient(gateway.url), "a star", out)
+    assert "0.00 s  A red (cut off at max_tokens)\n" in file.getvalue()
+    assert "caption  A red star.\n" in file.getvalue()
 
 
 def test_control_characters_are_replaced() -> None:

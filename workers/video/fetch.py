@@ -16,7 +16,7 @@ from service.contract.outbound import http as net
 from service.contract.outbound.http import TransientFetchError
 from service.contract.outbound.ssrf import HostAndPort, check_url
 from service.contract.storage.interface import IncomingVideo
-from service.contract.storage.local import too_large
+from service.contract.storage.interface import too_large
 from workers.attempt import Attempt, Fetched
 
 MAX_REDIRECTS = 3

@@ -114,10 +114,10 @@ class JobDisplay:
                 self._unfinished[event.keyframe] = self._unfinished.get(event.keyframe, "") + event.text
             case Differential():
                 self._unfinished.pop(event.keyframe, None)
-                self._line(f"{event.time_s:.2f} s", event.text)
+                self._line(f"{event.time_s:.2f} s", _finished(event))
             case Caption():
                 self._unfinished = {}
-                self._line("caption", event.text, "bold")
+                self._line("caption", _finished(event), "bold")
             case Completed() | Failed() | Cancelled():
                 self._end(event)
         self._refresh()
@@ -157,6 +157,10 @@ class JobDisplay:
             self._live.update(Padding(Spinner("dots", Text(self._activity, "dim")), (0, 0, 0, TIME_WIDTH)))
         else:
             self._live.update(Text(""))
+
+
+def _finished(event: Differential | Caption) -> str:
+    return f"{event.text} (cut off at max_tokens)" if event.finish_reason == "length" else event.text
 
 
 def printable(text: str) -> str:

@@ -6,17 +6,20 @@ directory. Another backend implements `Storage` and is selected in `backends.py`
 When an upload is deleted
 -------------------------
 An upload is deleted as soon as no attempt can need it again. That is the case once the job's last keyframe is stored,
-once the job has ended, or once its record is deleted. All deletion goes through `delete_upload` or `delete_job_files`,
-each called by the process that brings that state about:
+once the job has ended, or once its record is deleted. `delete_upload` or `delete_job_files` is called by the process
+that causes the state:
 
     all keyframes stored         the worker, after the `keyframes` event with `complete` is in the stream
     job completed or failed      the worker, right before the final event: it still holds the lease, and a client that
       or cancelled, leased       sees the final event no longer finds an upload
     job ended without a worker   the gateway that cancelled it, or the reaper that ended it
+    job not accepted             the gateway, if Redis did not confirm the record (`service/intake/submission.py`)
     record deleted               the gateway that deletes the job; the worker that finds its lease gone for this reason
+    pipeline run by a script     `workers/standalone.py`, which has neither a record nor a lease, at the end of the run
 
-A process that is killed in between leaves the file behind; the retention sweep then deletes the uploads of ended jobs
-and files without a job (`service/upkeep/retention.py`). Deleting a file that does not exist is not an error.
+A process that is killed in between leaves the file behind. The retention sweep (`service/upkeep/retention.py`) then
+deletes uploads of ended jobs and files without a job, with `delete_file`. Deleting a file that does not exist is not an
+error.
 """
 
 from abc import ABC, abstractmethod
@@ -24,6 +27,11 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+
+from service.contract.errors import VideoTooLarge
+
+WRITE_BYTES = 1 << 20
+"""Received bytes are written in blocks of at least this size."""
 
 
 class FileKind(Enum):
@@ -41,6 +49,11 @@ class StoredFile:
     name: str
     job_id: str
     changed_at: float
+
+
+def too_large(max_bytes: int) -> VideoTooLarge:
+    """Return the error for a video of more than `max_bytes`."""
+    return VideoTooLarge(f"The file is larger than the limit of {max_bytes} bytes.")
 
 
 class IncomingVideo(ABC):
@@ -84,7 +97,7 @@ class Storage(ABC):
     def receive(self, max_bytes: int, job_id: str | None = None) -> AbstractAsyncContextManager[IncomingVideo]:
         """Return a context in which a video of at most `max_bytes` is received.
 
-        With `job_id`, what earlier interrupted attempts received for that job is discarded first.
+        With `job_id`, partial files of the job's earlier attempts are deleted first.
         """
 
     @abstractmethod

@@ -16,16 +16,21 @@ from typing import BinaryIO
 
 from anyio import to_thread
 
-from service.contract.errors import StorageFull, VideoTooLarge
-from service.contract.storage.interface import FileKind, IncomingVideo, Storage, StoredFile
+from service.contract.errors import StorageFull
+from service.contract.storage.interface import (
+    WRITE_BYTES,
+    FileKind,
+    IncomingVideo,
+    Storage,
+    StoredFile,
+    too_large,
+)
 from service.contract.storage.private import private_directory
 
 UPLOADS = "uploads"
 KEYFRAMES = "keyframes"
 PART = ".part"
 """Suffix of a file that is still being written."""
-WRITE_BYTES = 1 << 20
-"""Received bytes are written in blocks of at least this size."""
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -42,11 +47,6 @@ def keyframes_dir(data_dir: Path, job_id: str) -> Path:
 def keyframe_path(data_dir: Path, job_id: str, index: int) -> Path:
     """Return the path of a keyframe's JPEG file."""
     return keyframes_dir(data_dir, job_id) / f"{index}.jpg"
-
-
-def too_large(max_bytes: int) -> VideoTooLarge:
-    """Return the error for a video of more than `max_bytes`."""
-    return VideoTooLarge(f"The file is larger than the limit of {max_bytes} bytes.")
 
 
 class LocalStorage(Storage):

@@ -13,12 +13,13 @@ from typing import cast, get_args
 import pytest
 
 import service
-from service.contract.events import Event
-from service.contract.jobs import VideoOptions
-from tests.service.scripted import Served
+from service.contract.events import FINAL_EVENT_TYPES, Caption, Completed, Differential, Event, Started
+from service.contract.jobs import Timings, Usage, VideoOptions
+from tests.service.scripted import ScriptedWorker, Served
 
 WEB = Path(service.__file__).parent / "web"
 CHROMIUM = shutil.which("chromium") or ""
+needs_browser = pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 
 
@@ -123,15 +124,34 @@ async def test_pages_that_load_files_of_other_hosts_are_not_served(gateway: Serv
         assert (await gateway.client.get(path)).status_code == 404
 
 
-@pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
-async def test_a_browser_without_network_shows_the_api(gateway: Served, tmp_path: Path) -> None:
-    options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}"]
+async def shown_by_browser(url: str, profile: Path) -> str:
+    """Return the elements of a page after its scripts have run in a browser without network."""
+    options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"]
     network = ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--no-proxy-server"]
-    command = [CHROMIUM, *options, *network, "--virtual-time-budget=8000", "--dump-dom", f"{gateway.url}/docs"]
+    command = [CHROMIUM, *options, *network, "--virtual-time-budget=8000", "--dump-dom", url]
     browser = await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=DEVNULL)
     shown, _ = await asyncio.wait_for(browser.communicate(), 60)
+    return shown.decode()
+
+
+@needs_browser
+async def test_a_browser_without_network_shows_the_api(gateway: Served, tmp_path: Path) -> None:
+    shown = await shown_by_browser(f"{gateway.url}/docs", tmp_path)
     for path in ("/captions/{job_id}/events", "/recaption", "/healthz"):
-        assert f'data-path="{path}"' in shown.decode()
+        assert f'data-path="{path}"' in shown
+
+
+@needs_browser
+async def test_a_browser_marks_texts_that_were_cut_off(gateway: Served, worker: ScriptedWorker, tmp_path: Path) -> None:
+    job_id = (await gateway.client.post("/recaption", json={"prompt": "x"}, headers={"Prefer": "wait=0"})).json()["id"]
+    caption, end = Caption(text="A red", finish_reason="length"), Completed(usage=Usage(), timings_s=Timings())
+    complete = Differential(keyframe=0, time_s=0, text="A star.", finish_reason="stop")
+    cut_off = Differential(keyframe=1, time_s=2, text="The star", finish_reason="length")
+    await worker.append(await worker.claim(job_id), Started(attempt=1), complete, cut_off, caption, end)
+    shown = await shown_by_browser(f"{gateway.url}/#{job_id}", tmp_path)
+    assert "Completed: 0 prompt tokens" in shown
+    assert sorted(re.findall(r'class="text cut-off"[^>]*>([^<]+)', shown)) == ["A red", "The star"]
+    assert '.cut-off::after { content: " (cut off at max_tokens)"' in (WEB / "style.css").read_text()
 
 
 def test_every_field_has_a_label() -> None:
@@ -160,4 +180,6 @@ def test_the_options_match_those_of_the_service() -> None:
 
 def test_every_event_type_is_handled() -> None:
     types = {kind.model_fields["type"].default for kind in get_args(get_args(Event)[0])}
-    assert types | {"gap", "interrupted"} == set(re.findall(r'case "(\w+)":', (WEB / "job.js").read_text()))
+    script = (WEB / "job.js").read_text()
+    assert types - FINAL_EVENT_TYPES | {"gap", "interrupted"} == set(re.findall(r'case "(\w+)":', script))
+    assert "FINAL_STATUSES.has(type)" in script
