@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from service.contract.store.keys import LEASES
-from service.contract.store.leases import REWAKE_AFTER_S
+from service.contract.store.leases import MAX_STRIKES, OUTAGE_S, REWAKE_AFTER_S
 from tests.soak.cluster import Cluster
-from tests.soak.conftest import KEYFRAMES, SoakSize
+from tests.soak.conftest import KEYFRAMES, SECONDS, SoakSize
 from tests.soak.history import check, read_histories
 from tests.soak.worker import DEADLY_BOX, DEADLY_SEED
 
@@ -101,6 +101,28 @@ async def until_all_resume(cluster: Cluster, jobs: dict[str, int], since: float)
         ):
             await asyncio.sleep(0.1)
     print(f"\nValkey killed: all {len(jobs)} jobs resumed {time.time() - since:.1f} s after its restart")
+
+
+async def test_frozen_valkey_costs_no_job_an_attempt(start: Callable[..., Any], video: Path, size: SoakSize) -> None:
+    """Each outage outlasts the leases, and no job finishes a text between them, so no text resets the strikes."""
+    cluster = await start(2, word_s=1.0, lease_s=size.lease_s)
+    jobs = {await cluster.add(video, keyframes="interval", interval_s=SECONDS): 2 for _ in range(4)}
+    await until_all_started(cluster, list(jobs))
+    for _ in range(MAX_STRIKES):
+        cluster.valkey.send_signal(signal.SIGSTOP)
+        await asyncio.sleep(max(OUTAGE_S + 2, 1.2 * size.lease_s))
+        cluster.valkey.send_signal(signal.SIGCONT)
+        await asyncio.sleep(1)
+    await cluster.until_ended(list(jobs), 120)
+    histories = await read_histories(cluster.store, jobs)
+    check(histories)
+    assert [(history.outcome, history.attempts) for history in histories] == [("completed", 1)] * len(jobs)
+
+
+async def until_all_started(cluster: Cluster, jobs: list[str]) -> None:
+    async with asyncio.timeout(60):
+        while not all([(await cluster.store.job(job_id)).attempts for job_id in jobs]):  # type: ignore[union-attr]
+            await asyncio.sleep(0.02)
 
 
 async def test_sigterm_releases_jobs_and_ends_streams(start: Callable[..., Any], video: Path) -> None:

@@ -69,8 +69,8 @@ class Scenario:
         self.wakeups = Wakeups(url)
         self.runners: list[JobRunner] = []
 
-    def runner(self) -> JobRunner:
-        captioner = FakeCaptioner(["a b c d", "e f g h"], delay_s=0.06)
+    def runner(self, word_s: float = 0.06) -> JobRunner:
+        captioner = FakeCaptioner(["a b c d", "e f g h"], delay_s=word_s)
         context = WorkerContext(
             self.settings,
             open_storage(self.settings),
@@ -102,15 +102,17 @@ class Scenario:
                 await asyncio.sleep(0.01)
 
     async def expire_lease(self, job_id: str) -> None:
-        """Let the lease expire and run a reaper."""
-        await self.direct.hset(job_key(job_id), "until", 1)
-        await self.direct.zadd(LEASES, {job_id: 1})
-        await Reaper(Store(self.retrying), self.wakeups, open_storage(self.settings)).reap()
+        """Let the lease expire and run a reaper, until it takes the job: its holder may renew the lease before that."""
+        reaper = Reaper(Store(self.retrying), self.wakeups, open_storage(self.settings))
+        while await self.direct.zscore(LEASES, job_id):
+            await self.direct.hset(job_key(job_id), "until", 1)
+            await self.direct.zadd(LEASES, {job_id: 1})
+            await reaper.reap()
 
     async def run(self) -> dict[str, int]:
         """Run both jobs to their end; return their numbers of keyframes by job id."""
         job_id = await self.accept()
-        first, second = self.runner(), self.runner()
+        first, second = self.runner(), self.runner(word_s=0.3)
         await asyncio.to_thread(first.run_job, job_id)
         await self.until(lambda status, attempts: attempts == 1, job_id)
         await asyncio.sleep(0.15)

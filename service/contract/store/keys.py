@@ -9,6 +9,8 @@ Jobs, events, leases (`store.py`, `leases.py`):
     sharecap:jobs:{owner}          zset    job ids of one API key by creation time (ms)
     sharecap:leases                zset    ids of leased jobs by the end of their lease (ms)
     sharecap:queued                zset    ids of queued jobs by the time of their latest wake-up (ms)
+    sharecap:alive                 hash    seen: time (ms) of a reaper's latest look; back: time at which the latest
+                                           outage was over
 
 Workers (`worker_cards.py`):
 
@@ -38,6 +40,7 @@ JOB_PREFIX = "sharecap:job:"
 JOBS = "sharecap:jobs"
 LEASES = "sharecap:leases"
 QUEUED = "sharecap:queued"
+ALIVE = "sharecap:alive"
 WORKERS = "sharecap:workers"
 API_KEYS = "sharecap:keys"
 WEBHOOKS = "sharecap:webhooks"

@@ -1,9 +1,12 @@
 """Leases: how a worker owns a job, and every write that needs a valid lease.
 
 A worker claims a job and receives a *lease*: the store writes the lease's token into the job's record, and every later
-write carries the token. The store refuses a write with another token or after the lease's end (`Fenced`). It drops a
-write at a place in the stream that is already taken, because then only the reply to the first write was lost. So a
-worker that froze and comes back can neither repeat nor overwrite anything. Only the Redis server's clock counts.
+write carries the token. Once the lease has expired, a reaper takes the job, and the store refuses writes with the old
+token (`Fenced`). It drops a write at a place in the stream that is already taken, because then only the reply to the
+first write was lost. So a worker that froze and comes back can neither repeat nor overwrite anything.
+
+Only the Redis server's clock counts. After an outage of the server, no reaper takes a job for `LEASE_S`, so that the
+holders can renew their leases first (`scripts.py`).
 
 A *strike* is an attempt that ended badly: its lease expired, or its decoder or engine died. `MAX_STRIKES` strikes in a
 row, with no finished text in between, end the job.
@@ -20,12 +23,14 @@ from service.contract.events import Cancelled, Event, Failed
 from service.contract.jobs import JobKind, JobStatus
 from service.contract.store import scripts
 from service.contract.store.entries import event_json
-from service.contract.store.keys import LEASES, QUEUED, events_key, job_key
+from service.contract.store.keys import ALIVE, LEASES, QUEUED, events_key, job_key
 
 LEASE_S = 10.0
 RENEW_EVERY_S = 0.3 * LEASE_S
 """Three renewals fit into a lease, so that two may fail."""
 MAX_STRIKES = 3
+OUTAGE_S = 4.0
+"""If no reaper has reached the Redis server for this long, the server was unreachable, and renewals may have failed."""
 REWAKE_AFTER_S = 2.0
 """A queued job is woken again if no worker has claimed it this long after its latest wake-up."""
 
@@ -88,7 +93,7 @@ class LeaseStore:
         A claim repeated with the same `token` returns the same lease.
         """
         token = token or new_token()
-        epoch = await self._claim(keys=[job_key(job_id), LEASES, QUEUED], args=[job_id, token, _lease_ms()])
+        epoch = await self._claim(keys=[job_key(job_id), LEASES, QUEUED, ALIVE], args=[job_id, token, _lease_ms()])
         return Lease(job_id, int(epoch), token) if epoch else None
 
     async def renew(self, lease: Lease) -> None:
@@ -140,9 +145,11 @@ class LeaseStore:
     async def due(self, max_leased: int, max_queued: int) -> list[str]:
         """Return ids of jobs to reap: up to `max_leased` with an expired lease, up to `max_queued` without a wake-up.
 
-        A queued job counts as without a wake-up if its latest one is `REWAKE_AFTER_S` ago.
+        A queued job counts as without a wake-up if its latest one is `REWAKE_AFTER_S` ago. No lease counts as expired
+        during the first `LEASE_S` after an outage.
         """
-        return list(await self._due(keys=[LEASES, QUEUED], args=[int(REWAKE_AFTER_S * 1000), max_leased, max_queued]))
+        args = [int(REWAKE_AFTER_S * 1000), max_leased, max_queued, int(OUTAGE_S * 1000), _lease_ms()]
+        return list(await self._due(keys=[LEASES, QUEUED, ALIVE], args=args))
 
     async def reap(self, job_id: str) -> Reaped | None:
         """Take the job from a worker whose lease has expired, and end a job that is past its deadline.
@@ -153,7 +160,7 @@ class LeaseStore:
         cancelled = Cancelled()
         late = Failed.of(DeadlineExceeded("No worker was processing the job when its deadline passed."))
         reply = await self._reap(
-            keys=[job_key(job_id), events_key(job_id), LEASES, QUEUED],
+            keys=[job_key(job_id), events_key(job_id), LEASES, QUEUED, ALIVE],
             args=[
                 job_id,
                 int(REWAKE_AFTER_S * 1000),
@@ -161,6 +168,8 @@ class LeaseStore:
                 *(failed.type, event_json(failed)),
                 *(cancelled.type, event_json(cancelled)),
                 event_json(late),
+                int(OUTAGE_S * 1000),
+                _lease_ms(),
             ],
         )
         if reply is None:

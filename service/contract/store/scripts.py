@@ -4,8 +4,13 @@ Each script runs as one atomic step. All scripts take the time from the Redis se
 because the reply to it can be lost: the repetition changes nothing and returns the same, or reports nothing to do.
 
 A job is leased while its hash has a `holder`; the lease ends at `until`. Only the reaper takes a job from a holder
-whose lease has expired. The holder is a random token. It distinguishes a repeated claim from another worker's claim,
-and it stays unique even if a server that lost its last writes counts the same epoch twice.
+whose lease has expired; until then the holder may still write and renew. The holder is a random token. It
+distinguishes a repeated claim from another worker's claim, and it stays unique even if a server that lost its last
+writes counts the same epoch twice.
+
+Leases also expire while the server is unreachable, which is not their holders' fault. Therefore the reapers leave their
+mark: each look writes the time to `sharecap:alive`. A look that finds the previous mark too old concludes that the
+server was unreachable, and for the length of a lease no reaper takes a job, so that every holder can renew.
 """
 
 CLOCK = """
@@ -20,6 +25,24 @@ local function unfinished(status) return status == 'queued' or status == 'runnin
 """Defines `unfinished(status)`: whether a job with this status can still change."""
 
 _START = CLOCK + UNFINISHED
+
+_AFTER_OUTAGE = """
+local function after_outage(leases, alive, outage_ms, lease_ms)
+  if redis.call('ZCARD', leases) == 0 then return false end
+  local seen, back = unpack(redis.call('HMGET', alive, 'seen', 'back'))
+  if seen and now - seen > tonumber(outage_ms) then
+    back = now
+    redis.call('HSET', alive, 'back', back)
+  end
+  if not seen or math.abs(now - seen) >= 500 then redis.call('HSET', alive, 'seen', now) end
+  return back and now < back + lease_ms
+end
+"""
+"""Defines `after_outage`: whether the server was unreachable less than `lease_ms` ago. Marks this look in `alive`.
+
+An outage is a time of more than `outage_ms` without a look. Without leases there is nothing to protect, so an idle
+service writes no marks; the claim of the first lease writes the first one.
+"""
 
 # KEYS job events leases queued, in each script that uses it.
 _WRITE = """
@@ -60,18 +83,19 @@ return 1
 """
 )
 
-# KEYS job leases queued; ARGV id token lease_ms. Returns the epoch, or 0 if the job cannot be claimed.
+# KEYS job leases queued alive; ARGV id token lease_ms. Returns the epoch, or 0 if the job cannot be claimed.
 CLAIM = (
     _START
     + """
-local status, holder, till, epoch = unpack(redis.call('HMGET', KEYS[1], 'status', 'holder', 'until', 'epoch'))
+local status, holder, epoch = unpack(redis.call('HMGET', KEYS[1], 'status', 'holder', 'epoch'))
 if not unfinished(status) then return 0 end
-if holder then return holder == ARGV[2] and tonumber(till) > now and tonumber(epoch) or 0 end
-epoch = redis.call('HINCRBY', KEYS[1], 'epoch', 1)
+if holder and holder ~= ARGV[2] then return 0 end
+if not holder then epoch = redis.call('HINCRBY', KEYS[1], 'epoch', 1) end
+if redis.call('ZCARD', KEYS[2]) == 0 then redis.call('HSET', KEYS[4], 'seen', now) end
 redis.call('HSET', KEYS[1], 'holder', ARGV[2], 'until', now + ARGV[3])
 redis.call('ZADD', KEYS[2], now + ARGV[3], ARGV[1])
 redis.call('ZREM', KEYS[3], ARGV[1])
-return epoch
+return tonumber(epoch)
 """
 )
 
@@ -79,8 +103,8 @@ return epoch
 RENEW = (
     _START
     + """
-local holder, till, cancel = unpack(redis.call('HMGET', KEYS[1], 'holder', 'until', 'cancel'))
-if holder ~= ARGV[2] or not till or tonumber(till) <= now then return 0 end
+local holder, status, cancel = unpack(redis.call('HMGET', KEYS[1], 'holder', 'status', 'cancel'))
+if holder ~= ARGV[2] or not unfinished(status) then return 0 end
 redis.call('HSET', KEYS[1], 'until', now + ARGV[3])
 redis.call('ZADD', KEYS[2], now + ARGV[3], ARGV[1])
 return cancel and 2 or 1
@@ -112,11 +136,11 @@ APPEND = (
     _START
     + _WRITE
     + """
-local holder, status, till, cancel = unpack(redis.call('HMGET', KEYS[1], 'holder', 'status', 'until', 'cancel'))
+local holder, status, cancel = unpack(redis.call('HMGET', KEYS[1], 'holder', 'status', 'cancel'))
 if holder ~= ARGV[2] then return 'FENCED' end
 local seq, place = newest(), tonumber(ARGV[3])
 if place <= seq then return 'DUP' end
-if not unfinished(status) or tonumber(till) <= now then return 'FENCED' end
+if not unfinished(status) then return 'FENCED' end
 if place ~= seq + 1 then return 'GAP' end
 write(place, ARGV[4], ARGV[5])
 if ARGV[8] ~= '' then redis.call('HDEL', KEYS[1], 'strikes') end
@@ -143,12 +167,17 @@ return 'cancelled'
 """
 )
 
-# KEYS leases queued; ARGV rewake_ms max_leased max_queued. Returns ids of jobs that REAP must check: first those with
-# an expired lease, then queued ones, each group longest overdue first.
+# KEYS leases queued alive; ARGV rewake_ms max_leased max_queued outage_ms lease_ms. Returns ids of jobs that REAP must
+# check: first those with an expired lease, unless the server was unreachable just now, then queued ones, each group
+# longest overdue first.
 DUE = (
     _START
+    + _AFTER_OUTAGE
     + """
-local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[2])
+local due = {}
+if not after_outage(KEYS[1], KEYS[3], ARGV[4], ARGV[5]) then
+  due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[2])
+end
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now - ARGV[1], 'LIMIT', 0, ARGV[3])) do
   due[#due + 1] = id
 end
@@ -156,18 +185,20 @@ return due
 """
 )
 
-# KEYS job events leases queued; ARGV id rewake_ms max_strikes failed_type failed_data cancelled_type cancelled_data
-# late_data. Takes the job from a holder whose lease has expired; that counts as a strike. Ends the job if this was its
-# last strike or if cancellation was requested. Also ends a job that no worker holds at its deadline. Returns the
-# status, kind and epoch of a job that ended or needs a wake-up; nothing if there is nothing to do, or another reaper
-# has just done it.
+# KEYS job events leases queued alive; ARGV id rewake_ms max_strikes failed_type failed_data cancelled_type
+# cancelled_data late_data outage_ms lease_ms. Takes the job from a holder whose lease has expired, unless the server
+# was unreachable just now; that counts as a strike. Ends the job if this was its last strike or if cancellation was
+# requested. Also ends a job that no worker holds at its deadline. Returns the status, kind and epoch of a job that
+# ended or needs a wake-up; nothing if there is nothing to do, or another reaper has just done it.
 REAP = (
     _START
     + _WRITE
+    + _AFTER_OUTAGE
     + """
 local status, kind, epoch, holder, till, cancel, deadline =
   unpack(redis.call('HMGET', KEYS[1], 'status', 'kind', 'epoch', 'holder', 'until', 'cancel', 'deadline'))
 local late = deadline and tonumber(deadline) <= now
+local protected = after_outage(KEYS[3], KEYS[5], ARGV[9], ARGV[10])
 if not unfinished(status) then
   redis.call('ZREM', KEYS[3], ARGV[1])
   redis.call('ZREM', KEYS[4], ARGV[1])
@@ -179,6 +210,7 @@ if holder then
     redis.call('ZREM', KEYS[4], ARGV[1])
     return nil
   end
+  if protected then return nil end
   if cancel then
     finish(ARGV[1], 'cancelled', ARGV[6], ARGV[7])
     return {'cancelled', kind, epoch}

@@ -20,9 +20,11 @@ from service.contract.jobs import (
     Usage,
     new_job_id,
 )
-from service.contract.store.keys import LEASES, QUEUED, events_key, job_key
+from service.contract.store.keys import ALIVE, LEASES, QUEUED, events_key, job_key
 from service.contract.store.leases import (
+    LEASE_S,
     MAX_STRIKES,
+    OUTAGE_S,
     REWAKE_AFTER_S,
     Fenced,
     StreamTruncated,
@@ -127,15 +129,66 @@ async def test_renewing_extends_the_lease(store: Store) -> None:
     assert await store.claim(job_id) is None
 
 
-async def test_an_expired_lease_is_fenced(store: Store) -> None:
+async def test_the_holder_of_an_expired_lease_writes_and_renews_until_a_reaper_takes_the_job(store: Store) -> None:
+    job_id = await create_job(store)
+    token = new_token()
+    lease = await store.claim(job_id, token)
+    assert lease
+    for write in (store.append(lease, 2, Started(attempt=1)), store.renew(lease), store.claim(job_id, token)):
+        await expire_lease(store, job_id)
+        assert await store.claim(job_id) is None, "only a reaper takes the job back"
+        assert await write in (None, lease)
+    assert int(await store.redis.hget(job_key(job_id), "until")) > await now_ms(store), "renewed by the repeated claim"
+    assert await event_types(store, job_id) == [(1, "queued"), (2, "started")]
+    await expire_and_reap(store, job_id)
+    for write in (store.append(lease, 3, Started(attempt=1)), store.renew(lease)):
+        with pytest.raises(Fenced):
+            await write
+
+
+async def simulate_outage(store: Store, seconds: float) -> None:
+    """Change the records as if the server had been unreachable for this long until now."""
+    await store.redis.hincrby(ALIVE, "seen", -int(seconds * 1000))
+
+
+async def test_no_lease_is_taken_right_after_an_outage(store: Store) -> None:
     job_id = await create_job(store)
     lease = await claim(store, job_id)
     await expire_lease(store, job_id)
-    for write in (store.append(lease, 2, Started(attempt=1)), store.renew(lease)):
-        with pytest.raises(Fenced):
-            await write
-    assert await store.claim(job_id) is None, "only a reaper takes the job back"
-    assert await event_types(store, job_id) == [(1, "queued")]
+    await simulate_outage(store, OUTAGE_S + 1)
+    assert await store.reap(job_id) is None, "a reaper that had read the list of due jobs before the outage"
+    assert await store.due(10, 10) == [] and await store.reap(job_id) is None
+    await store.renew(lease)
+    await store.redis.hincrby(ALIVE, "back", -int(LEASE_S * 1000))
+    assert await store.due(10, 10) == [] and await store.redis.hget(job_key(job_id), "strikes") is None
+    await expire_lease(store, job_id)
+    assert await store.due(10, 10) == [job_id] and await store.reap(job_id), "the outage protects for one lease only"
+
+
+async def test_short_pauses_of_the_reapers_are_no_outage(store: Store) -> None:
+    job_id = await create_job(store)
+    await claim(store, job_id)
+    await simulate_outage(store, OUTAGE_S - 1)
+    await expire_lease(store, job_id)
+    assert await store.due(10, 10) == [job_id] and await store.reap(job_id)
+
+
+async def test_an_idle_service_has_no_outage(store: Store) -> None:
+    first, second = await create_job(store), await create_job(store)
+    await store.release(await claim(store, first))
+    await simulate_outage(store, 3600)
+    assert await store.due(10, 10) == []
+    await claim(store, second)
+    await expire_lease(store, second)
+    assert await store.due(10, 10) == [second] and await store.reap(second)
+
+
+async def test_queued_jobs_are_woken_right_after_an_outage(store: Store) -> None:
+    leased, queued = await create_job(store), await create_job(store)
+    await claim(store, leased)
+    await simulate_outage(store, OUTAGE_S + 1)
+    await store.redis.zincrby(QUEUED, -(REWAKE_AFTER_S * 1000 + 1), queued)
+    assert await store.due(10, 10) == [queued] and await store.reap(queued)
 
 
 async def test_every_write_may_be_repeated(store: Store) -> None:
@@ -182,7 +235,7 @@ async def test_concurrent_reapers_take_a_job_back_once(store: Store) -> None:
     await expire_lease(store, job_id)
     assert await store.due(10, 10) == [job_id]
     reaped = [job for job in await asyncio.gather(*(store.reap(job_id) for _ in range(20))) if job]
-    assert [(r.job_id, r.status, r.kind, r.epoch) for r in reaped] == [(job_id, JobStatus.QUEUED, JobKind.VIDEO, 1)]
+    assert [(r.job_id, r.status, r.queue, r.epoch) for r in reaped] == [(job_id, JobStatus.QUEUED, JobKind.VIDEO, 1)]
     assert await store.redis.hget(job_key(job_id), "strikes") == "1"
     assert await store.due(10, 10) == []
 
