@@ -23,6 +23,8 @@ from typing import Any, BinaryIO
 
 import av
 import av.logging
+import av.subtitles.codeccontext
+import av.subtitles.stream
 import numpy as np
 import numpy.typing as npt
 from PIL import Image

@@ -7,14 +7,15 @@ through the gateway, the worker's limits may differ, and the decode child needs 
 
 import asyncio
 import json
+import logging
 import subprocess
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from service.contract.errors import NotAVideo, UnsupportedMedia, VideoTooLarge, VideoTooLong
 from service.contract.sandbox.formats import CODECS, CONTAINERS
@@ -25,6 +26,8 @@ MAX_STREAMS = 32
 MAX_FPS = 1000
 MAX_OUTPUT_BYTES = 16_384
 START_TIMEOUT_S = 60.0
+
+log = logging.getLogger("sharecap.sandbox")
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class VideoLimits:
 
 class VideoInfo(BaseModel):
     """The first video stream. `width` and `height` are as stored; `rotation` turns them clockwise, in degrees."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     container: str
     codec: str
@@ -54,12 +59,43 @@ class VideoInfo(BaseModel):
         return (self.height, self.width) if self.rotation % 180 else (self.width, self.height)
 
 
+class VideoReport(VideoInfo):
+    """The child's report on a video."""
+
+    found: Literal["video"]
+
+
+class ForeignReport(BaseModel):
+    """The child's report on a file of a known kind that is not accepted."""
+
+    found: Literal["foreign"]
+    container: str
+
+
+class DamageReport(BaseModel):
+    """The child's report on a file that looks like a video and cannot be read."""
+
+    found: Literal["damage"]
+    detail: str
+
+
+class EmptyReport(BaseModel):
+    """The child's report on a file of an unknown kind, or without a video stream."""
+
+    found: Literal["nothing", "no video"]
+
+
+Report = VideoReport | ForeignReport | DamageReport | EmptyReport
+_REPORT: TypeAdapter[Report] = TypeAdapter(Annotated[Report, Field(discriminator="found")])
+"""Validates the child's output, which is not trusted: a malicious file may control the child."""
+
+
 class NoSandbox(Exception):
     """This machine cannot confine child processes, so the service must not open videos."""
 
 
 def check_sandbox() -> None:
-    """Start a confined child on a file that is not a video.
+    """Start a confined child on a file that is not a video. Logs a warning for each optional layer that is missing.
 
     Raises NoSandbox if the child cannot be confined, RuntimeError if it fails for another reason, and
     subprocess.TimeoutExpired if it does not end.
@@ -71,6 +107,11 @@ def check_sandbox() -> None:
         if "confine.py" in child.stderr:
             raise NoSandbox(f"videos cannot be opened safely here ({reason}): Linux with seccomp filters is required")
         raise RuntimeError(f"the probe's child process does not work: {reason}")
+    layers = json.loads(child.stdout)["confinement"]
+    if not layers["landlock_abi"]:
+        log.warning("this kernel has no Landlock: only FFmpeg's own rules keep a video from naming other files to read")
+    if not layers["namespaces"]:
+        log.warning("this system grants no user namespace: videos are decoded without an own network namespace")
 
 
 async def probe(path: Path, limits: VideoLimits | None = None) -> VideoInfo:
@@ -81,20 +122,18 @@ async def probe(path: Path, limits: VideoLimits | None = None) -> VideoInfo:
     limits = limits or VideoLimits()
     if path.stat().st_size == 0:
         raise NotAVideo("The file is empty.")
-    report = await _run_child(path, limits)
-    match report["found"]:
-        case "video":
-            info = VideoInfo.model_validate(report)
-        case "foreign":
-            raise UnsupportedMedia(f"The file is {report['container']}; accepted are {CONTAINERS}.")
-        case "no video":
+    match await _run_child(path, limits):
+        case VideoReport() as info:
+            check(info, limits)
+            return info
+        case ForeignReport(container=container):
+            raise UnsupportedMedia(f"The file is {container}; accepted are {CONTAINERS}.")
+        case DamageReport(detail=detail):
+            raise NotAVideo(f"The file starts as a video but cannot be read: {detail}.")
+        case EmptyReport(found="no video"):
             raise NotAVideo("The file has no video stream with a frame in it.")
-        case "damage":
-            raise NotAVideo(f"The file starts as a video but cannot be read: {report['detail']}.")
-        case _:
+        case EmptyReport():
             raise NotAVideo(f"The file is not a video; accepted are {CONTAINERS}.")
-    check(info, limits)
-    return info
 
 
 def check(info: VideoInfo, limits: VideoLimits) -> None:
@@ -113,7 +152,7 @@ def check(info: VideoInfo, limits: VideoLimits) -> None:
         raise UnsupportedMedia(f"The file has {info.streams} streams; the maximum is {MAX_STREAMS}.")
 
 
-async def _run_child(path: Path, limits: VideoLimits) -> dict[str, Any]:
+async def _run_child(path: Path, limits: VideoLimits) -> Report:
     child = await asyncio.create_subprocess_exec(
         *_command(path.resolve()),
         str(limits.max_pixels),
@@ -126,15 +165,13 @@ async def _run_child(path: Path, limits: VideoLimits) -> dict[str, Any]:
     try:
         async with asyncio.timeout(limits.wall_s):
             output = await _read_output(child)
-        report = json.loads(output)
+        return _REPORT.validate_json(output)
     except TimeoutError:
         raise NotAVideo(f"The file could not be inspected within {limits.wall_s:.0f} s.") from None
     except ValueError:
         raise NotAVideo("The file crashed the probe.") from None
     finally:
         await kill_and_wait(child)
-    assert isinstance(report, dict)
-    return report
 
 
 def _command(path: Path) -> tuple[str, ...]:

@@ -15,6 +15,8 @@ from typing import Any
 
 import av
 import av.logging
+import av.subtitles.codeccontext
+import av.subtitles.stream
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
@@ -70,7 +72,7 @@ def inspect(path: Path, max_pixels: int) -> dict[str, Any]:
         foreign = next((name for magic, name in FOREIGN.items() if head.startswith(magic)), None)
         return {"found": "foreign", "container": foreign} if foreign else {"found": "nothing"}
     report = inspect_with(demuxer, path, max_pixels, {"max_pixels": str(max_pixels)})
-    if report.get("width") == 0:  # the size stands only in the frames: it takes a decoder without the limit
+    if report.get("width") == 0:  # the headers state no size; only a decoder without the limit can find it
         report = inspect_with(demuxer, path, max_pixels, {})
     return report
 
@@ -123,5 +125,5 @@ def rotation(container: "av.container.InputContainer", stream: VideoStream) -> i
 
 if __name__ == "__main__":
     av.logging.set_level(None)
-    runpy.run_path(str(SANDBOX / "confine.py"))["confine"](sys.argv[1], CPU_S, MAX_OPEN_FILES)
-    print(json.dumps(inspect(Path(sys.argv[1]), int(sys.argv[2]))))
+    CONFINEMENT = runpy.run_path(str(SANDBOX / "confine.py"))["confine"](sys.argv[1], CPU_S, MAX_OPEN_FILES)
+    print(json.dumps({**inspect(Path(sys.argv[1]), int(sys.argv[2])), "confinement": CONFINEMENT}))

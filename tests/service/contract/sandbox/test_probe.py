@@ -12,9 +12,7 @@ import pytest
 
 from service.contract.errors import NotAVideo, UnsupportedMedia, VideoTooLarge, VideoTooLong
 from service.contract.sandbox import probe as module
-from service.contract.sandbox.probe import CHILD, NoSandbox, VideoLimits, check_sandbox, probe
-
-CONFINE = CHILD.with_name("confine.py")
+from service.contract.sandbox.probe import NoSandbox, VideoLimits, check_sandbox, probe
 
 
 @pytest.mark.parametrize(
@@ -182,8 +180,21 @@ async def test_a_child_that_hangs_is_killed(tmp_path, clip, monkeypatch) -> None
         os.kill(int(pid_file.read_text()), 0)
 
 
+NOT_FINITE = '{"found":"video","container":"mov","codec":"h264","width":9,"height":9,"fps":NaN}'
+
+
 @pytest.mark.parametrize(
-    "body", ["raise SystemExit(1)", "print('{')", "print('x' * 10_000_000)", "import os; os.abort()"]
+    "body",
+    [
+        "raise SystemExit(1)",
+        "print('{')",
+        "print('[]')",
+        """print('{"found":"video"}')""",
+        """print('{"found":[]}')""",
+        f"print('{NOT_FINITE}')",
+        "print('x' * 10_000_000)",
+        "import os; os.abort()",
+    ],
 )
 async def test_a_video_that_crashes_the_probe_is_refused(tmp_path, clip, monkeypatch, body) -> None:
     child = tmp_path / "child.py"
@@ -191,49 +202,6 @@ async def test_a_video_that_crashes_the_probe_is_refused(tmp_path, clip, monkeyp
     monkeypatch.setattr(module, "CHILD", child)
     with pytest.raises(NotAVideo, match="crashed"):
         await asyncio.wait_for(probe(clip), 10)
-
-
-def test_a_confined_child_can_only_read_its_file_and_start_threads(tmp_path, clip) -> None:
-    canary = tmp_path / "canary"
-    canary.write_text("secret")
-    script = f"""
-import os, runpy, signal, socket, subprocess, sys, threading
-runpy.run_path({str(CONFINE)!r})["confine"]({str(clip)!r}, 10, 16)
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-
-def attempt(name, action):
-    try:
-        action()
-    except (OSError, MemoryError, RuntimeError):
-        return
-    print(name)
-
-attempt("video", lambda: open({str(clip)!r}, "rb").read(10))
-thread = threading.Thread(target=lambda: None)
-attempt("thread", lambda: (thread.start(), thread.join()))
-attempt("canary", lambda: open({str(canary)!r}).read())
-attempt("list", lambda: os.listdir("/"))
-attempt("write", lambda: open({str(tmp_path / "new")!r}, "w").write("x"))
-attempt("overwrite", lambda: open({str(clip)!r}, "r+b").write(b"x"))
-attempt("socket", socket.socket)
-attempt("pair", socket.socketpair)
-attempt("fork", os.fork)
-attempt("program", lambda: subprocess.run(["/bin/true"]))
-attempt("exec", lambda: os.execv("/bin/true", ["true"]))
-attempt("kill", lambda: os.kill(os.getppid(), 0))
-attempt("memory", lambda: bytearray(3 << 30))
-attempt("files", lambda: [os.dup(0) for _ in range(20)])
-"""
-    result = subprocess.run(
-        [sys.executable, "-I", "-c", script],
-        capture_output=True,
-        text=True,
-        env={},
-        stdin=subprocess.DEVNULL,
-        check=True,
-        timeout=60,
-    )
-    assert result.stdout.split() == ["video", "thread"], result.stderr
 
 
 async def test_real_clips(videos: list[Path]) -> None:
