@@ -28,6 +28,9 @@ class Metrics:
         self.streams = Gauge("sharecap_event_streams", "Clients following or waiting for a job", registry=registry)
         self.jobs = Gauge("sharecap_jobs", "Unfinished jobs of the whole service", ["state"], registry=registry)
         self.workers = Gauge("sharecap_workers", "Live workers of the whole service", registry=registry)
+        self.dead_engines = Gauge(
+            "sharecap_dead_engines", "Workers whose engine ended in the last two minutes", ["reason"], registry=registry
+        )
         self.slots = Gauge("sharecap_worker_slots", "Video slots of all live workers", registry=registry)
         self.running = Gauge("sharecap_worker_slots_used", "Video slots in use", registry=registry)
         for kind in JobKind:
@@ -35,11 +38,14 @@ class Metrics:
 
     async def text(self, store: Store, follower: Follower) -> bytes:
         """Return all metrics in the Prometheus text format. Raises redis.RedisError if Redis cannot be reached."""
-        cards = await store.workers()
+        all_cards = await store.worker_cards()
+        cards = [card for card in all_cards if card.engine == "alive"]
         self.streams.set(follower.watchers)
         for state, key in (("queued", QUEUED), ("running", LEASES)):
             self.jobs.labels(state).set(await store.redis.zcard(key))
         self.workers.set(len(cards))
+        for reason in ("died", "stalled"):
+            self.dead_engines.labels(reason).set(sum(card.engine == reason for card in all_cards))
         self.slots.set(sum(card.slots for card in cards))
         self.running.set(sum(card.running for card in cards))
         return generate_latest(self.registry)

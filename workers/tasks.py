@@ -18,7 +18,7 @@ from service.contract.store.background import repeat
 from service.contract.store.leases import MAX_STRIKES, RENEW_EVERY_S, CancelRequested, Fenced, Lease, new_token
 from service.contract.store.store import RetryingStore
 from service.contract.store.wakeups import Wakeups
-from service.contract.store.worker_cards import CARD_EVERY_S, WorkerCard
+from service.contract.store.worker_cards import CARD_EVERY_S, EngineState, WorkerCard
 from workers import pipeline
 from workers.attempt import Attempt, WorkerContext
 from workers.outcomes import EngineDied, Outcomes, Released
@@ -215,7 +215,7 @@ class JobRunner:
             log.warning("%s: could not renew the lease: %r", job.lease.job_id, error)
 
     async def _show_card(self) -> None:
-        """Update this worker's card in Redis. It expires if the engine is dead."""
+        """Update this worker's card in Redis."""
         if self._context.captioner.alive:
             await self._store.show_worker(self._card.model_copy(update={"running": len(self._jobs)}))
         else:
@@ -242,9 +242,19 @@ class JobRunner:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=timeout_s)
 
+    @property
+    def _engine_state(self) -> EngineState:
+        if self._context.captioner.alive:
+            return "alive"
+        return "stalled" if self._context.captioner.stalled else "died"
+
     async def _remove_card(self) -> None:
+        """Delete this worker's card. If the engine is dead, leave a card that says so."""
         try:
             async with asyncio.timeout(RELEASE_TIMEOUT_S):
-                await self._store.hide_worker(self._card.id)
+                if self.engine_died:
+                    await self._store.show_worker(self._card.model_copy(update={"engine": self._engine_state}))
+                else:
+                    await self._store.hide_worker(self._card.id)
         except (RedisError, TimeoutError):
             log.warning("cannot reach Redis; the worker's card will expire")

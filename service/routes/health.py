@@ -1,6 +1,7 @@
 """Liveness, readiness and metrics."""
 
 import asyncio
+from collections import Counter
 
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -68,8 +69,12 @@ def _disk(gateway: Gateway) -> Check:
 async def _workers(gateway: Gateway) -> Check:
     try:
         async with asyncio.timeout(TIMEOUT_S):
-            cards = await gateway.store.workers()
+            cards = await gateway.store.worker_cards()
     except (RedisError, OSError):
         cards = []
-    models = ", ".join(sorted({card.model for card in cards}))
-    return Check(ok=bool(cards), detail=f"{len(cards)} live" + (f": {models}" if models else ""))
+    live = [card for card in cards if card.engine == "alive"]
+    models = ", ".join(sorted({card.model for card in live}))
+    parts = [f"{len(live)} live" + (f": {models}" if models else "")]
+    dead = Counter(card.engine for card in cards if card.engine != "alive")
+    parts += [f"{count} whose engine {state}" for state, count in sorted(dead.items())]
+    return Check(ok=bool(live), detail="; ".join(parts))

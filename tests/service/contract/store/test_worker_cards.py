@@ -2,7 +2,7 @@
 
 from service.contract.store.keys import WORKERS, worker_key
 from service.contract.store.store import Store
-from service.contract.store.worker_cards import CARD_EVERY_S, CARD_TTL_S, WorkerCard
+from service.contract.store.worker_cards import CARD_EVERY_S, CARD_TTL_S, LAST_CARD_TTL_S, WorkerCard
 
 CARD = WorkerCard(id="w1", model="m", slots=4)
 
@@ -11,7 +11,7 @@ async def test_a_card_exists_until_it_is_hidden_or_expires(store: Store) -> None
     assert await store.workers() == [] and await store.worker("w1") is None
     await store.show_worker(CARD)
     assert await store.workers() == [CARD] and await store.worker("w1") == CARD
-    assert 2 * CARD_EVERY_S < await store.redis.ttl(worker_key("w1")) <= CARD_TTL_S
+    assert 2 * CARD_EVERY_S < await store.redis.pttl(worker_key("w1")) / 1000 <= CARD_TTL_S < 5
     await store.hide_worker("w1")
     assert await store.workers() == [] and await store.worker("w1") is None
 
@@ -23,3 +23,12 @@ async def test_an_expired_worker_is_removed_from_the_list_and_can_return(store: 
     assert await store.redis.smembers(WORKERS) == set()
     await store.show_worker(CARD)
     assert await store.workers() == [CARD]
+
+
+async def test_a_worker_whose_engine_died_is_not_live(store: Store) -> None:
+    stalled = CARD.model_copy(update={"engine": "stalled"})
+    await store.show_worker(CARD)
+    await store.show_worker(stalled)
+    assert await store.workers() == []
+    assert await store.worker_cards() == [stalled]
+    assert CARD_TTL_S < await store.redis.ttl(worker_key("w1")) <= LAST_CARD_TTL_S
