@@ -1,31 +1,40 @@
 # Two images from one file:  docker build --target gateway .   and   docker build --target worker .
+#
+# Every package is checked against the SHA-256 in requirements/hashed. The base images are named by tag; to fix them to
+# one build, append @sha256:… from `docker buildx imagetools inspect IMAGE`.
 
 # -- packages: the wheels of this repository, pure Python, for both images
 FROM python:3.11-slim-bookworm AS packages
 
 WORKDIR /src
+COPY requirements/hashed/build.txt requirements/hashed/build.txt
+RUN pip install --no-cache-dir --no-deps --require-hashes --requirement requirements/hashed/build.txt
 COPY client client
 COPY pyproject.toml README.md LICENSE ./
 COPY service service
 COPY workers workers
-RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels ./client .
+RUN pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels ./client .
 
 
 # -- gateway: HTTP API and event streams; no torch, no engine
 FROM python:3.11-slim-bookworm AS gateway
 
 WORKDIR /app
-COPY requirements/gateway.txt requirements/gateway.txt
-RUN pip install --no-cache-dir --no-deps --requirement requirements/gateway.txt
+COPY requirements/hashed/gateway.txt requirements/hashed/gateway.txt
+RUN pip install --no-cache-dir --no-deps --require-hashes --requirement requirements/hashed/gateway.txt
 RUN --mount=type=bind,from=packages,source=/wheels,target=/wheels pip install --no-cache-dir --no-deps /wheels/*.whl
 
-# The worker's image has the same user, because both write to the data volume.
-RUN useradd --uid 10001 --create-home sharecap && install --directory --owner sharecap /data
+# The worker's image has the same user, because both write to the data volume. Group 1000 is that of the Redis server,
+# which reads its permissions from /secrets.
+RUN useradd --uid 10001 --create-home sharecap \
+    && install --directory --owner sharecap --mode 700 /data \
+    && install --directory --owner sharecap --group 1000 --mode 750 /secrets
 USER 10001
 VOLUME /data
 
-# Only the container's network reaches this port; access from outside is decided where the port is published.
-ENV PYTHONUNBUFFERED=1 HOST=0.0.0.0 PORT=8000 ALLOW_PUBLIC_BIND=true DATA_DIR=/data
+# The gateway listens on all addresses of its container, so it starts only if an API key exists: see
+# `sharecap deploy first-key`.
+ENV PYTHONUNBUFFERED=1 HOST=0.0.0.0 PORT=8000 DATA_DIR=/data
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=10s CMD ["sharecap", "health", "gateway"]
 CMD ["python", "-P", "-m", "service"]
@@ -35,13 +44,13 @@ CMD ["python", "-P", "-m", "service"]
 FROM vllm/vllm-openai:v0.32.0 AS worker
 
 WORKDIR /app
-COPY requirements/worker.txt requirements/worker.txt
-RUN uv pip install --system --no-cache --no-deps --requirement requirements/worker.txt
+COPY requirements/hashed/worker.txt requirements/hashed/worker.txt
+RUN uv pip install --system --no-cache --no-deps --require-hashes --requirement requirements/hashed/worker.txt
 # vLLM finds the plugin through the entry point of the installed package.
 RUN --mount=type=bind,from=packages,source=/wheels,target=/wheels uv pip install --system --no-cache --no-deps /wheels/*.whl
 
 RUN useradd --uid 10001 --create-home sharecap \
-    && install --directory --owner sharecap /data /home/sharecap/.cache
+    && install --directory --owner sharecap --mode 700 /data /home/sharecap/.cache
 USER 10001
 VOLUME /data /home/sharecap/.cache
 

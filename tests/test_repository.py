@@ -14,7 +14,7 @@ PAGES = sorted(
     if ".venv" not in page.parts
 )
 REQUIREMENTS = sorted((ROOT / "requirements").glob("*.txt"))
-PIN = re.compile(r"^([a-z0-9][a-z0-9._-]*)==([^\s;]+)(; .*)?$", re.IGNORECASE)
+PIN = re.compile(r"^([a-z0-9][a-z0-9._-]*)==([^\s;]+)( ?; .*)?$", re.IGNORECASE)
 
 
 def canonical(name: str) -> str:
@@ -27,8 +27,8 @@ def pins(path: Path) -> dict[str, str]:
     for line in path.read_text().splitlines():
         if line.startswith("-r "):
             versions |= pins(path.parent / line[3:])
-        elif line and not line.startswith("#"):
-            match = PIN.match(line)
+        elif line and not line.startswith(("#", "    --hash=")):
+            match = PIN.match(line.removesuffix(" \\"))
             assert match, f"{path.name}: {line} is not pinned"
             versions[canonical(match[1])] = match[2]
     return versions
