@@ -19,10 +19,15 @@ from workers.models.engine import Captioner, FrameEncoder
 from workers.publisher import EventSink
 from workers.roles.turn_runner import TurnRunner
 from workers.settings import Settings
+from workers.shares import EngineShares
 from workers.video.frames import DecodeLimits
 
 JobLookup = Callable[[str], Awaitable[JobState | None]]
 """Returns the job with this id, or None if it does not exist."""
+
+
+async def no_slot_needed() -> None:
+    """The default of `Attempt.enter_slot`: outside a worker, no slots are counted."""
 
 
 async def no_other_jobs(job_id: str) -> JobState | None:
@@ -34,7 +39,8 @@ async def no_other_jobs(job_id: str) -> JobState | None:
 class WorkerContext:
     """What all jobs of a worker share.
 
-    `decoders` limits how many videos are decoded at once. `find_job` finds the parent job of a clip.
+    `decoders` limits how many videos are decoded at once, `engine_shares` how much of the engine one API key uses.
+    `find_job` finds the parent job of a clip.
     """
 
     settings: Settings
@@ -44,6 +50,7 @@ class WorkerContext:
     decoders: asyncio.Semaphore
     decode_limits: DecodeLimits = field(default_factory=DecodeLimits)
     find_job: JobLookup = no_other_jobs
+    engine_shares: EngineShares = field(default_factory=EngineShares)
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,8 @@ class Attempt:
     timings: Timings = field(default_factory=Timings)
     fetched: Fetched | None = None
     """The file that this attempt downloaded, if the job has a URL."""
+    enter_slot: Callable[[], Awaitable[None]] = no_slot_needed
+    """Waits for a video slot, unless the job holds one already."""
     _active: Counter[str] = field(default_factory=Counter)
     _started_at: dict[str, float] = field(default_factory=dict)
 
@@ -88,7 +97,9 @@ class Attempt:
             number=job.attempts + 1,
             keyframes_complete=any(isinstance(s.event, Keyframes) and s.event.complete for s in stored),
             events=events,
-            turn_runner=TurnRunner(context.captioner, events, f"{record.id}-{epoch}"),
+            turn_runner=TurnRunner(
+                context.captioner, events, f"{record.id}-{epoch}", context.engine_shares.permit(record)
+            ),
             timings=Timings(queued=max(0.0, queued_s)),
         )
 

@@ -1,6 +1,6 @@
 """Runs one job from its first event to its last.
 
-    video:      upload, or fetch -> frames (decode child) -> keyframes -> differentials -> caption
+    video:      upload, or fetch -> slot -> frames (decode child) -> keyframes -> differentials -> caption
     clip:       the parent job's differentials -> caption
     recaption:  prompt -> caption
 
@@ -59,6 +59,7 @@ async def _caption(attempt: Attempt) -> Caption:
 
 async def _caption_video(attempt: Attempt, options: VideoOptions) -> Caption:
     await fetch(attempt)
+    await attempt.enter_slot()
     async with select_keyframes(attempt, options) as keyframes:
         if options.mode == "fast":
             return await fast.caption(attempt, options, await keyframes.all())

@@ -29,7 +29,8 @@ from service.contract.store.wakeups import Wakeups
 from service.contract.store.worker_cards import WorkerCard
 from workers.attempt import WorkerContext
 from workers.models.engine import Captioner, FrameEncoder
-from workers.settings import Settings
+from workers.settings import KEY_SEQUENCES_ON_CPU, Settings
+from workers.shares import EngineShares
 from workers.slot_worker import SlotWorker
 from workers.tasks import JobRunner
 
@@ -44,12 +45,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Models:
-    """The loaded models. `slots`: how many videos they caption at once. `stop`: ends the engine."""
+    """The loaded models. `slots`: how many videos they caption at once. `stop`: ends the engine.
+
+    `key_sequences`: how many sequences the engine runs at once for one API key.
+    """
 
     captioner: Captioner
     encoder: FrameEncoder
     slots: int
     stop: Callable[[], None]
+    key_sequences: int = KEY_SEQUENCES_ON_CPU
 
 
 class LoopThread:
@@ -97,6 +102,7 @@ class Worker:
             models.encoder,
             asyncio.Semaphore(settings.decoders),
             find_job=store.job,
+            engine_shares=EngineShares(models.key_sequences),
         )
         card = WorkerCard(id=worker_id(), model=public_name(settings.model), slots=models.slots)
         runner = JobRunner(context, store, wakeups, card, on_engine_death=stop_main_thread)

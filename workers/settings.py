@@ -15,6 +15,8 @@ from workers.prompts.choice import PromptSetting
 DEMO_CHECKPOINT = Path(__file__).with_name("demo") / "checkpoint"
 SLOTS_ON_CPU = 4
 SLOTS_ON_GPU = 128
+KEY_SEQUENCES_ON_CPU = 8
+KEY_SEQUENCES_ON_GPU = 96
 
 
 class Settings(SharedSettings):
@@ -33,10 +35,19 @@ class Settings(SharedSettings):
     decoders: Annotated[int, Field(ge=1)] = os.cpu_count() or 1
     """How many videos are decoded at once. Each decoder uses up to 2 GiB of memory."""
 
+    downloads: Annotated[int, Field(ge=1, le=1024)] = 16
+    """How many videos are downloaded at once. A download takes no video slot."""
+    key_share: Annotated[float, Field(gt=0, le=1)] = 0.75
+    """Fraction of this worker's video slots and downloads that the jobs of one API key may take; at least one each."""
+    key_sequences: Annotated[int, Field(ge=1)] | None = None
+    """How many sequences the engine runs at once for the videos of one API key, and as many for its text jobs. Each
+    beam is a sequence. None selects 8 on a CPU and 96 on a GPU."""
+
     fetch_timeout_s: Annotated[float, Field(gt=0)] = 3600.0
     """Time limit for downloading the video of a URL, including all retries."""
     fetch_min_rate: Annotated[int, Field(ge=0)] = 65_536
-    """Bytes per second. A download that is slower is aborted."""
+    """Bytes per second. A download that is slower is aborted. Large files must arrive faster: see
+    `workers/video/fetch.py`. 0 disables both rules."""
 
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Fraction of the GPU's memory that the engine may use."""

@@ -13,18 +13,9 @@ from rq.job import Job as RqJob
 from rq.serializers import JSONSerializer
 from rq.worker import SimpleWorker
 
-from service.contract.jobs import JobKind
-from service.contract.store.wakeups import RESUMED, TASK
-from workers.tasks import JobRunner, VideoCapacity
+from service.contract.store.wakeups import QUEUES, TASK
+from workers.tasks import JobRunner
 
-TEXT_QUEUES = (JobKind.RECAPTION, JobKind.CLIP)
-"""Listed before the video queues: short text jobs do not wait for long videos."""
-QUEUES = {
-    VideoCapacity.NONE: TEXT_QUEUES,
-    VideoCapacity.RESUMED_ONLY: (*TEXT_QUEUES, RESUMED),
-    VideoCapacity.ANY: (*TEXT_QUEUES, RESUMED, JobKind.VIDEO),
-}
-"""Names of the queues to listen to, in order of priority."""
 POLL_S = 1.0
 POLL_WHILE_FULL_S = 0.2
 
@@ -54,7 +45,7 @@ def wake_up_class(runner: JobRunner) -> type[RqJob]:
 
 
 class SlotWorker(SimpleWorker):
-    """RQ's SimpleWorker, which listens to the video queues only while the runner has capacity for videos.
+    """RQ's SimpleWorker, which listens only to the queues of jobs that the runner has room for.
 
     `work` returns when Redis becomes unreachable, or on SIGTERM or SIGINT, which also set `stop`.
     """
@@ -64,12 +55,9 @@ class SlotWorker(SimpleWorker):
     """RQ's default would wait seven minutes for a lost reply."""
 
     def __init__(self, runner: JobRunner, redis: Redis, stop: threading.Event) -> None:
-        self._queues_by_capacity = {
-            capacity: [Queue(name, connection=redis, serializer=JSONSerializer) for name in names]
-            for capacity, names in QUEUES.items()
-        }
+        self._queues = {name: Queue(name, connection=redis, serializer=JSONSerializer) for name in QUEUES}
         super().__init__(
-            self._queues_by_capacity[VideoCapacity.ANY],
+            list(self._queues.values()),
             connection=redis,
             job_class=wake_up_class(runner),
             serializer=JSONSerializer,
@@ -82,10 +70,10 @@ class SlotWorker(SimpleWorker):
         """Return the next wake-up, however long it takes to arrive."""
         wake_up = None
         while wake_up is None:
-            capacity = self._runner.video_capacity
-            self._ordered_queues = self._queues_by_capacity[capacity]
+            names = self._runner.open_queues
+            self._ordered_queues = [self._queues[name] for name in names]
             # Typed as int by RQ, which passes it on to BLPOP, which accepts fractions.
-            poll_s: Any = POLL_S if capacity is VideoCapacity.ANY else POLL_WHILE_FULL_S
+            poll_s: Any = POLL_S if len(names) == len(QUEUES) else POLL_WHILE_FULL_S
             wake_up = super().dequeue_job_and_maintain_ttl(poll_s, poll_s)
         return wake_up
 

@@ -1,14 +1,15 @@
 """Runs jobs: claims them, keeps their leases, interrupts them if they are cancelled or lost.
 
-A wake-up hands a job id to `JobRunner.run_job`, which claims the job on the worker's event loop and returns. The
-attempts run there concurrently. `pipeline.py` is what an attempt does, `outcomes.py` is how it ends.
+A wake-up calls `JobRunner.run_job`, which claims a job on the worker's event loop and returns. The job is chosen by
+`service/contract/store/turns.py`, and `shares.py` limits how many run at once. The attempts run there concurrently.
+`pipeline.py` is what an attempt does, `outcomes.py` is how it ends.
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import Any
 
 from redis.exceptions import RedisError
@@ -17,25 +18,23 @@ from service.contract.jobs import JobKind, Record
 from service.contract.store.background import repeat
 from service.contract.store.leases import MAX_STRIKES, RENEW_EVERY_S, CancelRequested, Fenced, Lease, new_token
 from service.contract.store.store import RetryingStore
-from service.contract.store.wakeups import Wakeups
+from service.contract.store.wakeups import RESUMED, TEXT_QUEUES, Wakeups
 from service.contract.store.worker_cards import CARD_EVERY_S, EngineState, WorkerCard
 from workers import pipeline
 from workers.attempt import Attempt, WorkerContext
 from workers.outcomes import EngineDied, Outcomes, Released
 from workers.publisher import Publisher
+from workers.shares import JobPlace, VideoPlaces
 
 CLAIM_TIMEOUT_S = 60.0
 RELEASE_TIMEOUT_S = 4.0
+MAX_CLAIMS = 10
+"""How often a worker tries again if another one has claimed the job in turn before it."""
+LOOK_EVERY_S = 1.0
+"""A worker looks this often for jobs that wait without a wake-up."""
+PAUSE_S = 0.05
 
 log = logging.getLogger("sharecap.worker")
-
-
-class VideoCapacity(Enum):
-    """Which video jobs a worker can take now. Text jobs need no slot."""
-
-    ANY = "any"
-    RESUMED_ONLY = "resumed"
-    NONE = "none"
 
 
 @dataclass
@@ -48,6 +47,7 @@ class RunningJob:
 
     lease: Lease
     record: Record
+    place: JobPlace
     progress: asyncio.Event = field(default_factory=asyncio.Event)
     supervisor: "asyncio.Task[None] | None" = None
     work: "asyncio.Task[None] | None" = None
@@ -69,7 +69,7 @@ class RunningJob:
 
 
 class JobRunner:
-    """Runs all jobs of a worker. Lives on the worker's event loop, except for `run_job` and `video_capacity`.
+    """Runs all jobs of a worker. Lives on the worker's event loop, except for `run_job` and `open_queues`.
 
     `on_engine_death` is called once if the engine dies; this worker cannot caption anything after that.
     """
@@ -88,40 +88,64 @@ class JobRunner:
         self._card = card
         self._on_engine_death = on_engine_death
         self._jobs: dict[Lease, RunningJob] = {}
+        self._places = VideoPlaces(card.slots, context.settings)
+        self._claiming = asyncio.Lock()
+        self._job_ended = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._last_chance = asyncio.Lock()
         self._waiting_for_last_chance: set[str] = set()
         self._loop = asyncio.get_running_loop()
         self._renewing = asyncio.create_task(repeat(self._renew_leases, RENEW_EVERY_S, "renewing leases", log))
         self._showing_card = asyncio.create_task(repeat(self._show_card, CARD_EVERY_S, "showing the card", log))
+        self._taking = asyncio.create_task(repeat(self._take_waiting, PAUSE_S, "taking waiting jobs", log))
         self._stopping = False
         self.engine_died = False
 
     # -- called from the main thread
 
     @property
-    def video_capacity(self) -> VideoCapacity:
-        """Which videos this worker can take. Resumed videos, whose worker is gone, may use twice the slots."""
-        videos = sum(job.record.kind is JobKind.VIDEO for job in list(self._jobs.values()))
-        if self._stopping or videos >= 2 * self._card.slots:
-            return VideoCapacity.NONE
-        return VideoCapacity.ANY if videos < self._card.slots else VideoCapacity.RESUMED_ONLY
+    def open_queues(self) -> tuple[str, ...]:
+        """The RQ queues of jobs that this worker has room for, in order of priority."""
+        return TEXT_QUEUES if self._stopping else self._places.open_queues
 
     def run_job(self, job_id: str) -> None:
-        """Claim the job and start an attempt. Returns once that is done, or if the job cannot be claimed."""
+        """Claim the job whose turn it is, and start an attempt. `job_id` is the job that was woken (`store/turns.py`).
+
+        Returns once that is done, or if there is nothing to claim.
+        """
         asyncio.run_coroutine_threadsafe(self._start(job_id), self._loop).result(CLAIM_TIMEOUT_S)
 
     # -- one job
 
-    async def _start(self, job_id: str) -> None:
-        if not self._accepts_jobs:
-            return  # the reaper wakes another worker
+    async def _start(self, woken: str = "") -> bool:
+        """Start an attempt at the job whose turn it is. Returns False if there is none that this worker can take."""
+        for _ in range(MAX_CLAIMS):
+            async with self._claiming:
+                if not self._accepts_jobs:
+                    return False  # the reaper wakes another worker
+                job_id = await self._store.next_job(self._places.room(), woken)
+                if job_id is None or await self._start_job(job_id):
+                    return job_id is not None
+        return False
+
+    async def _start_job(self, job_id: str) -> bool:
+        """Claim this job, or let it wait for its last chance. Returns False if another worker has claimed it."""
         if await self._store.strikes(job_id) < MAX_STRIKES - 1:
-            await self._claim(job_id)
-        elif job_id not in self._waiting_for_last_chance:
+            return await self._claim(job_id) is not None
+        if job_id not in self._waiting_for_last_chance:
             self._waiting_for_last_chance.add(job_id)
             task = self._create_task(self._run_last_chance(job_id))
             task.add_done_callback(lambda _: self._waiting_for_last_chance.discard(job_id))
+        return True
+
+    async def _take_waiting(self) -> None:
+        """Wait for a moment or until a job ends, then start the jobs that are waiting without a wake-up."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_EVERY_S):
+                await self._job_ended.wait()
+        self._job_ended.clear()
+        while await self._start():
+            pass
 
     @property
     def _accepts_jobs(self) -> bool:
@@ -133,8 +157,9 @@ class JobRunner:
         record = await self._store.record(job_id) if lease else None
         if lease is None or record is None:
             return None
+        place = self._places.enter(record, resumed=lease.epoch > 1)
         superseded = [job for job in self._jobs.values() if job.lease.job_id == job_id]
-        job = self._jobs[lease] = RunningJob(lease, record)
+        job = self._jobs[lease] = RunningJob(lease, record, place)
         job.supervisor = self._create_task(self._supervise(job, superseded))
         return job
 
@@ -155,8 +180,8 @@ class JobRunner:
 
     async def _has_slot_for(self, job_id: str) -> bool:
         known = await self._store.kind_and_status(job_id)
-        is_video = known is not None and known[0] is JobKind.VIDEO
-        return self._accepts_jobs and not (is_video and self.video_capacity is VideoCapacity.NONE)
+        is_video = known is not None and known.kind is JobKind.VIDEO
+        return self._accepts_jobs and not (is_video and RESUMED not in self.open_queues)
 
     def _create_task(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         """Return a task that `stop` waits for."""
@@ -175,6 +200,7 @@ class JobRunner:
                 lost.interrupt(Fenced(lost.lease.job_id))
             await asyncio.gather(*(lost.supervisor for lost in superseded if lost.supervisor), return_exceptions=True)
             attempt = await self._begin(job)
+            attempt.enter_slot = job.place.enter_slot
             try:
                 await job.start(attempt)
             except asyncio.CancelledError:
@@ -184,7 +210,9 @@ class JobRunner:
         except Exception:
             log.exception("%s: the attempt failed unexpectedly", job.lease.job_id)
         finally:
+            job.place.leave()
             self._jobs.pop(job.lease, None)
+            self._job_ended.set()
 
     async def _begin(self, job: RunningJob) -> Attempt:
         """Return an attempt that continues from the job's stored events."""
@@ -231,6 +259,7 @@ class JobRunner:
         """Take no more jobs, give running ones `drain_s` seconds to finish, then give the others back."""
         self._stopping = True
         self._showing_card.cancel()
+        self._taking.cancel()
         await self._wait_for_tasks(0 if self.engine_died else drain_s)
         for job in list(self._jobs.values()):
             job.interrupt(Released())

@@ -20,6 +20,7 @@ from service.contract.events import fold
 from service.contract.jobs import JobKind, JobState, Options, Record, Source, new_job_id
 from service.contract.outbound.ssrf import check_url
 from service.contract.store.retry import refuses_writes
+from service.contract.store.turns import queue_of
 from service.dependencies import Gateway
 from service.intake import idempotency
 from service.intake.options import requested_wait_s
@@ -110,7 +111,7 @@ async def submit(
     if not await _create(gateway, record, upload):
         return Accepted(record.id, replayed=True)
     with suppress(RedisError, OSError):
-        await gateway.wakeups.wake(record.kind, record.id)
+        await gateway.wakeups.wake(queue_of(record), record.id)
     _count_accepted(gateway, record)
     return Accepted(record.id, replayed=False, record=record)
 

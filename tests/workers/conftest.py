@@ -41,6 +41,8 @@ class Bench:
     redis_url: str
     data_dir: Path
     runners: list[JobRunner] = field(default_factory=list)
+    owner: str | None = None
+    """Id of the API key of the jobs that are created from now on."""
 
     def runner(
         self, captioner: FakeCaptioner, slots: int = 4, encoder: FakeEncoder | None = None, **worker_settings: Any
@@ -63,6 +65,9 @@ class Bench:
         upload.write_bytes(clip.read_bytes())
         return job_id
 
+    async def url(self, url: str, **options: Any) -> str:
+        return await self._create(JobKind.VIDEO, VideoOptions(**options), Source(url=url))
+
     async def clip(self, parent: str, start_s: float, end_s: float) -> str:
         return await self._create(JobKind.CLIP, ClipOptions(start_s=start_s, end_s=end_s), parent=parent)
 
@@ -73,7 +78,15 @@ class Bench:
         self, kind: JobKind, options: Options, source: Source | None = None, parent: str | None = None
     ) -> str:
         now = datetime.now(UTC)
-        record = Record(id=new_job_id(), kind=kind, options=options, source=source, parent=parent, created_at=now)
+        record = Record(
+            id=new_job_id(),
+            kind=kind,
+            options=options,
+            source=source,
+            parent=parent,
+            owner=self.owner,
+            created_at=now,
+        )
         assert await self.store.create(record)
         return record.id
 

@@ -14,9 +14,8 @@ from rq import Queue
 from rq.serializers import JSONSerializer
 
 from service.contract.jobs import JobKind
-from service.contract.store.wakeups import TASK, Wakeups
+from service.contract.store.wakeups import QUEUES, RESUMED, TASK, TEXT_QUEUES, Wakeups
 from workers.slot_worker import SlotWorker
-from workers.tasks import VideoCapacity
 
 MARK = "sharecap-test-mark"
 
@@ -29,10 +28,10 @@ class RecordingRunner:
         self.free_slots = 1
 
     @property
-    def video_capacity(self) -> VideoCapacity:
+    def open_queues(self) -> tuple[str, ...]:
         if self.free_slots > 0:
-            return VideoCapacity.ANY
-        return VideoCapacity.RESUMED_ONLY if self.free_slots == 0 else VideoCapacity.NONE
+            return QUEUES
+        return (*TEXT_QUEUES, RESUMED) if self.free_slots == 0 else TEXT_QUEUES
 
     def run_job(self, job_id: str) -> None:
         self.job_ids.append(job_id)

@@ -26,7 +26,6 @@ from tests.workers.conftest import Bench
 from workers import tasks
 from workers.models.engine import Features
 from workers.publisher import Publisher
-from workers.tasks import VideoCapacity
 
 
 @pytest.fixture
@@ -283,7 +282,7 @@ async def test_a_worker_can_reclaim_a_job_whose_lease_it_lost(bench: Bench, clip
     job = await bench.run(runner, job_id)
     assert (job.status, job.attempts) == (JobStatus.COMPLETED, 2)
     assert [d.keyframe for d in job.differentials] == [0, 1, 2, 3, 4]
-    assert not captioner.running and runner.video_capacity is VideoCapacity.ANY
+    assert not captioner.running and JobKind.VIDEO in runner.open_queues
 
 
 async def test_jobs_on_their_last_chance_run_one_at_a_time(bench: Bench) -> None:
@@ -309,7 +308,7 @@ async def test_videos_and_text_jobs_run_concurrently(bench: Bench, clip: Path) -
     captioner = FakeCaptioner(delay_s=0.2)
     runner = bench.runner(captioner, slots=3)
     jobs = []
-    while runner.video_capacity is VideoCapacity.ANY:
+    while JobKind.VIDEO in runner.open_queues:
         jobs.append(await bench.video(clip, keyframes="interval"))
         await asyncio.to_thread(runner.run_job, jobs[-1])
     assert len(jobs) == 3
@@ -318,7 +317,7 @@ async def test_videos_and_text_jobs_run_concurrently(bench: Bench, clip: Path) -
     for job_id in jobs:
         assert (await bench.ended(job_id)).status is JobStatus.COMPLETED
     assert captioner.most_running >= 3
-    assert runner.video_capacity is VideoCapacity.ANY
+    assert JobKind.VIDEO in runner.open_queues
 
 
 class LossyStore(Store):

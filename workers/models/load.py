@@ -4,7 +4,7 @@ import torch
 
 from workers.models.vllm_captioner import VllmCaptioner, model_defaults
 from workers.process import Models
-from workers.settings import SLOTS_ON_CPU, SLOTS_ON_GPU, Settings
+from workers.settings import KEY_SEQUENCES_ON_CPU, KEY_SEQUENCES_ON_GPU, SLOTS_ON_CPU, SLOTS_ON_GPU, Settings
 from workers.video.encoder import ClipEncoder
 
 
@@ -16,5 +16,7 @@ def load(settings: Settings) -> Models:
     except BaseException:
         captioner.stop()
         raise
-    slots = settings.slots or (SLOTS_ON_GPU if torch.cuda.is_available() else SLOTS_ON_CPU)
-    return Models(captioner, encoder, slots, captioner.stop)
+    on_gpu = torch.cuda.is_available()
+    slots = settings.slots or (SLOTS_ON_GPU if on_gpu else SLOTS_ON_CPU)
+    key_sequences = settings.key_sequences or (KEY_SEQUENCES_ON_GPU if on_gpu else KEY_SEQUENCES_ON_CPU)
+    return Models(captioner, encoder, slots, captioner.stop, key_sequences)

@@ -12,6 +12,7 @@ from service.contract.events import Delta
 from service.contract.jobs import Decoding, FinishReason, Usage
 from workers.models.engine import Captioner, Done, Piece, Turn
 from workers.publisher import EventSink
+from workers.shares import Permit
 
 DELTA_EVERY_S = 0.1
 MIN_ANSWER_TOKENS = 16
@@ -55,12 +56,16 @@ class _StreamedText:
 
 
 class TurnRunner:
-    """Runs the turns of one attempt. `usage` is the total of its turns; `name` prefixes their request ids."""
+    """Runs the turns of one attempt. `usage` is the total of its turns; `name` prefixes their request ids.
 
-    def __init__(self, captioner: Captioner, events: EventSink, name: str) -> None:
+    A turn waits for the `permit` of its API key before it is sent to the engine.
+    """
+
+    def __init__(self, captioner: Captioner, events: EventSink, name: str, permit: Permit) -> None:
         self._captioner = captioner
         self._events = events
         self._name = name
+        self._permit = permit
         self._count = 0
         self._sent_at = -DELTA_EVERY_S
         self.usage = Usage()
@@ -74,7 +79,11 @@ class TurnRunner:
         self._count += 1
         text = _StreamedText()
         finish_reason: FinishReason = "stop"
-        async with aclosing(self._captioner.generate(turn, f"{self._name}-{self._count}")) as parts:
+        request_id = f"{self._name}-{self._count}"
+        async with (
+            self._permit(turn.decoding.num_beams),
+            aclosing(self._captioner.generate(turn, request_id)) as parts,
+        ):
             async for part in parts:
                 match part:
                     case Piece():

@@ -7,6 +7,7 @@ interrupted attempt received. As with uploads, the probe checks afterwards wheth
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Set
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 from aiohttp import ClientResponse
 from yarl import URL
@@ -15,9 +16,9 @@ from service.contract.errors import UrlForbidden, UrlUnreachable
 from service.contract.outbound import http as net
 from service.contract.outbound.http import TransientFetchError
 from service.contract.outbound.ssrf import HostAndPort, check_url
-from service.contract.storage.interface import IncomingVideo
-from service.contract.storage.interface import too_large
+from service.contract.storage.interface import IncomingVideo, too_large
 from workers.attempt import Attempt, Fetched
+from workers.settings import Settings
 
 MAX_REDIRECTS = 3
 REDIRECT_STATUSES = (301, 302, 303, 307, 308)
@@ -29,6 +30,8 @@ RESPONSE_TIMEOUT_S = 30.0
 """Time limit from a request to the headers of its response."""
 RATE_WINDOW_S = 20.0
 """Period over which the minimum rate is measured."""
+RATE_GROWTH_S = 900.0
+"""The minimum rate grows to the received bytes divided by this time, once that is more than `FETCH_MIN_RATE`."""
 
 
 async def fetch(attempt: Attempt) -> None:
@@ -67,7 +70,7 @@ async def _download(attempt: Attempt, url: str, sha256: str | None) -> Fetched:
         storage.receive(settings.max_upload_bytes, job_id) as video,
     ):
         storage.check_free_space(response.content_length or 0)
-        await _receive(response, video, settings.fetch_min_rate)
+        await _receive(response, video, RateRule.of(settings, response.content_length))
         if sha256 not in (None, video.sha256):
             raise UrlUnreachable("The URL returns a different file than when the job started.")
         await attempt.events.check_lease()  # without the lease, it must not replace another attempt's file
@@ -125,9 +128,29 @@ def _check_headers(response: ClientResponse, max_bytes: int) -> None:
         raise too_large(max_bytes)
 
 
-async def _receive(response: ClientResponse, video: IncomingVideo, min_rate: int) -> None:
+@dataclass(frozen=True)
+class RateRule:
+    """The least rate of a download, in bytes per second. It grows with the size, so that no download takes hours.
+
+    `floor` applies from the start: the setting or, for a file of declared size, the rate that it needs to be complete
+    within `FETCH_TIMEOUT_S`. The size of other files is not known, so the rate grows with what has been received.
+    """
+
+    floor: float
+
+    @classmethod
+    def of(cls, settings: Settings, declared_bytes: int | None) -> "RateRule":
+        needed = (declared_bytes or 0) / settings.fetch_timeout_s
+        return cls(max(settings.fetch_min_rate, needed) if settings.fetch_min_rate else 0.0)
+
+    def bytes_per_window(self, received_bytes: int) -> float:
+        """Return how many bytes must arrive during the next RATE_WINDOW_S."""
+        return RATE_WINDOW_S * (max(self.floor, received_bytes / RATE_GROWTH_S) if self.floor else 0.0)
+
+
+async def _receive(response: ClientResponse, video: IncomingVideo, rule: RateRule) -> None:
     """Write the response's body to `video`, durably. Raises UrlUnreachable if it arrives too slowly."""
-    async with _minimum_rate(min_rate) as report_progress:
+    async with _minimum_rate(rule) as report_progress:
         async for chunk in net.read_body(response):
             await video.write(chunk)
             report_progress(video.size)
@@ -135,17 +158,18 @@ async def _receive(response: ClientResponse, video: IncomingVideo, min_rate: int
 
 
 @asynccontextmanager
-async def _minimum_rate(min_rate: int) -> AsyncIterator[Callable[[int], None]]:
+async def _minimum_rate(rule: RateRule) -> AsyncIterator[Callable[[int], None]]:
     """Yield a function to call with the number of bytes received so far.
 
-    Raises UrlUnreachable if fewer than `min_rate` bytes per second arrive during RATE_WINDOW_S.
+    Raises UrlUnreachable if fewer bytes than the rule demands arrive during RATE_WINDOW_S.
     """
-    goal = bytes_per_window = min_rate * RATE_WINDOW_S
+    demanded = goal = rule.bytes_per_window(0)
 
     def report_progress(received_bytes: int) -> None:
-        nonlocal goal
+        nonlocal demanded, goal
         if received_bytes >= goal:
-            goal = received_bytes + bytes_per_window
+            demanded = rule.bytes_per_window(received_bytes)
+            goal = received_bytes + demanded
             limit.reschedule(asyncio.get_running_loop().time() + RATE_WINDOW_S)
 
     try:
@@ -154,4 +178,5 @@ async def _minimum_rate(min_rate: int) -> AsyncIterator[Callable[[int], None]]:
     except TimeoutError:
         if not limit.expired():
             raise
-        raise UrlUnreachable(f"The download is too slow: the minimum is {min_rate} bytes per second.") from None
+        rate = demanded / RATE_WINDOW_S
+        raise UrlUnreachable(f"The download is too slow: a file of this size needs {rate:.0f} bytes/s.") from None

@@ -2,15 +2,23 @@
 
 Jobs, events, leases (`store.py`, `leases.py`):
 
-    sharecap:job:{id}              hash    record (JSON), kind, status, owner, cancel, epoch, holder, until, strikes,
-                                           deadline
+    sharecap:job:{id}              hash    record (JSON), kind, status, owner, queue, cancel, epoch, holder, until,
+                                           strikes, deadline, bytes (of the record and the events), counted (bytes
+                                           that `sharecap:stored` includes)
     sharecap:events:{id}           stream  ids 1-0, 2-0, …; fields type, data (JSON), at (ms)
     sharecap:jobs                  zset    all job ids by creation time (ms)
     sharecap:jobs:{owner}          zset    job ids of one API key by creation time (ms)
+    sharecap:texts                 zset    ids of recaptions and clips by creation time (ms)
+    sharecap:stored:{owner}        string  bytes that the jobs of one API key occupy in Redis
     sharecap:leases                zset    ids of leased jobs by the end of their lease (ms)
     sharecap:queued                zset    ids of queued jobs by the time of their latest wake-up (ms)
     sharecap:alive                 hash    seen: time (ms) of a reaper's latest look; back: time at which the latest
                                            outage was over
+
+Turns (`turns.py`); the owner is '' for jobs without a key:
+
+    sharecap:line:{queue}:{owner}  zset    ids of jobs that were never claimed by creation time (ms)
+    sharecap:turns:{queue}         zset    owners of such jobs by the time of their latest turn (ms)
 
 Workers (`worker_cards.py`):
 
@@ -21,7 +29,7 @@ API keys and rate limits (`service/access`):
 
     sharecap:keys                  zset    ids of all API keys ever created, by creation time (s)
     sharecap:key:{id}              string  the API key's entry (JSON)
-    sharecap:spent:{key}:{bucket}  string  bucket `requests` or `bytes`: time (ms) at which it is full again
+    sharecap:spent:{key}:{bucket}  string  bucket `requests`, `bytes` or `jobs`: time (ms) at which it is full again
     sharecap:unfinished:{key}      zset    ids of the API key's unfinished jobs by the time they were accepted (ms)
     sharecap:streams:{key}         zset    ids of its open event streams by the time at which each entry expires (ms)
 
@@ -38,6 +46,10 @@ RQ's own keys, `rq:*`, hold the wake-ups (`wakeups.py`).
 
 JOB_PREFIX = "sharecap:job:"
 JOBS = "sharecap:jobs"
+TEXTS = "sharecap:texts"
+STORED_PREFIX = "sharecap:stored:"
+LINE_PREFIX = "sharecap:line:"
+TURNS_PREFIX = "sharecap:turns:"
 LEASES = "sharecap:leases"
 QUEUED = "sharecap:queued"
 ALIVE = "sharecap:alive"
@@ -53,6 +65,18 @@ def job_key(job_id: str) -> str:
 
 def owned_key(owner: str) -> str:
     return f"{JOBS}:{owner}"
+
+
+def stored_key(owner: str) -> str:
+    return f"{STORED_PREFIX}{owner}"
+
+
+def line_key(queue: str, owner: str) -> str:
+    return f"{LINE_PREFIX}{queue}:{owner}"
+
+
+def turns_key(queue: str) -> str:
+    return f"{TURNS_PREFIX}{queue}"
 
 
 def events_key(job_id: str) -> str:

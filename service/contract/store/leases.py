@@ -2,8 +2,8 @@
 
 A worker claims a job and receives a *lease*: the store writes the lease's token into the job's record, and every later
 write carries the token. Once the lease has expired, a reaper takes the job, and the store refuses writes with the old
-token (`Fenced`). It drops a write at a place in the stream that is already taken, because then only the reply to the
-first write was lost. So a worker that froze and comes back can neither repeat nor overwrite anything.
+token (`Fenced`). A write to a position that already holds an event is ignored: it repeats a write whose reply was lost.
+So a worker that froze and comes back can neither repeat nor overwrite anything.
 
 Only the Redis server's clock counts. After an outage of the server, no reaper takes a job for `LEASE_S`, so that the
 holders can renew their leases first (`scripts.py`).
@@ -20,7 +20,7 @@ from redis.asyncio import Redis
 
 from service.contract.errors import AttemptsExhausted, DeadlineExceeded
 from service.contract.events import Cancelled, Event, Failed
-from service.contract.jobs import JobKind, JobStatus
+from service.contract.jobs import JobStatus
 from service.contract.store import scripts
 from service.contract.store.entries import event_json
 from service.contract.store.keys import ALIVE, LEASES, QUEUED, events_key, job_key
@@ -62,7 +62,7 @@ class Reaped:
 
     job_id: str
     status: JobStatus
-    kind: JobKind
+    queue: str
     epoch: int
 
 
@@ -116,9 +116,9 @@ class LeaseStore:
         return bool(reply != 2)
 
     async def append(self, lease: Lease, seq: int, event: Event) -> None:
-        """Write `event` at place `seq` of the job's stream; do nothing if the place is already taken.
+        """Write `event` at position `seq` of the job's stream; do nothing if the position already holds an event.
 
-        Raises Fenced if the lease is lost or the job has ended, StreamTruncated if places before `seq` are missing, and
+        Raises Fenced if the lease is lost or the job has ended, StreamTruncated if events before `seq` are missing, and
         CancelRequested if the event was written and the client has requested cancellation.
         """
         status = event.status
@@ -174,8 +174,8 @@ class LeaseStore:
         )
         if reply is None:
             return None
-        status, kind, epoch = reply
-        return Reaped(job_id, JobStatus(status), JobKind(kind), int(epoch))
+        status, queue, epoch = reply
+        return Reaped(job_id, JobStatus(status), queue, int(epoch))
 
 
 def _lease_ms() -> int:

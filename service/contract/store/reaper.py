@@ -40,4 +40,4 @@ class Reaper:
                 log.warning("%s: %s by the reaper, no worker held it", job_id, reaped.status.value)
                 await self._storage.delete_upload(job_id)
             else:
-                await self._wakeups.wake(reaped.kind, job_id, reaped.epoch)
+                await self._wakeups.wake(reaped.queue, job_id, reaped.epoch)

@@ -13,6 +13,11 @@ mark: each look writes the time to `sharecap:alive`. A look that finds the previ
 server was unreachable, and for the length of a lease no reaper takes a job, so that every holder can renew.
 """
 
+from service.contract.store.keys import STORED_PREFIX
+
+JOB_OVERHEAD_BYTES, EVENT_OVERHEAD_BYTES = 1000, 60
+"""What a job and an event occupy in Redis besides their JSON text: field names, index entries, the server's own."""
+
 CLOCK = """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -44,19 +49,38 @@ An outage is a time of more than `outage_ms` without a look. Without leases ther
 service writes no marks; the claim of the first lease writes the first one.
 """
 
+# KEYS job, in each script that uses it.
+_COUNT_BYTES = (
+    f"local STORED = '{STORED_PREFIX}'"
+    + """
+local function count_bytes()
+  local owner, bytes, counted = unpack(redis.call('HMGET', KEYS[1], 'owner', 'bytes', 'counted'))
+  if not bytes or not owner or owner == '' then return end
+  redis.call('HSET', KEYS[1], 'counted', bytes)
+  redis.call('INCRBY', STORED .. owner, bytes - (counted or 0))
+end
+"""
+)
+"""Defines `count_bytes()`: adds to the owner's total what the job's record and events occupy now."""
+
 # KEYS job events leases queued, in each script that uses it.
-_WRITE = """
+_WRITE = (
+    _COUNT_BYTES
+    + f"local OVERHEAD = {EVENT_OVERHEAD_BYTES}"
+    + """
 local function newest()
   return tonumber(string.match(redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1][1], '^(%d+)'))
 end
 local function write(seq, kind, data)
   redis.call('XADD', KEYS[2], seq .. '-0', 'type', kind, 'data', data, 'at', now)
+  redis.call('HINCRBY', KEYS[1], 'bytes', #data + OVERHEAD)
 end
 local function close(id, status)
   redis.call('HSET', KEYS[1], 'status', status)
   redis.call('HDEL', KEYS[1], 'until')
   redis.call('ZREM', KEYS[3], id)
   redis.call('ZREM', KEYS[4], id)
+  count_bytes()
 end
 local function finish(id, status, kind, data)
   write(newest() + 1, kind, data)
@@ -64,11 +88,14 @@ local function finish(id, status, kind, data)
   close(id, status)
 end
 """
+)
 
-# KEYS job events jobs queued, a key that stops expiring, then any number of zsets that receive the job's id;
-# ARGV id record kind type data owner, and deadline_ms from now or ''. Returns 1, or 0 if another job has the id.
+# KEYS job events jobs queued, a key that stops expiring, turns, then any number of zsets that receive the job's id;
+# ARGV id record kind type data owner, deadline_ms from now or '', queue, and bytes that the job occupies. Returns 1, or
+# 0 if another job has the id.
 CREATE = (
     _START
+    + _COUNT_BYTES
     + """
 local known = redis.call('HGET', KEYS[1], 'record')
 if known then return known == ARGV[2] and 1 or 0 end
@@ -77,11 +104,23 @@ redis.call('XADD', KEYS[2], '1-0', 'type', ARGV[4], 'data', ARGV[5], 'at', now)
 redis.call('ZADD', KEYS[3], now, ARGV[1])
 redis.call('ZADD', KEYS[4], now, ARGV[1])
 if ARGV[7] ~= '' then redis.call('HSET', KEYS[1], 'deadline', now + ARGV[7]) end
+redis.call('HSET', KEYS[1], 'queue', ARGV[8], 'bytes', ARGV[9])
 redis.call('PERSIST', KEYS[5])
-for i = 6, #KEYS do redis.call('ZADD', KEYS[i], now, ARGV[1]) end
+redis.call('ZADD', KEYS[6], 'NX', now, ARGV[6])
+for i = 7, #KEYS do redis.call('ZADD', KEYS[i], now, ARGV[1]) end
+count_bytes()
 return 1
 """
 )
+
+# KEYS job events stored turns line, then other zsets that contain the job's id; ARGV id owner. Deletes the job.
+DELETE = """
+local counted = redis.call('HGET', KEYS[1], 'counted')
+if counted and redis.call('DECRBY', KEYS[3], counted) <= 0 then redis.call('DEL', KEYS[3]) end
+redis.call('DEL', KEYS[1], KEYS[2])
+for i = 5, #KEYS do redis.call('ZREM', KEYS[i], ARGV[1]) end
+if redis.call('EXISTS', KEYS[5]) == 0 then redis.call('ZREM', KEYS[4], ARGV[2]) end
+"""
 
 # KEYS job leases queued alive; ARGV id token lease_ms. Returns the epoch, or 0 if the job cannot be claimed.
 CLAIM = (
@@ -188,15 +227,16 @@ return due
 # KEYS job events leases queued alive; ARGV id rewake_ms max_strikes failed_type failed_data cancelled_type
 # cancelled_data late_data outage_ms lease_ms. Takes the job from a holder whose lease has expired, unless the server
 # was unreachable just now; that counts as a strike. Ends the job if this was its last strike or if cancellation was
-# requested. Also ends a job that no worker holds at its deadline. Returns the status, kind and epoch of a job that
+# requested. Also ends a job that no worker holds at its deadline. Returns the status, queue and epoch of a job that
 # ended or needs a wake-up; nothing if there is nothing to do, or another reaper has just done it.
 REAP = (
     _START
     + _WRITE
     + _AFTER_OUTAGE
     + """
-local status, kind, epoch, holder, till, cancel, deadline =
-  unpack(redis.call('HMGET', KEYS[1], 'status', 'kind', 'epoch', 'holder', 'until', 'cancel', 'deadline'))
+local status, kind, queue, epoch, holder, till, cancel, deadline =
+  unpack(redis.call('HMGET', KEYS[1], 'status', 'kind', 'queue', 'epoch', 'holder', 'until', 'cancel', 'deadline'))
+queue = queue or kind
 local late = deadline and tonumber(deadline) <= now
 local protected = after_outage(KEYS[3], KEYS[5], ARGV[9], ARGV[10])
 if not unfinished(status) then
@@ -213,11 +253,11 @@ if holder then
   if protected then return nil end
   if cancel then
     finish(ARGV[1], 'cancelled', ARGV[6], ARGV[7])
-    return {'cancelled', kind, epoch}
+    return {'cancelled', queue, epoch}
   end
   if not late and redis.call('HINCRBY', KEYS[1], 'strikes', 1) >= tonumber(ARGV[3]) then
     finish(ARGV[1], 'failed', ARGV[4], ARGV[5])
-    return {'failed', kind, epoch}
+    return {'failed', queue, epoch}
   end
   redis.call('HDEL', KEYS[1], 'holder', 'until')
 elseif not late then
@@ -226,10 +266,10 @@ elseif not late then
 end
 if late then
   finish(ARGV[1], 'failed', ARGV[4], ARGV[8])
-  return {'failed', kind, epoch}
+  return {'failed', queue, epoch}
 end
 redis.call('ZREM', KEYS[3], ARGV[1])
 redis.call('ZADD', KEYS[4], now, ARGV[1])
-return {status, kind, epoch}
+return {status, queue, epoch}
 """
 )

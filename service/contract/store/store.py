@@ -1,44 +1,83 @@
 """The store: all jobs and their events, as the gateway and the workers read and write them.
 
-`Store` adds creating, cancelling, deleting and reading jobs to leases (`leases.py`) and worker cards
-(`worker_cards.py`). `RetryingStore` is the workers' variant. The Redis keys are listed in `keys.py`.
+`Store` adds creating, cancelling, deleting and reading jobs to leases (`leases.py`), turns (`turns.py`) and worker
+cards (`worker_cards.py`). `RetryingStore` is the workers' variant. The Redis keys are listed in `keys.py`.
 """
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import partial
 from itertools import count
+from typing import NamedTuple
 
 from redis.asyncio import Redis
 
-from service.contract.events import Cancelled, Event, Queued, StoredEvent, fold
+from service.contract.events import Cancelled, Delta, Event, Queued, StoredEvent, fold
 from service.contract.jobs import JobKind, JobState, JobStatus, Record
 from service.contract.store import scripts
 from service.contract.store.entries import Entry, entry_of, event_json
-from service.contract.store.keys import JOBS, LEASES, QUEUED, WEBHOOKS, events_key, job_key, owned_key
+from service.contract.store.keys import (
+    JOBS,
+    LEASES,
+    QUEUED,
+    TEXTS,
+    WEBHOOKS,
+    events_key,
+    job_key,
+    line_key,
+    owned_key,
+    stored_key,
+    turns_key,
+)
 from service.contract.store.leases import Lease, LeaseStore, new_token
 from service.contract.store.retry import retry_redis
+from service.contract.store.scripts import JOB_OVERHEAD_BYTES
+from service.contract.store.turns import Turns, queue_of
 from service.contract.store.worker_cards import WorkerCardStore
 
 log = logging.getLogger(__name__)
-PAGE = 500
+EVENTS_PER_READ = 500
 """How many events are read from Redis at once."""
+DELTA_TYPE = Delta.model_fields["type"].default
 
 
-class Store(LeaseStore, WorkerCardStore):
-    """All reads and writes of jobs, events, leases and worker cards. `redis` must decode responses to `str`."""
+class KindAndStatus(NamedTuple):
+    kind: JobKind
+    status: JobStatus
+
+
+class OwnerAndStatus(NamedTuple):
+    """`owner`: id of the API key that created the job; None if it was created without a key."""
+
+    owner: str | None
+    status: JobStatus
+
+
+class ListPosition(NamedTuple):
+    """The position of a job in lists, which are ordered by creation time and then by id."""
+
+    created_ms: int
+    job_id: str
+
+
+class Store(LeaseStore, WorkerCardStore, Turns):
+    """All reads and writes of jobs, events, leases, turns and worker cards. `redis` must decode responses to `str`."""
 
     def __init__(self, redis: Redis) -> None:
         super().__init__(redis)
+        Turns.__init__(self, redis)
         self._create = redis.register_script(scripts.CREATE)
+        self._delete = redis.register_script(scripts.DELETE)
         self._cancel = redis.register_script(scripts.CANCEL)
 
     async def create(self, record: Record, reservation: str = "") -> bool:
         """Write the record and its `queued` event; return False if another job has the id.
 
-        `reservation` is a Redis key that has a time to live and loses it in the same step.
+        `reservation` is the key of the request's idempotency entry; the script removes its expiry, so that it lives as
+        long as the job.
         """
-        event = Queued()
+        event, text = Queued(), record.model_dump_json()
+        queue, owner = queue_of(record), record.owner or ""
         deadline_s = record.options.deadline_s
         return bool(
             await self._create(
@@ -48,17 +87,22 @@ class Store(LeaseStore, WorkerCardStore):
                     JOBS,
                     QUEUED,
                     reservation or job_key(record.id),
-                    *([owned_key(record.owner)] if record.owner else ()),
+                    turns_key(queue),
+                    line_key(queue, owner),
+                    *([owned_key(owner)] if owner else ()),
+                    *([TEXTS] if record.kind is not JobKind.VIDEO else ()),
                     *([WEBHOOKS] if record.options.webhook_url else ()),
                 ],
                 args=[
                     record.id,
-                    record.model_dump_json(),
+                    text,
                     record.kind.value,
                     event.type,
                     event_json(event),
-                    record.owner or "",
+                    owner,
                     "" if deadline_s is None else int(deadline_s * 1000),
+                    queue,
+                    len(text.encode()) + JOB_OVERHEAD_BYTES,
                 ],
             )
         )
@@ -76,24 +120,23 @@ class Store(LeaseStore, WorkerCardStore):
 
     async def delete(self, job_id: str) -> None:
         """Delete the record and the events; a worker that is still running the job is fenced."""
-        owner = await self.redis.hget(job_key(job_id), "owner")
-        async with self.redis.pipeline(transaction=True) as pipe:
-            pipe.delete(job_key(job_id), events_key(job_id))
-            for index in (JOBS, LEASES, QUEUED, *([owned_key(owner)] if owner else ())):
-                pipe.zrem(index, job_id)
-            await pipe.execute()
+        owner, queue = await self.redis.hmget(job_key(job_id), ["owner", "queue"])
+        owner, queue = owner or "", queue or ""
+        job = [job_key(job_id), events_key(job_id), stored_key(owner), turns_key(queue), line_key(queue, owner)]
+        indexes = [JOBS, LEASES, QUEUED, TEXTS, *([owned_key(owner)] if owner else ())]
+        await self._delete(keys=[*job, *indexes], args=[job_id, owner])
 
-    async def page(self, before: tuple[int, str] | None, limit: int, owner: str | None = None) -> list[tuple[int, str]]:
-        """Return up to `limit` pairs of creation time (ms) and job id, newest first, starting after `before`.
+    async def page(self, before: ListPosition | None, limit: int, owner: str | None = None) -> list[ListPosition]:
+        """Return the positions of up to `limit` jobs, newest first, starting after `before`.
 
         With `owner`, only jobs of that API key are listed.
         """
         index = owned_key(owner) if owner else JOBS
-        newest_ms, page = (before[0] if before else "+inf"), []
+        newest_ms, page = (before.created_ms if before else "+inf"), []
         for start in count(0, limit):
             rows = await self.redis.zrevrangebyscore(index, newest_ms, "-inf", start=start, num=limit, withscores=True)
-            places = [(int(score), job_id) for job_id, score in rows]
-            page += [place for place in places if before is None or place < before]
+            positions = [ListPosition(int(score), job_id) for job_id, score in rows]
+            page += [position for position in positions if before is None or position < before]
             if len(page) >= limit or len(rows) < limit:
                 break
         return page[:limit]
@@ -115,15 +158,15 @@ class Store(LeaseStore, WorkerCardStore):
         text = await self.redis.hget(job_key(job_id), "record")
         return Record.model_validate_json(text) if text else None
 
-    async def kind_and_status(self, job_id: str) -> tuple[JobKind, JobStatus] | None:
+    async def kind_and_status(self, job_id: str) -> KindAndStatus | None:
         """Return the job's kind and status, None for an unknown job."""
         kind, status = await self.redis.hmget(job_key(job_id), ["kind", "status"])
-        return (JobKind(kind), JobStatus(status)) if kind else None
+        return KindAndStatus(JobKind(kind), JobStatus(status)) if kind else None
 
-    async def owner_and_status(self, job_id: str) -> tuple[str | None, JobStatus] | None:
-        """Return the id of the API key that created the job (None: created without a key) and the job's status."""
+    async def owner_and_status(self, job_id: str) -> OwnerAndStatus | None:
+        """Return the job's owner and status, None for an unknown job."""
         owner, status = await self.redis.hmget(job_key(job_id), ["owner", "status"])
-        return (owner or None, JobStatus(status)) if status else None
+        return OwnerAndStatus(owner or None, JobStatus(status)) if status else None
 
     async def job(self, job_id: str) -> JobState | None:
         """Return the job's current state, None for an unknown job."""
@@ -133,23 +176,23 @@ class Store(LeaseStore, WorkerCardStore):
         return fold(record, [stored async for stored in self.events(job_id, deltas=False)])
 
     async def events(self, job_id: str, after: int = 0, *, deltas: bool = True) -> AsyncIterator[StoredEvent]:
-        """Yield the stored events with a place greater than `after`, in order, up to the newest."""
+        """Yield the stored events at positions after `after`, in order, up to the newest."""
         while True:
             entries = await self.entries(job_id, after)
             for entry in entries:
-                if deltas or entry.type != "delta":
+                if deltas or entry.type != DELTA_TYPE:
                     yield entry.parse()
-            if len(entries) < PAGE:
+            if len(entries) < EVENTS_PER_READ:
                 return
             after = entries[-1].seq
 
-    async def entries(self, job_id: str, after: int = 0, limit: int = PAGE) -> list[Entry]:
-        """Return up to `limit` stored events, not parsed, with a place greater than `after`."""
+    async def entries(self, job_id: str, after: int = 0, limit: int = EVENTS_PER_READ) -> list[Entry]:
+        """Return up to `limit` stored events, not parsed, at positions after `after`."""
         rows = await self.redis.xrange(events_key(job_id), min=f"({after}-0", count=limit)
         return [entry_of(*row) for row in rows]
 
     async def newest(self, job_id: str) -> int:
-        """Return the place of the newest event, 0 if the job has no events."""
+        """Return the position of the newest event, 0 if the job has no events."""
         rows = await self.redis.xrevrange(events_key(job_id), count=1)
         return entry_of(*rows[0]).seq if rows else 0
 
@@ -178,6 +221,9 @@ class RetryingStore(Store):
     async def claim(self, job_id: str, token: str | None = None) -> Lease | None:
         return await retry_redis(partial(super().claim, job_id, token or new_token()))
 
+    async def next_job(self, room: Mapping[str, Sequence[str]], woken: str = "") -> str | None:
+        return await retry_redis(partial(super().next_job, room, woken))
+
     async def renew(self, lease: Lease) -> None:
         await retry_redis(partial(super().renew, lease))
 
@@ -190,8 +236,8 @@ class RetryingStore(Store):
     async def record(self, job_id: str) -> Record | None:
         return await retry_redis(partial(super().record, job_id))
 
-    async def kind_and_status(self, job_id: str) -> tuple[JobKind, JobStatus] | None:
+    async def kind_and_status(self, job_id: str) -> KindAndStatus | None:
         return await retry_redis(partial(super().kind_and_status, job_id))
 
-    async def entries(self, job_id: str, after: int = 0, limit: int = PAGE) -> list[Entry]:
+    async def entries(self, job_id: str, after: int = 0, limit: int = EVENTS_PER_READ) -> list[Entry]:
         return await retry_redis(partial(super().entries, job_id, after, limit))

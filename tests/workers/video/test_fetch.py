@@ -19,6 +19,7 @@ from service.contract.outbound import ssrf as urls
 from tests.fake_captioner import FakeCaptioner
 from tests.hostile_server import Answer, HostileServer, endless, file, hostile_server, raw, redirect, status
 from tests.workers.conftest import Bench
+from workers.settings import Settings
 from workers.video import fetch
 
 MAX_BYTES = 1 << 20
@@ -276,3 +277,41 @@ async def test_cancelling_stops_the_download(bench: Bench, server: HostileServer
     job = await bench.ended(job_id, 15)
     assert job.status is JobStatus.CANCELLED
     assert files(bench) == []
+
+
+def seconds_at_the_least_rate(rule: fetch.RateRule, size: int) -> float:
+    """Return how long a download of `size` bytes takes that is always just fast enough."""
+    received, windows = 0.0, 0
+    while received < size:
+        received += rule.bytes_per_window(int(received))
+        windows += 1
+    return windows * fetch.RATE_WINDOW_S
+
+
+GIB = 1 << 30
+
+
+def test_the_least_rate_grows_with_the_size() -> None:
+    settings = Settings()
+    unknown = fetch.RateRule.of(settings, None)
+    assert unknown.bytes_per_window(0) == settings.fetch_min_rate * fetch.RATE_WINDOW_S
+    assert unknown.bytes_per_window(GIB) == GIB / fetch.RATE_GROWTH_S * fetch.RATE_WINDOW_S
+    assert seconds_at_the_least_rate(unknown, 4 * GIB) < 1.5 * 3600, "at 64 KiB/s it would take 18 h"
+    declared = fetch.RateRule.of(settings, 4 * GIB)
+    assert declared.floor == 4 * GIB / settings.fetch_timeout_s
+    assert seconds_at_the_least_rate(declared, 4 * GIB) <= settings.fetch_timeout_s + fetch.RATE_WINDOW_S
+    unlimited = fetch.RateRule.of(Settings(fetch_min_rate=0), 4 * GIB)
+    assert unlimited.bytes_per_window(GIB) == 0
+
+
+async def test_a_large_file_that_cannot_arrive_in_time_is_refused_after_one_window(
+    bench: Bench, server: HostileServer
+) -> None:
+    piece, pause_s = b"y" * 5000, 0.05  # about 100 kB/s, which is enough for a small file
+    for size, patience_s in ((900_000, 10.0), (20_000_000, 3.0)):
+        server.answers["/"] = endless(f"{HEAD}Content-Length: {size}\r\n\r\n", piece, pause_s)
+        started_at = time.monotonic()
+        job = await caption(bench, server, max_upload_bytes=1 << 30, fetch_timeout_s=20.0, fetch_min_rate=30_000)
+        assert job.error is not None
+        assert (job.error.code == "url_unreachable") == (size > 10_000_000), job.error
+        assert size < 10_000_000 or time.monotonic() - started_at < patience_s
