@@ -42,12 +42,12 @@ def secrets(
     keep_files_private()
     url_file, password = directory / "redis_url", random.token_hex(32)
     if url_file.exists():
-        out.print(f"the secrets in {directory} exist")
+        out.print(f"the secrets in {directory} exist", soft_wrap=True)
         return
     acl = ACL.format(user=USER, sha256=hashlib.sha256(password.encode()).hexdigest())
     _write(directory / "redis.acl", acl, READABLE_BY_GROUP)  # it contains no secret, and the server is another user
     _write(url_file, f"redis://{USER}:{password}@{redis}/0\n")
-    out.print(f"the password of Redis is in {url_file}, its permissions are in {directory / 'redis.acl'}")
+    out.print(f"the password of Redis is in {url_file}", soft_wrap=True)
 
 
 @app.command()
@@ -65,7 +65,7 @@ def first_key(
     key, text = new_key(name, KeyLimits())
     _write(file, f"{text}\n")  # first: a key that is in Redis alone would be lost
     query(file.parent, redis_url, lambda keys: keys.store(key))
-    out.print(f"the first API key is in {file}")
+    out.print(f"the first API key is in {file}", soft_wrap=True)
 
 
 def _write(path: Path, text: str, mode: int = 0o600) -> None:
