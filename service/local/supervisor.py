@@ -1,8 +1,9 @@
 """The supervisor keeps the child processes of `sharecap up` running.
 
 It starts each child in its own process group, writes the child's output to a log file, and restarts a child that dies,
-with growing delays. It gives up when a child dies five times in a row without having worked. Stopping ends the
-children and everything that they started; a base child, which the others need, is stopped last.
+with growing delays. It gives up when a child dies five times in a row without having worked. While something outside
+the child keeps it from running, such as a full disk, the supervisor waits instead. Stopping ends the children and
+everything that they started; a base child, which the others need, is stopped last.
 
 No process is left behind: if this process ends without `stop` (SIGKILL, for example), the orphan guard ends the
 groups (`service.local.orphan_guard`). `service.local.up` defines the children and decides when they are ready.
@@ -45,7 +46,9 @@ T = TypeVar("T")
 Echo = Callable[[str, str], None]
 """Called with a child's name and one line of its output."""
 Report = Callable[[str], None]
-"""Called with one line about a child that has died."""
+"""Called with one line about a child that has died or has to wait."""
+Obstacle = Callable[[], str | None]
+"""Returns why a child cannot run at the moment, None if it can. Called in a thread."""
 
 
 class ChildFailed(CommandFailed):
@@ -54,12 +57,27 @@ class ChildFailed(CommandFailed):
 
 @dataclass(frozen=True)
 class Child:
-    """A command to run with `env` added to this process's environment. A `base` child stops after all others."""
+    """A command to run with `env` added to this process's environment. A `base` child stops after all others.
+
+    While `obstacle` names a reason, the child is not started, and its death does not count as a failure.
+    """
 
     name: str
     command: Sequence[str]
     env: Mapping[str, str] = field(default_factory=dict)
     base: bool = False
+    obstacle: Obstacle = lambda: None
+
+
+class ChildLog(RotatingFileHandler):
+    """A child's log file. A full disk loses lines and raises no error."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Drop the line."""
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
 
 
 class ChildState:
@@ -70,7 +88,7 @@ class ChildState:
         self.process: asyncio.subprocess.Process | None = None
         self.failures = 0
         self.last_lines: deque[str] = deque(maxlen=LAST_LINES)
-        self.log = RotatingFileHandler(log_dir / f"{child.name}.log", maxBytes=LOG_BYTES, backupCount=1)
+        self.log = ChildLog(log_dir / f"{child.name}.log", maxBytes=LOG_BYTES, backupCount=1, delay=True)
         self.task: asyncio.Task[None]
 
 
@@ -164,7 +182,8 @@ class Supervisor:
         state.log.close()
 
     async def _keep(self, state: ChildState) -> None:
-        while True:
+        await self._waited(state)
+        while not self._stopping:
             started_at = time.monotonic()
             try:
                 status = await self._run_once(state)
@@ -173,6 +192,8 @@ class Supervisor:
                 return
             if self._stopping:
                 return
+            if await self._waited(state):
+                continue
             if self._was_ready and time.monotonic() - started_at >= STABLE_AFTER_S:
                 state.failures = 0
             state.failures += 1
@@ -180,13 +201,23 @@ class Supervisor:
                 self._give_up(_reason(state, status))
                 return
             delay_s = min(MAX_DELAY_S, FIRST_DELAY_S * 2 ** (state.failures - 1))
-            message = f"ended ({_describe(status)}); restarting it in {delay_s:g} s"
-            self._log(state, message)
-            if self._report is not None:
-                self._report(f"{state.child.name} {message}")
+            self._announce(state, f"ended ({_describe(status)}); restarting it in {delay_s:g} s")
             await self._pause(delay_s)
-            if self._stopping:
-                return
+
+    async def _waited(self, state: ChildState) -> bool:
+        """Wait until the child's obstacle is gone. Returns whether there was one."""
+        reason = await asyncio.to_thread(state.child.obstacle)
+        if reason is None:
+            return False
+        self._announce(state, f"waits: {reason}")
+        delay_s = FIRST_DELAY_S
+        while reason and not self._stopping:
+            await self._pause(delay_s)
+            delay_s = min(2 * delay_s, MAX_DELAY_S)
+            reason = await asyncio.to_thread(state.child.obstacle)
+        if not self._stopping:
+            self._announce(state, "continues")
+        return True
 
     async def _run_once(self, state: ChildState) -> int:
         """Run the child once, until its whole process group has ended. Returns its exit status."""
@@ -237,6 +268,11 @@ class Supervisor:
         state.log.emit(logging.makeLogRecord({"msg": line}))
         if self._echo is not None:
             self._echo(state.child.name, line)
+
+    def _announce(self, state: ChildState, message: str) -> None:
+        self._log(state, message)
+        if self._report is not None:
+            self._report(f"{state.child.name} {message}")
 
     async def _pause(self, delay_s: float) -> None:
         deadline = time.monotonic() + delay_s

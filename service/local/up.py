@@ -1,8 +1,9 @@
 """The whole service on one machine: a Valkey server, the gateway and one worker, as children of this process.
 
 `sharecap up` and `sharecap demo` run inside `local_service(settings)`, which starts everything and stops it at the end.
-Valkey keeps jobs and events in an append-only file in the data directory, so they survive a restart. It listens on a
-Unix socket that only this user can open. If `redis_url` is set, no Valkey server is started.
+Valkey keeps jobs and events in an append-only file in the data directory, so they survive a restart. It exits if it
+cannot write; while the disk is full, it is not restarted. It listens on a Unix socket that only this user can open. If
+`redis_url` is set, no Valkey server is started.
 """
 
 import asyncio
@@ -32,8 +33,11 @@ from service.local.supervisor import Child, Echo, Report, Supervisor
 LOCAL_HOST = "127.0.0.1"
 DEFAULT_PORT = 8000
 POLL_S = 0.25
+LOGS = "logs"
 LOCK = "lock"
 """A file in the data directory. The process that uses the directory holds a lock on it and writes its socket's path."""
+ROOM_BYTES = 1 << 20
+"""Valkey is started if this much can be written to its directory."""
 MAX_SOCKET_PATH_BYTES = 100
 """The path of a Unix socket can have 108 bytes on Linux and 104 on macOS."""
 WORKER_PACKAGES = ("decord", "numpy", "torch", "transformers", "vllm")
@@ -85,12 +89,12 @@ async def local_service(
     _check_port(settings.host, settings.port)
     _check_model(settings.model)
     with _locked(settings.data_dir) as lock, _socket_path(settings.data_dir) as socket_path:
-        async with Supervisor(settings.data_dir / "logs", echo, report) as supervisor:
+        async with Supervisor(settings.data_dir / LOGS, echo, report) as supervisor:
             redis_url = settings.redis_url or f"unix://{socket_path}"
             if settings.redis_url is None:
-                _write_path(socket_path, lock)
                 supervisor.start(valkey(settings.data_dir / "valkey", socket_path))
                 await supervisor.run(_prepare_valkey(redis_url))
+                _write_path(socket_path, lock)
             else:
                 await _check_redis(redis_url)
             env = {"REDIS_URL": redis_url, "DATA_DIR": str(settings.data_dir)}
@@ -105,7 +109,7 @@ async def local_service(
 async def embedded_valkey(data_dir: Path) -> AsyncIterator[str]:
     """Provide the URL of the data directory's Valkey server: the one that is running, else one started for this block.
 
-    Raises CannotStart, also if the directory is used by a `sharecap up` with REDIS_URL.
+    Raises CannotStart, also if the disk is full or the directory is used by a `sharecap up` with REDIS_URL.
     """
     with ExitStack() as stack:
         try:
@@ -114,13 +118,16 @@ async def embedded_valkey(data_dir: Path) -> AsyncIterator[str]:
             socket_path = (data_dir / LOCK).read_text().strip()
             if not socket_path:
                 raise CannotStart(
-                    f"the sharecap that uses {data_dir} has its own Redis server: set REDIS_URL"
+                    f"the sharecap that uses {data_dir} is starting, or has its own Redis server: set REDIS_URL then"
                 ) from None
             yield f"unix://{socket_path}"
             return
         path = stack.enter_context(_socket_path(data_dir))
-        async with Supervisor(data_dir / "logs") as supervisor:
-            supervisor.start(valkey(data_dir / "valkey", path))
+        server = valkey(data_dir / "valkey", path)
+        if reason := server.obstacle():
+            raise CannotStart(reason)
+        async with Supervisor(data_dir / LOGS) as supervisor:
+            supervisor.start(server)
             await supervisor.run(_prepare_valkey(f"unix://{path}"))
             _write_path(path, lock)
             yield f"unix://{path}"
@@ -140,7 +147,27 @@ def valkey(directory: Path, socket_path: Path) -> Child:
         "daemonize": "no",
     }
     arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
-    return Child("valkey", [str(_valkey_binary()), *arguments], base=True)
+    command = [str(_valkey_binary()), *arguments]
+    return Child("valkey", command, base=True, obstacle=lambda: disk_obstacle(directory))
+
+
+def disk_obstacle(directory: Path) -> str | None:
+    """Return why `ROOM_BYTES` cannot be written to `directory`, None if they can.
+
+    This writes them, because free space does not say everything: a quota may be used up, for example.
+    """
+    probe = directory / "room.part"
+    try:
+        with probe.open("wb") as file:
+            file.write(bytes(ROOM_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return f"cannot write to {directory} ({error.strerror}), make room on the disk"
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
+    return None
 
 
 def gateway(env: dict[str, str], host: str, port: int) -> Child:
@@ -198,7 +225,7 @@ def _locked(data_dir: Path) -> Iterator[IO[str]]:
     """
     keep_files_private()
     try:
-        data_dir.mkdir(parents=True, exist_ok=True)
+        (data_dir / LOGS).mkdir(parents=True, exist_ok=True)
         file = (data_dir / LOCK).open("a")
     except OSError as error:
         raise CannotStart(f"cannot write to the data directory {data_dir}: {error.strerror}") from None
