@@ -33,6 +33,7 @@ from workers.settings import KEY_SEQUENCES_ON_CPU, Settings
 from workers.shares import EngineShares
 from workers.slot_worker import SlotWorker
 from workers.tasks import JobRunner
+from workers.video.decoders import Decoders
 
 CONNECTIONS = 64
 REPLY_TIMEOUT_S = 2.0
@@ -100,7 +101,7 @@ class Worker:
             storage,
             models.captioner,
             models.encoder,
-            asyncio.Semaphore(settings.decoders),
+            Decoders(settings.decoders),
             find_job=store.job,
             engine_shares=EngineShares(models.key_sequences),
         )

@@ -3,7 +3,6 @@
 The model and the data directory are the same as in a worker. Events go to a `MemorySink`.
 """
 
-import asyncio
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,12 +14,13 @@ from workers.attempt import Attempt, WorkerContext
 from workers.models.engine import Captioner, FrameEncoder
 from workers.publisher import MemorySink
 from workers.settings import Settings
+from workers.video.decoders import Decoders
 
 
 def standalone_context(data_dir: Path, captioner: Captioner, encoder: FrameEncoder) -> WorkerContext:
     """Return a context whose jobs keep their keyframes in `data_dir`. Other settings come from the environment."""
     settings = Settings(data_dir=data_dir)
-    return WorkerContext(settings, open_storage(settings), captioner, encoder, asyncio.Semaphore(settings.decoders))
+    return WorkerContext(settings, open_storage(settings), captioner, encoder, Decoders(settings.decoders))
 
 
 async def caption_file(

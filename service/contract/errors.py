@@ -6,6 +6,8 @@
     │   ├── NotFound              404
     │   ├── MethodNotAllowed      405
     │   ├── MalformedEventId      400
+    │   ├── RequestTimeout        408  retryable
+    │   ├── HeadTooLarge          431
     │   ├── InvalidOption         422
     │   ├── UnsupportedMedia      415
     │   ├── NotAVideo             422
@@ -21,6 +23,7 @@
     └── JobError                reported by the job's `failed` event
         ├── DecodeFailed          422
         │   └── DecoderDied         422  another attempt is made first
+        │       └── DecoderKilled     422  retryable; the same
         ├── AttemptsExhausted     500  retryable
         ├── EngineFailed          500  retryable
         └── DeadlineExceeded      504  retryable
@@ -67,6 +70,14 @@ class MethodNotAllowed(RequestError):
 
 class MalformedEventId(RequestError):
     code, status, title = "malformed_event_id", 400, "The event id is malformed"
+
+
+class RequestTimeout(RequestError):
+    code, status, title, retryable = "request_timeout", 408, "The request did not arrive in time", True
+
+
+class HeadTooLarge(RequestError):
+    code, status, title = "head_too_large", 431, "The head of the request is too large"
 
 
 class InvalidOption(RequestError):
@@ -129,6 +140,17 @@ class DecodeFailed(JobError):
 
 class DecoderDied(DecodeFailed):
     """A signal ended the decoder, because of the video or because of the machine."""
+
+
+class DecoderKilled(DecoderDied):
+    """SIGKILL ended the probe or the decoder, most likely because the machine ran out of memory."""
+
+    retryable = True
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The video could not be decoded: its decoder was killed, most likely because the machine ran out of memory."
+        )
 
 
 class AttemptsExhausted(JobError):

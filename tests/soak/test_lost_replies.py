@@ -26,6 +26,7 @@ from workers import tasks
 from workers.attempt import WorkerContext
 from workers.settings import Settings
 from workers.tasks import JobRunner
+from workers.video.decoders import Decoders
 
 EVERY_STEP = bool(os.environ.get("SOAK_EVERY_STEP"))
 ANSWER_TIMEOUT_S = 0.3
@@ -76,7 +77,7 @@ class Scenario:
             open_storage(self.settings),
             captioner,
             FakeEncoder(),
-            asyncio.Semaphore(1),
+            Decoders(1),
             find_job=self.store.job,
         )
         card = WorkerCard(id=f"w{len(self.runners)}", model="fake", slots=4)

@@ -31,6 +31,7 @@ from tests.fake_captioner import FakeCaptioner, FakeEncoder
 from workers.attempt import WorkerContext
 from workers.settings import Settings
 from workers.tasks import JobRunner
+from workers.video.decoders import Decoders
 
 
 @dataclass
@@ -51,7 +52,7 @@ class Bench:
         settings = Settings(redis_url=self.redis_url, data_dir=self.data_dir, slots=slots, **worker_settings)
         store, wakeups = RetryingStore(self.store.redis), Wakeups(self.redis_url)
         encoder = encoder or FakeEncoder()
-        storage, decoders = open_storage(settings), asyncio.Semaphore(4)
+        storage, decoders = open_storage(settings), Decoders(4)
         context = WorkerContext(settings, storage, captioner, encoder, decoders, find_job=store.job)
         card = WorkerCard(id=f"test-{len(self.runners)}", model="fake", slots=slots)
         runner = JobRunner(context, store, wakeups, card, on_engine_death=lambda: None)

@@ -235,11 +235,15 @@ async def test_a_stalled_engine_ends_the_worker_and_its_jobs_are_not_to_blame(be
     assert (await bench.run(bench.runner(FakeCaptioner()), job_id)).status is JobStatus.COMPLETED
 
 
+@pytest.mark.parametrize(
+    "case", [("SIGSEGV", "ended early", False), ("SIGKILL", "ran out of memory", True)], ids=lambda case: case[0]
+)
 async def test_a_job_that_kills_its_decoder_gets_three_attempts(
-    bench: Bench, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: tuple[str, str, bool]
 ) -> None:
+    signal, detail, retryable = case
     child = tmp_path / "child.py"
-    child.write_text("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    child.write_text(f"import os, signal; os.kill(os.getpid(), signal.{signal})")
     monkeypatch.setattr("workers.video.frames.CHILD", child)
     runner, job_id = bench.runner(FakeCaptioner()), await bench.video(clip)
     for attempt in (1, 2, 3):
@@ -249,7 +253,8 @@ async def test_a_job_that_kills_its_decoder_gets_three_attempts(
             while await bench.store.redis.zrange("sharecap:leases", 0, -1):
                 await asyncio.sleep(0.02)
     job = await bench.ended(job_id)
-    assert job.error and (job.error.code, job.error.retryable) == ("decode_failed", False)
+    assert job.error and (job.error.code, job.error.retryable) == ("decode_failed", retryable)
+    assert detail in job.error.detail
     assert not upload_path(bench.data_dir, job_id).exists()
 
 

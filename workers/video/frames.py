@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from PIL import Image
 
-from service.contract.errors import DecodeFailed, DecoderDied, InvalidOption
+from service.contract.errors import DecodeFailed, DecoderDied, DecoderKilled, InvalidOption
 from service.contract.sandbox.probe import VideoInfo
 from service.contract.sandbox.subprocesses import kill_and_wait
 from workers.video.decode_child import FRAME_HEADER, Spec
@@ -117,6 +117,8 @@ class Frames:
             async with asyncio.timeout(1):
                 await self._child.wait()
         status = self._child.returncode
+        if status == -signal.SIGKILL:
+            return DecoderKilled()
         reason = {None: "did not answer", 0: "found no frame in it"}.get(status, "ended early")
         killed = status is not None and status < 0 and status != -signal.SIGXCPU
         error_class = DecoderDied if killed else DecodeFailed

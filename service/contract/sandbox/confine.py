@@ -19,11 +19,10 @@ import runpy
 import signal
 import struct
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 SANDBOX = Path(__file__).resolve().parent
-LANDLOCK = runpy.run_path(str(SANDBOX / "landlock.py"))
-SYSTEM_CALLS = runpy.run_path(str(SANDBOX / "system_calls.py"))
 MAX_MEMORY_BYTES = 2 << 30
 CPU_GRACE_S = 5
 """Time between the soft limit, whose SIGXCPU tells the cause, and the hard limit, at which the kernel kills."""
@@ -45,16 +44,18 @@ def confine(path: str, cpu_s: int, max_open_files: int) -> dict[str, int | bool]
     if len(os.listdir("/proc/self/task")) > 1:  # noqa: PTH208 (namespaces and Landlock cover only one thread)
         raise RuntimeError("a child process must be confined before it starts threads")
     libc = ctypes.CDLL(None, use_errno=True)
+    landlock = runpy.run_path(str(SANDBOX / "landlock.py"))
+    filter_program = runpy.run_path(str(SANDBOX / "system_calls.py"))["filter_program"]
     Path("/proc/self/oom_score_adj").write_text("1000")
     _limit_resources(cpu_s, max_open_files)
     namespaces = libc.unshare(CLONE_NEWUSER | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS) == 0
     _drop_capabilities(libc)
     _check(libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0))  # a new user namespace would reset it
     _check(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
-    landlock_abi = LANDLOCK["abi"](libc)
+    landlock_abi = landlock["abi"](libc)
     if landlock_abi:
-        LANDLOCK["allow_reading"](libc, landlock_abi, path, LIBRARIES)
-    _filter_system_calls(libc, platform.machine())
+        landlock["allow_reading"](libc, landlock_abi, path, LIBRARIES)
+    _filter_system_calls(libc, filter_program)
     return {"landlock_abi": landlock_abi, "namespaces": namespaces}
 
 
@@ -75,10 +76,11 @@ def _drop_capabilities(libc: ctypes.CDLL) -> None:
     _check(libc.capset(struct.pack("Ii", CAPABILITY_VERSION_3, 0), bytes(24)))
 
 
-def _filter_system_calls(libc: ctypes.CDLL, machine: str) -> None:
+def _filter_system_calls(libc: ctypes.CDLL, filter_program: Callable[[str, int], bytes]) -> None:
+    machine = platform.machine()
     if machine not in SECCOMP:
         raise OSError(f"no list of system calls for {machine}")
-    program = SYSTEM_CALLS["filter_program"](machine, os.getpid())
+    program = filter_program(machine, os.getpid())
     code = ctypes.create_string_buffer(program)
     table = struct.pack("HP", len(program) // 8, ctypes.addressof(code))
     _check(libc.syscall(SECCOMP[machine], SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, table))

@@ -8,16 +8,18 @@ through the gateway, the worker's limits may differ, and the decode child needs 
 import asyncio
 import json
 import logging
+import signal
 import subprocess
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from service.contract.errors import NotAVideo, UnsupportedMedia, VideoTooLarge, VideoTooLong
+from service.contract.errors import DecoderKilled, NotAVideo, UnsupportedMedia, VideoTooLarge, VideoTooLong
 from service.contract.sandbox.formats import CODECS, CONTAINERS
 from service.contract.sandbox.subprocesses import kill_and_wait
 
@@ -26,6 +28,7 @@ MAX_STREAMS = 32
 MAX_FPS = 1000
 MAX_OUTPUT_BYTES = 16_384
 START_TIMEOUT_S = 60.0
+EXIT_TIMEOUT_S = 1.0
 
 log = logging.getLogger("sharecap.sandbox")
 
@@ -117,7 +120,7 @@ def check_sandbox() -> None:
 async def probe(path: Path, limits: VideoLimits | None = None) -> VideoInfo:
     """Return the properties of the video at `path`; `duration_s` is None if the file does not state it.
 
-    Raises NotAVideo, UnsupportedMedia, VideoTooLarge or VideoTooLong.
+    Raises NotAVideo, UnsupportedMedia, VideoTooLarge, VideoTooLong, or DecoderKilled.
     """
     limits = limits or VideoLimits()
     if path.stat().st_size == 0:
@@ -169,9 +172,19 @@ async def _run_child(path: Path, limits: VideoLimits) -> Report:
     except TimeoutError:
         raise NotAVideo(f"The file could not be inspected within {limits.wall_s:.0f} s.") from None
     except ValueError:
+        if await _exit_status(child) == -signal.SIGKILL:
+            raise DecoderKilled from None
         raise NotAVideo("The file crashed the probe.") from None
     finally:
         await kill_and_wait(child)
+
+
+async def _exit_status(child: Process) -> int | None:
+    """Return the exit status of a child that has closed its output, None if it does not exit."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(EXIT_TIMEOUT_S):
+            return await child.wait()
+    return None
 
 
 def _command(path: Path) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import numpy as np
 import psutil
 import pytest
 
-from service.contract.errors import DecodeFailed, InvalidOption, NotAVideo
+from service.contract.errors import DecodeFailed, DecoderKilled, InvalidOption, NotAVideo
 from service.contract.sandbox.probe import VideoInfo, probe
 from tests.workers.clips import number_of, numbered, polyglot, rotate, write
 from workers.video import decode_child as decode
@@ -182,7 +182,7 @@ async def test_a_killed_or_stalled_child_fails_the_decoding(tmp_path: Path) -> N
     path = write(tmp_path / "clip.mp4", [numbered(k) for k in range(200)])
     part = Part(interval_s=0.1, max_samples=1000)
     async with open_frames(path, await probe(path), part, DecodeLimits()) as frames:
-        with pytest.raises(DecodeFailed, match="ended early"):
+        with pytest.raises(DecoderKilled, match="ran out of memory"):
             async for _ in frames:
                 for child in decoders():
                     child.kill()

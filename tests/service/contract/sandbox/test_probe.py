@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 
-from service.contract.errors import NotAVideo, UnsupportedMedia, VideoTooLarge, VideoTooLong
+from service.contract.errors import DecoderKilled, NotAVideo, UnsupportedMedia, VideoTooLarge, VideoTooLong
 from service.contract.sandbox import probe as module
 from service.contract.sandbox.probe import NoSandbox, VideoLimits, check_sandbox, probe
 
@@ -202,6 +202,14 @@ async def test_a_video_that_crashes_the_probe_is_refused(tmp_path, clip, monkeyp
     monkeypatch.setattr(module, "CHILD", child)
     with pytest.raises(NotAVideo, match="crashed"):
         await asyncio.wait_for(probe(clip), 10)
+
+
+async def test_a_killed_probe_is_not_blamed_on_the_file(tmp_path, clip, monkeypatch) -> None:
+    child = tmp_path / "child.py"
+    child.write_text("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    monkeypatch.setattr(module, "CHILD", child)
+    with pytest.raises(DecoderKilled, match="ran out of memory"):
+        await probe(clip)
 
 
 async def test_real_clips(videos: list[Path]) -> None:
