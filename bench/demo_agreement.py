@@ -26,9 +26,9 @@ from workers.demo.training.columns import FAST_HD_NUM
 from workers.demo.training.model import DemoModel
 from workers.prompts.trained import TRAINED_PROMPTS
 from workers.video.collage import stack_all, stack_pair
-from workers.xcomposer2 import check_registered, engine_args
 from workers.xcomposer2.hd_tiling import plan_tiling
 from workers.xcomposer2.image import crops
+from workers.xcomposer2.plugin import check_registered, engine_args
 from workers.xcomposer2.tokenizer import load_tokenizer, stop_ids, turn_ids
 
 CHECKPOINT = Path(__file__).parents[1] / "workers" / "demo" / "checkpoint"

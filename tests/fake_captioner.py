@@ -12,7 +12,7 @@ from PIL import Image
 from service.contract.errors import EngineFailed
 from service.contract.jobs import Usage
 from workers.models.engine import Done, Features, ModelDefaults, Piece, Turn
-from workers.prompts import PromptStyle
+from workers.prompts.style import PromptStyle
 from workers.prompts.trained import TRAINED_PROMPTS
 
 IMAGE_TOKENS = 50

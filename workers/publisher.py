@@ -40,8 +40,8 @@ class MemorySink:
 class Publisher:
     """Appends to a job's stream in Redis, under the lease.
 
-    `seq` is the sequence number of the newest event in the stream. A write whose reply was lost is repeated with the
-    same sequence number, and the store drops the repetition: a lost connection neither loses nor duplicates an event.
+    `seq` is the position of the newest event in the stream. A write whose reply was lost is repeated with the
+    same position, and the store ignores the repetition: a lost connection neither loses nor duplicates an event.
     `progress` is set when an event finishes a text.
     """
 
@@ -56,7 +56,7 @@ class Publisher:
     async def append(self, event: Event) -> None:
         """Write `event`. Raises Fenced, StreamTruncated, or CancelRequested (after writing the event).
 
-        If the caller is cancelled, the write still finishes: the next one needs to know its sequence number.
+        If the caller is cancelled, the write still finishes: the next one needs to know its position.
         """
         write = asyncio.create_task(self._append(event))
         self._writes.add(write)

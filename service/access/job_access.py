@@ -23,13 +23,10 @@ async def check_job_access(store: Store, key: ApiKey | None, job_id: str) -> Job
 
     Raises NotFound if the job does not exist or belongs to another key; the answer is the same in both cases.
     """
-    row = await store.owner_and_status(job_id) if _JOB_ID.fullmatch(job_id) else None
-    if row is None:
+    job = await store.owner_and_status(job_id) if _JOB_ID.fullmatch(job_id) else None
+    if job is None or job.owner != owner_of(key):
         raise _not_found()
-    owner, status = row
-    if owner != owner_of(key):
-        raise _not_found()
-    return status
+    return job.status
 
 
 async def load_job(store: Store, key: ApiKey | None, job_id: str) -> JobState:

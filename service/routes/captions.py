@@ -26,6 +26,7 @@ from service.contract.errors import (
 from service.contract.jobs import JobKind, JobStatus, Source, VideoOptions
 from service.contract.outbound.ssrf import check_url
 from service.contract.sandbox.probe import VideoInfo, probe
+from service.contract.store.store import ListPosition
 from service.dependencies import Gateway, GatewayDep
 from service.intake import options, uploads
 from service.intake.submission import Accepted, JobRequest, Submission, begin, check_wait_s, job_response, submit
@@ -145,10 +146,10 @@ async def list_jobs(
     jobs: list[JobSummary] = []
     for _ in range(max(1, MAX_SCANNED // limit)):
         positions = await gateway.store.page(before, limit, owner_of(key))
-        summaries = await _summaries(gateway, [job_id for _, job_id in positions])
+        summaries = await _summaries(gateway, [position.job_id for position in positions])
         for position in positions:
             before = position
-            job = summaries.get(position[1])
+            job = summaries.get(position.job_id)
             if job and status in (None, job.status) and kind in (None, job.kind):
                 jobs.append(job)
             if len(jobs) == limit:
@@ -164,16 +165,15 @@ async def _summaries(gateway: Gateway, job_ids: list[str]) -> dict[str, JobSumma
     return {record.id: present_summary(record, status) for record, status in records}
 
 
-def _cursor(position: tuple[int, str]) -> str:
-    created_ms, job_id = position
-    return f"{created_ms}-{job_id}"
+def _cursor(position: ListPosition) -> str:
+    return f"{position.created_ms}-{position.job_id}"
 
 
-def _parse_cursor(cursor: str) -> tuple[int, str]:
+def _parse_cursor(cursor: str) -> ListPosition:
     match = _CURSOR.fullmatch(cursor)
     if match is None:
         raise InvalidOption("cursor: must be the `cursor` of the previous page")
-    return int(match[1]), match[2]
+    return ListPosition(int(match[1]), match[2])
 
 
 @router.get("/captions/{job_id}", responses=responses(NotFound))

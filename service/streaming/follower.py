@@ -14,6 +14,7 @@ from itertools import accumulate
 
 from redis.exceptions import RedisError
 
+from service.contract.store.background import repeat
 from service.contract.store.entries import Entry, entry_of
 from service.contract.store.keys import events_key
 from service.contract.store.store import Store
@@ -22,11 +23,11 @@ log = logging.getLogger(__name__)
 CACHED_EVENTS = 256
 """How many of a watched job's latest events are cached."""
 READ_EVENTS = 200
-"""The most events of one job that one read of the reading task returns."""
+"""Maximum events of one job that one read of the reading task returns."""
 CATCH_UP_EVENTS = 50
-"""The most events that a client outside the cache reads from Redis at once; also at most twice its previous batch."""
+"""Maximum events read from Redis at once for a client that is behind the cache; at most twice its previous batch."""
 BATCH_CHARS = 8192
-"""The most text that one client holds while it sends. A single longer event is still sent."""
+"""Maximum characters of text that one client holds while it sends. A single longer event is still sent."""
 BLOCK_MS = 100
 """How long one read waits. A newly watched job is included after this time at the latest."""
 FIRST_DELAY_S = 0.1
@@ -39,7 +40,7 @@ class Channel:
     def __init__(self) -> None:
         self.cache: deque[Entry] = deque(maxlen=CACHED_EVENTS)
         self.newest: int | None = None
-        """The sequence number up to which the stream was read; None until the first client sets it."""
+        """The position up to which the stream was read; None until the first client sets it."""
         self.changed = asyncio.Event()
         self.watchers = 0
         self.deleted = False
@@ -77,15 +78,7 @@ class Follower:
 
     async def run(self) -> None:
         """Read new events of all watched jobs until cancelled. Survives Redis outages."""
-        delay_s = FIRST_DELAY_S
-        while True:
-            try:
-                await self._read()
-                delay_s = FIRST_DELAY_S
-            except (RedisError, OSError) as error:
-                log.warning("cannot read events, retrying in %.1f s: %s", delay_s, error)
-                await asyncio.sleep(delay_s)
-                delay_s = min(2 * delay_s, LONGEST_DELAY_S)
+        await repeat(self._read, 0, "reading events", log, retry_s=FIRST_DELAY_S, max_retry_s=LONGEST_DELAY_S)
 
     async def _read(self) -> None:
         positions = {
@@ -102,9 +95,10 @@ class Follower:
             positions[key][0].add([entry_of(*row) for row in rows])
 
     async def follow(self, job_id: str, after: int, silence_s: float) -> AsyncGenerator[Entry | None]:
-        """Yield the events after sequence number `after` up to the final one, and None after each silent `silence_s`.
+        """Yield the events after position `after` up to the final one.
 
-        Ends early if the job is deleted or the process stops.
+        Yields None whenever `silence_s` seconds pass without an event. Ends early if the job is deleted or the process
+        stops.
         """
         limit = CATCH_UP_EVENTS
         with self._watch(job_id) as channel:
@@ -160,7 +154,10 @@ class Follower:
         return entries[: max(1, sum(size <= BATCH_CHARS for size in sizes))]
 
     async def _catch_up(self, job_id: str, channel: Channel, after: int, limit: int) -> list[Entry]:
-        """Return up to `limit` of the next events from Redis. If there are none yet, the channel starts here."""
+        """Return up to `limit` of the next events from Redis. If there are none yet, the channel starts here.
+
+        Tries again while Redis is unreachable but, unlike `retry_redis`, not after the process began to stop.
+        """
         while True:
             try:
                 entries = await self._store.entries(job_id, after, limit)
@@ -179,7 +176,7 @@ class Follower:
         """Whether nothing can follow `after`: the job is deleted, or it has ended and all its events were sent."""
         try:
             known = await self._store.kind_and_status(job_id)
-            return known is None or (known[1].ended and not await self._store.entries(job_id, after, 1))
+            return known is None or (known.status.ended and not await self._store.entries(job_id, after, 1))
         except (RedisError, OSError):
             return False
 

@@ -78,9 +78,9 @@ async def process_all_jobs(worker: ScriptedWorker) -> None:
         if lease is None:
             await asyncio.sleep(0.01)
             continue
-        worker.places[lease.job_id] = 1
+        worker.positions[lease.job_id] = 1
         known = await worker.store.kind_and_status(lease.job_id)
-        script = recaption_events if known and known[0] is JobKind.RECAPTION else video_events
+        script = recaption_events if known and known.kind is JobKind.RECAPTION else video_events
         with suppress(Fenced, CancelRequested):
             await worker.append(lease, *script(lease.job_id))
 

@@ -15,7 +15,7 @@ os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": 
 from vllm import LLM, SamplingParams
 
 from tests.reference.checkpoint import random_image
-from workers.xcomposer2 import check_registered, engine_args, register
+from workers.xcomposer2.plugin import check_registered, engine_args, register
 from workers.xcomposer2.tokenizer import load_tokenizer, stop_ids, turn_ids
 
 

@@ -46,18 +46,19 @@ class ScriptedWorker:
     """Claims jobs and appends given events, as a worker does."""
 
     store: Store
-    places: dict[str, int] = field(default_factory=dict)
+    positions: dict[str, int] = field(default_factory=dict)
+    """The position of the newest event of each job."""
 
     async def claim(self, job_id: str) -> Lease:
         lease = await self.store.claim(job_id)
         assert lease is not None
-        self.places[job_id] = 1
+        self.positions[job_id] = 1
         return lease
 
     async def append(self, lease: Lease, *events: Event) -> None:
         for event in events:
-            self.places[lease.job_id] += 1
-            await self.store.append(lease, self.places[lease.job_id], event)
+            self.positions[lease.job_id] += 1
+            await self.store.append(lease, self.positions[lease.job_id], event)
 
     async def oldest_queued(self) -> str:
         """Return the id of the job that has been queued longest. Waits until a job is queued."""

@@ -47,8 +47,8 @@ async def read_histories(store: Store, accepted: dict[str, int]) -> list[History
         record, known = await store.record(job_id), await store.kind_and_status(job_id)
         assert record is not None and known is not None, f"{job_id} is lost"
         events = [stored async for stored in store.events(job_id)]
-        assert fold(record, events).status is known[1], f"{job_id}: record and stream disagree"
-        histories.append(History(job_id, keyframes, events, known[1]))
+        assert fold(record, events).status is known.status, f"{job_id}: record and stream disagree"
+        histories.append(History(job_id, keyframes, events, known.status))
     return histories
 
 
@@ -64,7 +64,7 @@ def problems_of(history: History) -> list[str]:
     keyframes = [k for e in events if isinstance(e, Keyframes) for k in e.keyframes]
     captioned = [e.keyframe for e in events if isinstance(e, Differential)]
     rules = {
-        "a sequence number is missing or repeated": [s.seq for s in history.events] == list(range(1, len(events) + 1)),
+        "a position is missing or repeated": [s.seq for s in history.events] == list(range(1, len(events) + 1)),
         "timestamps are not in order": [s.at for s in history.events] == sorted(s.at for s in history.events),
         "`queued` is not exactly the first event": isinstance(events[0], Queued)
         and Queued not in map(type, events[1:]),

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from service.contract.events import EVENT, Caption, Completed, Delta, Differential, Keyframes, Started, Video
-from service.contract.jobs import JobStatus
+from service.contract.jobs import JobKind, JobStatus
 from service.contract.storage.local import keyframe_path, upload_path
 from tests.fake_captioner import FakeCaptioner, FakeEncoder
 from tests.workers.clips import number_of, numbered, write
@@ -230,7 +230,7 @@ async def test_a_clip_of_a_running_job_and_of_a_missing_job(bench: Bench, clip: 
     await bench.until(parent, lambda job: len(job.differentials) >= 2)
     job = await bench.run(runner, await bench.clip(parent, 0, 60))
     assert job.status is JobStatus.COMPLETED
-    assert (await bench.store.kind_and_status(parent))[1] is JobStatus.RUNNING  # type: ignore[index]
+    assert await bench.store.kind_and_status(parent) == (JobKind.VIDEO, JobStatus.RUNNING)
     lost = await bench.run(runner, await bench.clip("cap_gone", 0, 1))
     assert lost.error is not None and lost.error.code == "not_found"
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from workers.demo import language, scenes
 from workers.demo.language import Step
 from workers.demo.world import BACKGROUNDS, COLOURS, SHAPES, State
+from workers.prompts.style import Description
 from workers.prompts.trained import TRAINED_PROMPTS
 
 
@@ -110,10 +111,10 @@ def summary(rng: random.Random, count: int) -> Example:
     first = steps[0][1] if rng.random() < 0.9 else None
     interval_s = random_interval_s(rng)
     time_s = 0.0 if first else interval_s * rng.randint(0, 9)
-    descriptions = [(time_s, language.first_frame(rng, first))] if first else []
+    descriptions = [Description(time_s, language.first_frame(rng, first))] if first else []
     for step in steps:
         time_s += interval_s * rng.choice((1, 1, 1, 2))
-        descriptions.append((time_s, language.differential(rng, *step)))
+        descriptions.append(Description(time_s, language.differential(rng, *step)))
     return Example(TRAINED_PROMPTS.summary(descriptions), language.summary(first, steps))
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from service.contract.jobs import Decoding, FinishReason, Usage
-from workers.prompts import PromptStyle
+from workers.prompts.style import PromptStyle
 
 CLIP_L_336 = "openai/clip-vit-large-patch14-336"
 CLIP_L_THRESHOLD = 0.93

@@ -4,6 +4,9 @@ The captioner and the commands `generate` and `vllm-args` read this table; nothi
 belongs to. To add a family, write its module and add a row to `FAMILIES` before the last one. The first row that
 matches a checkpoint's config.json is used.
 
+`read_config` and `checkpoint_file` in `workers/xcomposer2/checkpoint.py` serve all families. They are there because the
+plugin needs them and imports nothing else from this repository.
+
 Importing this module is fast. The functions of a row import torch and vLLM when they are called.
 """
 
@@ -11,9 +14,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from workers import xcomposer2
 from workers.models.engine import OfflineTurns, TurnRenderer
 from workers.prompts.choice import StyleName
+from workers.xcomposer2 import plugin
 from workers.xcomposer2.checkpoint import is_xcomposer2
 
 if TYPE_CHECKING:
@@ -86,12 +89,12 @@ FAMILIES: Sequence[ModelFamily] = (
     ModelFamily(
         name="xcomposer2",
         matches=is_xcomposer2,
-        engine_args=xcomposer2.engine_args,
+        engine_args=plugin.engine_args,
         gpu_dtype="bfloat16",
         prompts="xcomposer2",
         images_per_turn=lambda _: 1,
         turn_renderer=_xcomposer2_renderer,
-        check_installed=xcomposer2.check_registered,
+        check_installed=plugin.check_registered,
         offline_turns=_xcomposer2_offline_turns,
         needs_server_args=True,
     ),

@@ -30,8 +30,8 @@ from workers.models.beam_search import BeamSearch
 from workers.models.engine import CannotWork, Done, ModelDefaults, Piece, Turn, TurnRenderer
 from workers.models.families import ModelFamily, family_of
 from workers.models.watchdog import StepCounter, kill_engine, wait_for_stall
-from workers.prompts import PromptStyle
 from workers.prompts.choice import choose_prompts
+from workers.prompts.style import PromptStyle
 from workers.settings import Settings
 from workers.xcomposer2.checkpoint import read_config
 

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Literal
 
-from workers.prompts import PromptStyle
 from workers.prompts.hierarchical import HierarchicalPrompts
+from workers.prompts.style import PromptStyle
 from workers.prompts.trained import TRAINED_PROMPTS
 
 StyleName = Literal["xcomposer2", "hierarchical"]

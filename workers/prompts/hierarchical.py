@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from PIL import Image
 
-from workers.prompts import Description
+from workers.prompts.style import Description
 from workers.video.collage import stack_pair
 
 _CHARACTER = "You watch videos with great care and write down what they show, for people who cannot see them."

@@ -12,7 +12,7 @@ from PIL import Image
 
 from service.contract.errors import InvalidOption
 from workers.models.engine import Captioner, Turn
-from workers.prompts import Description
+from workers.prompts.style import Description
 
 RESERVED_TEXT_TOKENS = 256
 """Kept free for the prompt and the previous differential while images are fitted."""
@@ -100,12 +100,12 @@ async def grouped(
     empty_prompt_tokens = await captioner.prompt_tokens(Turn(captioner.prompts.summary([])))
     available = captioner.context_tokens - answer_tokens - empty_prompt_tokens
     latest_s = max((time_s for time_s, _ in descriptions), default=0.0)
-    max_text_tokens = available // 2 - _line_tokens((latest_s, ""), captioner)
+    max_text_tokens = available // 2 - _line_tokens(Description(latest_s, ""), captioner)
     groups: list[list[Description]] = [[]]
     left = available
     for time_s, text in descriptions:
         await asyncio.sleep(0)  # counting all tokens can take seconds, and leases must be renewed meanwhile
-        description = (time_s, cut_at_sentence(text, max_text_tokens, captioner.count_tokens))
+        description = Description(time_s, cut_at_sentence(text, max_text_tokens, captioner.count_tokens))
         tokens = _line_tokens(description, captioner)
         if groups[-1] and tokens > left:
             groups.append([])
@@ -117,6 +117,5 @@ async def grouped(
 
 def _line_tokens(description: Description, captioner: Captioner) -> int:
     """Return how many tokens one description takes in a summary prompt, at most."""
-    time_s, text = description
-    line = captioner.prompts.description(MAX_FRAME_NUMBER, time_s, text)
+    line = captioner.prompts.description(MAX_FRAME_NUMBER, description.time_s, description.text)
     return captioner.count_tokens(line) + LINE_MARGIN_TOKENS

@@ -12,7 +12,7 @@ from service.contract.events import Caption
 from service.contract.jobs import ClipOptions, DifferentialCaption
 from workers.attempt import Attempt
 from workers.models.engine import Turn
-from workers.prompts import Description
+from workers.prompts.style import Description
 from workers.roles.context_budget import grouped
 from workers.roles.turn_runner import Answer, DeltaTarget, max_answer_tokens
 
@@ -28,11 +28,11 @@ async def summarise(attempt: Attempt, differentials: Sequence[DifferentialCaptio
         return Turn(captioner.prompts.summary(group), max_tokens=max_tokens, decoding=options)
 
     with attempt.timed("summary"):
-        descriptions: list[Description] = [(d.time_s, d.text) for d in differentials]
+        descriptions = [Description(d.time_s, d.text) for d in differentials]
         while len(groups := await grouped(descriptions, captioner, max_tokens)) > 1:
             summaries = await _run_concurrently(attempt, [turn(group) for group in groups])
-            start_times_s = [group[0][0] for group in groups]
-            descriptions = [(time_s, summary.text) for time_s, summary in zip(start_times_s, summaries, strict=True)]
+            times_s = [first.time_s for first, *_ in groups]
+            descriptions = [Description(time_s, a.text) for time_s, a in zip(times_s, summaries, strict=True)]
         answer = await attempt.turn_runner.run(turn(groups[0]), DeltaTarget())
     return Caption(text=answer.text, finish_reason=answer.finish_reason)
 

@@ -8,9 +8,9 @@ from service.contract.jobs import JobStatus
 from tests.fake_captioner import FakeCaptioner
 from tests.workers.clips import number_of, numbered, write
 from tests.workers.conftest import Bench
-from workers.prompts import PromptStyle
 from workers.prompts.choice import PromptSetting, StyleName, choose_prompts
 from workers.prompts.hierarchical import HierarchicalPrompts
+from workers.prompts.style import PromptStyle
 from workers.prompts.trained import TrainedPrompts
 from workers.video.collage import PAIR_GAP_PX
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from tests.reference.checkpoint import random_tensors, write_checkpoint
-from workers.xcomposer2 import engine_args
 from workers.xcomposer2.checkpoint import read_config
 from workers.xcomposer2.config import XComposer2Config
+from workers.xcomposer2.plugin import engine_args
 from workers.xcomposer2.weights import check_tensors, published_shapes
 
 PUBLISHED = {

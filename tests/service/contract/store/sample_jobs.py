@@ -48,5 +48,5 @@ async def expire_and_reap(store: Store, job_id: str) -> None:
 
 
 async def event_types(store: Store, job_id: str) -> list[tuple[int, str]]:
-    """Return place and type of each stored event."""
+    """Return position and type of each stored event."""
     return [(stored.seq, stored.event.type) async for stored in store.events(job_id)]

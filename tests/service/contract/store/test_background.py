@@ -30,3 +30,22 @@ async def test_a_loop_survives_outages_and_bugs(caplog: pytest.LogCaptureFixture
     assert (outage.levelname, disk.levelname, bug.levelname) == ("WARNING", "WARNING", "ERROR")
     assert "reaping failed" in outage.message and "refused" in outage.message
     assert outage.exc_info is None and bug.exc_info is not None
+
+
+async def test_the_pause_grows_while_a_loop_keeps_failing(caplog: pytest.LogCaptureFixture) -> None:
+    outcomes: list[Exception | None] = [*(KeyError("bug") for _ in range(4)), None, KeyError("bug"), None]
+    done = asyncio.Event()
+
+    async def step() -> None:
+        outcome = outcomes.pop(0)
+        if not outcomes:
+            done.set()
+        elif outcome is not None:
+            raise outcome
+
+    task = asyncio.create_task(repeat(step, 0, "reading", log, retry_s=0.001, max_retry_s=0.003))
+    async with asyncio.timeout(5):
+        await done.wait()
+    task.cancel()
+    pauses = [record.message.removeprefix("reading failed, next try in ") for record in caplog.records]
+    assert pauses == ["0.001 s", "0.002 s", "0.003 s", "0.003 s", "0.001 s"]

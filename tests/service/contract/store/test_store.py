@@ -13,7 +13,7 @@ from service.contract.events import (
 from service.contract.jobs import JobKind, JobStatus, VideoOptions, new_job_id
 from service.contract.store.keys import JOBS, LEASES, QUEUED
 from service.contract.store.leases import CancelRequested, Fenced
-from service.contract.store.store import PAGE, Store
+from service.contract.store.store import EVENTS_PER_READ, ListPosition, Store
 from tests.service.contract.store.sample_jobs import (
     claim,
     create_job,
@@ -90,10 +90,11 @@ async def test_a_deleted_job_leaves_no_key(store: Store) -> None:
 async def test_events_beyond_one_page_are_read_in_order(store: Store) -> None:
     job_id = await create_job(store)
     lease = await claim(store, job_id)
-    for seq in range(2, PAGE + 12):
+    newest, middle = EVENTS_PER_READ + 11, EVENTS_PER_READ + 5
+    for seq in range(2, newest + 1):
         await store.append(lease, seq, Delta(of="caption", text=str(seq)))
-    assert [stored.seq async for stored in store.events(job_id)] == list(range(1, PAGE + 12))
-    assert [stored.seq async for stored in store.events(job_id, PAGE + 5)] == list(range(PAGE + 6, PAGE + 12))
+    assert [stored.seq async for stored in store.events(job_id)] == list(range(1, newest + 1))
+    assert [stored.seq async for stored in store.events(job_id, middle)] == list(range(middle + 1, newest + 1))
     assert [stored.event.type async for stored in store.events(job_id, deltas=False)] == ["queued"]
 
 
@@ -112,12 +113,12 @@ async def test_pages_list_every_job_once_even_with_equal_creation_times(store: S
     ids = [await create_job(store) for _ in range(11)]
     for job_id in ids[:7]:
         await store.redis.zadd(JOBS, {job_id: 1_000_000})
-    seen: list[tuple[int, str]] = []
-    place = None
-    while page := await store.page(place, 2):
+    seen: list[ListPosition] = []
+    position = None
+    while page := await store.page(position, 2):
         assert len(page) <= 2
         seen += page
-        place = page[-1]
+        position = page[-1]
     assert seen == sorted(seen, reverse=True)
     assert sorted(job_id for _, job_id in seen) == sorted(ids)
 
