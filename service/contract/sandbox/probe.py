@@ -47,8 +47,6 @@ class VideoInfo(BaseModel):
 
     model_config = ConfigDict(allow_inf_nan=False)
 
-    model_config = ConfigDict(allow_inf_nan=False)
-
     container: str
     codec: str
     width: int
@@ -62,37 +60,6 @@ class VideoInfo(BaseModel):
     def shown_size(self) -> tuple[int, int]:
         """Width and height as a viewer sees them."""
         return (self.height, self.width) if self.rotation % 180 else (self.width, self.height)
-
-
-class VideoReport(VideoInfo):
-    """The child's report on a video."""
-
-    found: Literal["video"]
-
-
-class ForeignReport(BaseModel):
-    """The child's report on a file of a known kind that is not accepted."""
-
-    found: Literal["foreign"]
-    container: str
-
-
-class DamageReport(BaseModel):
-    """The child's report on a file that looks like a video and cannot be read."""
-
-    found: Literal["damage"]
-    detail: str
-
-
-class EmptyReport(BaseModel):
-    """The child's report on a file of an unknown kind, or without a video stream."""
-
-    found: Literal["nothing", "no video"]
-
-
-Report = VideoReport | ForeignReport | DamageReport | EmptyReport
-_REPORT: TypeAdapter[Report] = TypeAdapter(Annotated[Report, Field(discriminator="found")])
-"""Validates the child's output, which is not trusted: a malicious file may control the child."""
 
 
 class VideoReport(VideoInfo):

@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import partial
 from itertools import count
 from typing import NamedTuple
-from typing import NamedTuple
 
 from redis.asyncio import Redis
 
@@ -40,25 +39,6 @@ log = logging.getLogger(__name__)
 EVENTS_PER_READ = 500
 """How many events are read from Redis at once."""
 DELTA_TYPE = Delta.model_fields["type"].default
-
-
-class KindAndStatus(NamedTuple):
-    kind: JobKind
-    status: JobStatus
-
-
-class OwnerAndStatus(NamedTuple):
-    """`owner`: id of the API key that created the job; None if it was created without a key."""
-
-    owner: str | None
-    status: JobStatus
-
-
-class ListPosition(NamedTuple):
-    """The position of a job in lists, which are ordered by creation time and then by id."""
-
-    created_ms: int
-    job_id: str
 
 
 class KindAndStatus(NamedTuple):
