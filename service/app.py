@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
 from typing import NoReturn
@@ -20,15 +21,19 @@ from redis.exceptions import RedisError
 
 from service import problems
 from service.access import authentication
+from service.connections.descriptors import connections_that_fit, listen_backlog, raise_descriptor_limit
+from service.connections.protocol import BoundedProtocol
+from service.connections.table import ConnectionTable
 from service.contract.sandbox.probe import NoSandbox, check_sandbox
 from service.contract.storage.private import keep_files_private
 from service.dependencies import open_gateway
 from service.metrics import CountResponses, Metrics
 from service.routes import captions, clips, events, health, page, recaption, trailing_slash
 from service.settings import Settings
-from service.streaming.backpressure import bounded
 
 SHUTDOWN_TIMEOUT_S = 5
+CHECK_EVERY_TICKS = 5
+"""How often slow connections are looked for, in ticks of 0.1 s."""
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +62,7 @@ def create_app(settings: Settings) -> FastAPI:
     problems.install(app)
     authentication.install(app)
     app.add_middleware(CountResponses, metrics=metrics)
+    app.state.metrics = metrics
     return app
 
 
@@ -65,17 +71,31 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
         self._app = app
+        most = min(settings.max_connections, connections_that_fit())
+        most_per_client = min(settings.max_connections_per_address, most // 2)
+        self._connections = ConnectionTable(most, most_per_client, app.state.metrics.closed_connections)
         super().__init__(
             uvicorn.Config(
                 app,
                 host=settings.host,
                 port=settings.port,
-                http=bounded(settings.unread_s),
+                http=partial(BoundedProtocol, settings=settings, table=self._connections),  # type: ignore[arg-type]
+                ws="none",
                 lifespan="on",
                 server_header=False,
+                proxy_headers=bool(settings.trusted_proxies),
+                forwarded_allow_ips=[str(network) for network in settings.trusted_proxies],
+                backlog=listen_backlog(),
+                timeout_keep_alive=settings.idle_timeout_s,
                 timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S,
             )
         )
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called by uvicorn ten times a second."""
+        if counter % CHECK_EVERY_TICKS == 0:
+            self._connections.check(asyncio.get_running_loop().time())
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         if hasattr(self._app.state, "gateway"):
@@ -87,6 +107,7 @@ def main(settings: Settings | None = None) -> None:
     """Serve until SIGTERM or SIGINT, then end all streams and exit with status 0."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(name)s: %(message)s")
     keep_files_private()
+    raise_descriptor_limit()
     settings = settings or _settings_from_environment()
     if settings.exposed and not asyncio.run(_has_valid_key(settings)):
         _exit_with_configuration_error(

@@ -33,6 +33,9 @@ class Metrics:
         )
         self.slots = Gauge("sharecap_worker_slots", "Video slots of all live workers", registry=registry)
         self.running = Gauge("sharecap_worker_slots_used", "Video slots in use", registry=registry)
+        self.closed_connections = Counter(
+            "sharecap_connections_closed", "Connections closed because of a bound", ["reason"], registry=registry
+        )
         for kind in JobKind:
             self.accepted.labels(kind.value)
 

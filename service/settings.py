@@ -7,6 +7,7 @@ from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from service.access.origins import AllowedOrigins, TrustedHosts, is_loopback
+from service.connections.addresses import Networks
 from service.contract.settings import SharedSettings
 
 SECRET_PREFIX = "whsec_"
@@ -39,6 +40,26 @@ class Settings(SharedSettings):
     """Interval of the comments sent on an event stream without events."""
     unread_s: Annotated[float, Field(ge=1, le=3600)] = 20.0
     """A client that does not read data sent to it for this long is disconnected."""
+
+    max_connections: Annotated[int, Field(ge=16)] = 4096
+    """Open connections in all, and at most half of the limit on open files (`ulimit -n`). When the bound is reached, a
+    new connection replaces the one that has waited longest without a request in progress."""
+    max_connections_per_address: Annotated[int, Field(ge=1)] = 1024
+    """Open connections of one client address, or of one IPv6 /64 network; at most half of all connections."""
+    trusted_proxies: Networks = ()
+    """`address-or-network,…`: connections from these proxies do not count towards `max_connections_per_address`.
+    Instead, requests in progress count for the client that `X-Forwarded-For` names. Never list addresses from which
+    clients connect directly."""
+    head_timeout_s: Annotated[float, Field(ge=0.1, le=600)] = 10.0
+    """A connection is closed if a request head is incomplete this long after its first byte, or if a new connection
+    sends no request in this time."""
+    idle_timeout_s: Annotated[int, Field(ge=1, le=3600)] = 5
+    """A connection without a request is closed this long after the last response. Behind a proxy, use a longer time
+    than the proxy's."""
+    min_bytes_per_s: Annotated[int, Field(ge=1)] = 1024
+    """Least rate at which a client must send a request body and take a response while data is waiting."""
+    rate_window_s: Annotated[float, Field(ge=0.1, le=3600)] = 20.0
+    """The time over which `min_bytes_per_s` is judged."""
 
     @field_validator("webhook_secret")
     @classmethod

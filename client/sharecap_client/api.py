@@ -53,7 +53,14 @@ class AsyncClient:
         """Upload a video, reading the file while it is sent. Returns the new job's id."""
         files = {"file": (Path(name).name, video, "application/octet-stream")}
         fields = {key: str(value) for key, value in options.items()}
-        return _job_id(await self._request("POST", "/captions", files=files, data=fields))
+        try:
+            return _job_id(await self._request("POST", "/captions", files=files, data=fields))
+        except RequestFailed as error:
+            if error.status is None:
+                # The service may have refused the upload and closed the connection before httpx read why, for example
+                # because the key is not valid. Then it refuses this request too, which has no body.
+                await self._request("GET", "/captions", params={"limit": 1})
+            raise
 
     async def submit_url(self, video_url: str, options: Mapping[str, object]) -> str:
         """Ask the service to download and caption a video. Returns the new job's id."""

@@ -123,7 +123,7 @@ class RateLimited(RequestError):
 
 
 class StorageFull(RequestError):
-    code, status, title, retryable = "storage_full", 507, "Not enough free space to store the video", True
+    code, status, title, retryable = "storage_full", 507, "Not enough free space", True
 
 
 class QueueUnavailable(RequestError):

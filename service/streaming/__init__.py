@@ -1,1 +1,1 @@
-"""Sending events to clients: one Redis reader for all streams, server-sent events, backpressure."""
+"""Sending events to clients: one Redis reader for all streams, server-sent events."""

@@ -2,9 +2,11 @@
 
 import asyncio
 import os
+import resource
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -22,15 +24,20 @@ def environment(**variables: str) -> dict[str, str]:
 
 @asynccontextmanager
 async def gateway_process(
-    redis_url: str, data_dir: Path, **settings: object
+    redis_url: str, data_dir: Path, *, open_files: int | None = None, **settings: object
 ) -> AsyncIterator[tuple[str, psutil.Process]]:
-    """Start a gateway and wait until it answers. Yields its URL and its process, and kills the process at the end."""
+    """Start a gateway and wait until it answers. Yields its URL and its process, and kills the process at the end.
+
+    `open_files` limits its file descriptors, as `ulimit -n` does.
+    """
     port = free_port()
     values = {"redis_url": redis_url, "data_dir": data_dir, "port": port, "min_free_bytes": 0, **settings}
     env = environment(**{name.upper(): str(value) for name, value in values.items()})
     log = (data_dir.parent / "gateway.log").open("wb")
     with log:
-        child = await asyncio.create_subprocess_exec(sys.executable, "-m", "service", env=env, stdout=log, stderr=log)
+        child = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "service", env=env, stdout=log, stderr=log, preexec_fn=_limit(open_files)
+        )
     url = f"http://127.0.0.1:{port}"
     try:
         async with asyncio.timeout(60), httpx.AsyncClient(base_url=url, trust_env=False) as client:
@@ -42,6 +49,12 @@ async def gateway_process(
         if child.returncode is None:
             child.kill()
         await child.wait()
+
+
+def _limit(open_files: int | None) -> Callable[[], None] | None:
+    if open_files is None:
+        return None
+    return partial(resource.setrlimit, resource.RLIMIT_NOFILE, (open_files, open_files))
 
 
 async def _answers(client: httpx.AsyncClient) -> bool:
