@@ -61,7 +61,8 @@ class SharedSettings(RedisSettings):
     max_keyframes: Annotated[int, Field(ge=1, le=100_000)] = 2000
     """Upper bound of the option `max_keyframes`, and its default."""
     min_free_bytes: Annotated[int, Field(ge=0)] = GIB
-    """A video is refused if storing it would leave less free space than this on the disk of `data_dir`."""
+    """Reserve on the disk of `data_dir`: no job is accepted and no video stored that would leave less free space.
+    Keyframes of accepted jobs may use half of the reserve; the rest is for the Redis server's file."""
     allowed_hosts: Hosts = frozenset()
     """`host[:port],…`: these hosts may be fetched even if their address is private or their port is not 80 or 443."""
 

@@ -72,11 +72,16 @@ class Accepted:
 
 
 async def begin(gateway: Gateway, request: Request, key: ApiKey | None) -> Submission:
-    """Check, before the body is read, whether the request may create a job. Raises RateLimited and InvalidOption."""
+    """Check, before the body is read, whether the request may create a job.
+
+    Raises RateLimited, InvalidOption and StorageFull.
+    """
     idempotency_key = idempotency.key_of(request)
     repeated = idempotency_key is not None and await gateway.idempotency.is_known(owner_of(key), idempotency_key)
     if not repeated:
+        gateway.storage.check_free_space()
         await gateway.rate_limits.check_job(key)
+        await gateway.memory.check()
     return Submission(key, idempotency_key, repeated)
 
 

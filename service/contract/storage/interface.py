@@ -91,7 +91,7 @@ class Storage(ABC):
 
     @abstractmethod
     def check_free_space(self, more_bytes: int = 0) -> None:
-        """Raise StorageFull if storing `more_bytes` would leave too little free space."""
+        """Raise StorageFull if a new job that stores `more_bytes` would leave too little free space."""
 
     @abstractmethod
     def receive(self, max_bytes: int, job_id: str | None = None) -> AbstractAsyncContextManager[IncomingVideo]:

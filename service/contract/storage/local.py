@@ -50,7 +50,10 @@ def keyframe_path(data_dir: Path, job_id: str, index: int) -> Path:
 
 
 class LocalStorage(Storage):
-    """Keeps files in `data_dir`, and leaves at least `min_free_bytes` of its disk free."""
+    """Keeps files in `data_dir`. Uploads leave at least `min_free_bytes` of its disk free, keyframes half of that.
+
+    So jobs that were accepted can still store keyframes, and the Redis server on the same disk can write its file.
+    """
 
     def __init__(self, data_dir: Path, min_free_bytes: int = 0) -> None:
         self._data_dir = data_dir
@@ -61,7 +64,10 @@ class LocalStorage(Storage):
             private_directory(self._data_dir / name)
 
     def check_free_space(self, more_bytes: int = 0) -> None:
-        if shutil.disk_usage(self._data_dir).free - more_bytes < self._min_free_bytes:
+        self._check_free_space(more_bytes, self._min_free_bytes)
+
+    def _check_free_space(self, more_bytes: int, min_free_bytes: int) -> None:
+        if shutil.disk_usage(self._data_dir).free - more_bytes < min_free_bytes:
             raise _storage_full()
 
     @asynccontextmanager
@@ -102,7 +108,11 @@ class LocalStorage(Storage):
         await to_thread.run_sync(_delete, upload_path(self._data_dir, job_id))
 
     async def write_keyframe(self, job_id: str, index: int, jpeg: bytes) -> None:
-        await to_thread.run_sync(_write_durably, keyframe_path(self._data_dir, job_id, index), jpeg)
+        def write() -> None:
+            self._check_free_space(len(jpeg), self._min_free_bytes // 2)
+            _write_durably(keyframe_path(self._data_dir, job_id, index), jpeg)
+
+        await to_thread.run_sync(write)
 
     async def local_keyframe(self, job_id: str, index: int) -> Path:
         return _existing(keyframe_path(self._data_dir, job_id, index))
@@ -234,4 +244,4 @@ def _report_full_disk() -> Iterator[None]:
 
 
 def _storage_full() -> StorageFull:
-    return StorageFull("There is too little free space to store the video; try again later.")
+    return StorageFull("There is too little free space on the disk; try again later.")

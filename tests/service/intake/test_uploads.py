@@ -185,6 +185,8 @@ async def test_without_enough_free_space_an_upload_is_refused(serve: Serve, stor
         answer = await gateway.post_video(clip)
         problem(answer, 507, "storage_full")
         assert answer.json()["retryable"] is True
+        text = await gateway.client.post("/recaption", json={"prompt": "a fox"})
+        problem(text, 507, "storage_full")
         await nothing_stored(gateway, store)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from service.contract.events import Started
 from service.contract.storage.local import keyframe_path
-from service.contract.store.keys import job_key
+from service.contract.store.keys import ALIVE, job_key
 from service.contract.store.leases import CancelRequested, Fenced
 from service.contract.store.store import Store
 from tests.service.scripted import ScriptedWorker, Served, video_events
@@ -143,7 +143,7 @@ async def test_deleting_a_job_removes_its_files_and_redis_keys(
     assert (await gateway.client.delete(f"/captions/{job_id}")).status_code == 204
     assert gateway.files == []
     assert not keyframe.parent.exists()
-    assert await store.redis.keys("sharecap:*") == []
+    assert set(await store.redis.keys("sharecap:*")) <= {ALIVE}, "the reapers' marks belong to no job"
     assert code(await gateway.client.delete(f"/captions/{job_id}")) == (404, "not_found")
     with pytest.raises(Fenced):
         await worker.append(lease, Started(attempt=1))

@@ -103,6 +103,18 @@ async def test_free_space_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             await video.sync()
 
 
+async def test_keyframes_may_use_half_of_the_reserve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(local.shutil, "disk_usage", lambda _: usage(1000))
+    storage, job_id = LocalStorage(tmp_path, min_free_bytes=1800), new_job_id()
+    with pytest.raises(StorageFull):
+        storage.check_free_space()
+    await storage.write_keyframe(job_id, 0, b"x" * 100)
+    with pytest.raises(StorageFull):
+        await storage.write_keyframe(job_id, 1, b"x" * 101)
+    assert names(tmp_path) == [f"keyframes/{job_id}/0.jpg"]
+
+
 async def test_keyframes_are_written_and_replaced(storage: LocalStorage, tmp_path: Path) -> None:
     job_id = new_job_id()
     with pytest.raises(FileNotFoundError):
