@@ -3,7 +3,6 @@
 An attempt starts from the job's stored events, and does not repeat what they record as done.
 """
 
-import asyncio
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -17,9 +16,10 @@ from service.contract.jobs import JobState, Record, Timings
 from service.contract.storage.interface import Storage
 from workers.models.engine import Captioner, FrameEncoder
 from workers.publisher import EventSink
-from workers.roles.turn_runner import TurnRunner
+from workers.roles.turn_runner import TurnRunner, patience_s
 from workers.settings import Settings
 from workers.shares import EngineShares
+from workers.video.decoders import Decoders
 from workers.video.frames import DecodeLimits
 
 JobLookup = Callable[[str], Awaitable[JobState | None]]
@@ -47,7 +47,7 @@ class WorkerContext:
     storage: Storage
     captioner: Captioner
     encoder: FrameEncoder
-    decoders: asyncio.Semaphore
+    decoders: Decoders
     decode_limits: DecodeLimits = field(default_factory=DecodeLimits)
     find_job: JobLookup = no_other_jobs
     engine_shares: EngineShares = field(default_factory=EngineShares)
@@ -98,7 +98,11 @@ class Attempt:
             keyframes_complete=any(isinstance(s.event, Keyframes) and s.event.complete for s in stored),
             events=events,
             turn_runner=TurnRunner(
-                context.captioner, events, f"{record.id}-{epoch}", context.engine_shares.permit(record)
+                context.captioner,
+                events,
+                f"{record.id}-{epoch}",
+                context.engine_shares.permit(record),
+                patience_s(record),
             ),
             timings=Timings(queued=max(0.0, queued_s)),
         )

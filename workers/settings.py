@@ -15,6 +15,8 @@ from workers.prompts.choice import PromptSetting
 DEMO_CHECKPOINT = Path(__file__).with_name("demo") / "checkpoint"
 SLOTS_ON_CPU = 4
 SLOTS_ON_GPU = 128
+TEXT_FIRST_S_ON_CPU = 2.0
+TEXT_FIRST_S_ON_GPU = 0.0
 KEY_SEQUENCES_ON_CPU = 8
 KEY_SEQUENCES_ON_GPU = 96
 
@@ -53,6 +55,9 @@ class Settings(SharedSettings):
     """Fraction of the GPU's memory that the engine may use."""
     max_model_len: Annotated[int, Field(ge=256)] | None = None
     """Limit of prompt and answer tokens together. None selects the checkpoint's."""
+    text_first_s: Annotated[float, Field(ge=0)] | None = None
+    """How long a turn of a video is held back while short answers (recaptions, clips) are being generated. None selects
+    2 s on a CPU. On a GPU it selects 0: there, the engine's priorities are enough, and waiting would cost throughput."""
     engine_stall_s: Annotated[float, Field(gt=0)] = 60.0
     """An engine that has work, but takes no step for this long, is killed. One step answers or reads up to a few
     thousand tokens; raise this for a model that needs longer for it, such as a large model without a GPU."""

@@ -25,17 +25,17 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from service.contract.errors import EngineFailed
 from service.contract.jobs import FinishReason, Usage
+from service.contract.settings import GIB
 from workers.models import beam_requests
 from workers.models.beam_search import BeamSearch
 from workers.models.engine import CannotWork, Done, ModelDefaults, Piece, Turn, TurnRenderer
 from workers.models.families import ModelFamily, family_of
+from workers.models.short_first import ShortFirst
 from workers.models.watchdog import StepCounter, kill_engine, wait_for_stall
 from workers.prompts.choice import choose_prompts
 from workers.prompts.style import PromptStyle
-from workers.settings import Settings
+from workers.settings import TEXT_FIRST_S_ON_CPU, TEXT_FIRST_S_ON_GPU, Settings
 from workers.xcomposer2.checkpoint import read_config
-
-GIB = 1 << 30
 
 log = logging.getLogger("sharecap.worker")
 
@@ -64,6 +64,7 @@ class VllmCaptioner:
         self.prompt_tokens = renderer.prompt_tokens
         self.stalled = False
         self._stop_ids = _stop_ids(llm, renderer)
+        self._short_first = ShortFirst(_hold_s(settings))
         self._watchdog = asyncio.create_task(self._watch(counter, settings.engine_stall_s))
 
     @classmethod
@@ -103,8 +104,12 @@ class VllmCaptioner:
 
     async def generate(self, turn: Turn, request_id: str) -> AsyncGenerator[Piece | Done, None]:
         run = self._beam_search if turn.decoding.num_beams > 1 else self._sample
+        priority = round(1000 * (time.monotonic() + turn.patience_s))  # ms; vLLM schedules smaller numbers first
         try:
-            async with aclosing(run(turn, request_id)) as parts:
+            async with (
+                self._short_first.admit(patient=turn.patience_s > 0),
+                aclosing(run(turn, request_id, priority)) as parts,
+            ):
                 async for part in parts:
                     yield part
         except EngineDeadError:
@@ -112,7 +117,7 @@ class VllmCaptioner:
         except EngineGenerateError as error:
             raise EngineFailed("The captioning engine could not answer.") from error
 
-    async def _sample(self, turn: Turn, request_id: str) -> AsyncGenerator[Piece | Done, None]:
+    async def _sample(self, turn: Turn, request_id: str, priority: int) -> AsyncGenerator[Piece | Done, None]:
         params = SamplingParams(
             temperature=turn.decoding.temperature,
             seed=turn.decoding.seed,
@@ -122,7 +127,7 @@ class VllmCaptioner:
         )
         completion_tokens, output = 0, None
         prompt = await self._renderer.render(turn)
-        async with aclosing(self._llm.generate(prompt, params, request_id, priority=_priority(turn))) as outputs:
+        async with aclosing(self._llm.generate(prompt, params, request_id, priority=priority)) as outputs:
             async for output in outputs:
                 completion_tokens += len(output.outputs[0].token_ids)
                 if output.outputs[0].text:
@@ -131,10 +136,10 @@ class VllmCaptioner:
         reason: FinishReason = "length" if output.outputs[0].finish_reason == "length" else "stop"
         yield _done(prompt, completion_tokens, reason)
 
-    async def _beam_search(self, turn: Turn, request_id: str) -> AsyncGenerator[Piece | Done, None]:
+    async def _beam_search(self, turn: Turn, request_id: str, priority: int) -> AsyncGenerator[Piece | Done, None]:
         prompt = await self._renderer.render(turn)
         search = BeamSearch(turn.decoding.num_beams, turn.max_tokens, self._stop_ids)
-        await beam_requests.run(search, self._llm, prompt, request_id, _priority(turn))
+        await beam_requests.run(search, self._llm, prompt, request_id, priority)
         yield Piece(self._llm.renderer.get_tokenizer().decode(search.text_tokens, skip_special_tokens=True))
         yield _done(prompt, len(search.finished[0].tokens), search.finish_reason)
 
@@ -176,9 +181,11 @@ def _stop_ids(llm: AsyncLLM, renderer: TurnRenderer) -> frozenset[int]:
     return frozenset(params.all_stop_token_ids)
 
 
-def _priority(turn: Turn) -> int:
-    """Return when the turn should be answered, in milliseconds. vLLM schedules smaller numbers first."""
-    return round(1000 * (time.monotonic() + turn.patience_s))
+def _hold_s(settings: Settings) -> float:
+    """Return how long a turn of a video waits for short answers."""
+    if settings.text_first_s is not None:
+        return settings.text_first_s
+    return TEXT_FIRST_S_ON_GPU if torch.cuda.is_available() else TEXT_FIRST_S_ON_CPU
 
 
 def _done(prompt: EngineInput, completion_tokens: int, reason: FinishReason) -> Done:

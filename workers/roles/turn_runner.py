@@ -4,18 +4,22 @@ All roles call the model through `TurnRunner`.
 """
 
 import asyncio
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from dataclasses import dataclass
 
 from service.contract.errors import InvalidOption
 from service.contract.events import Delta
-from service.contract.jobs import Decoding, FinishReason, Usage
+from service.contract.jobs import Decoding, FinishReason, JobKind, Record, Usage
 from workers.models.engine import Captioner, Done, Piece, Turn
 from workers.publisher import EventSink
 from workers.shares import Permit
 
 DELTA_EVERY_S = 0.1
 MIN_ANSWER_TOKENS = 16
+MAX_BEAM_SEARCHES = 2
+"""How many beam searches of one job run at once. Each is up to eight sequences in the engine."""
+LONG_PATIENCE_S = 10.0
+"""A turn of a video, or one with beams, is answered after short answers that are requested up to this long later."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class DeltaTarget:
 
 
 class _StreamedText:
-    """Text that arrives in pieces and is taken out in parts. The parts together have no white space at the ends."""
+    """Collects generated pieces and returns them in parts. Joined, they have no leading or trailing white space."""
 
     def __init__(self) -> None:
         self.taken = ""
@@ -58,14 +62,16 @@ class _StreamedText:
 class TurnRunner:
     """Runs the turns of one attempt. `usage` is the total of its turns; `name` prefixes their request ids.
 
-    A turn waits for the `permit` of its API key before it is sent to the engine.
+    A turn waits for the `permit` of its API key before it is sent to the engine. `patience_s` is that of its turns.
     """
 
-    def __init__(self, captioner: Captioner, events: EventSink, name: str, permit: Permit) -> None:
+    def __init__(self, captioner: Captioner, events: EventSink, name: str, permit: Permit, patience_s: float) -> None:
         self._captioner = captioner
         self._events = events
         self._name = name
         self._permit = permit
+        self._patience_s = patience_s
+        self._beam_searches = asyncio.Semaphore(MAX_BEAM_SEARCHES)
         self._count = 0
         self._sent_at = -DELTA_EVERY_S
         self.usage = Usage()
@@ -75,12 +81,13 @@ class TurnRunner:
 
         Raises InvalidOption if the prompt leaves no room for an answer.
         """
-        turn = await self._limited(turn)
+        turn = (await self._limited(turn)).with_patience(self._patience_s)
         self._count += 1
         text = _StreamedText()
         finish_reason: FinishReason = "stop"
         request_id = f"{self._name}-{self._count}"
         async with (
+            self._beam_searches if turn.decoding.num_beams > 1 else nullcontext(),
             self._permit(turn.decoding.num_beams),
             aclosing(self._captioner.generate(turn, request_id)) as parts,
         ):
@@ -116,6 +123,12 @@ class TurnRunner:
         if text:
             self._sent_at = asyncio.get_running_loop().time()
             await self._events.append(target.delta(text))
+
+
+def patience_s(record: Record) -> float:
+    """Return the patience of the job's turns: none for a recaption or a clip without beams."""
+    short = record.kind is not JobKind.VIDEO and record.options.num_beams == 1
+    return 0.0 if short else LONG_PATIENCE_S
 
 
 def max_answer_tokens(options: Decoding, default: int, captioner: Captioner) -> int:

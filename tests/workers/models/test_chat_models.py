@@ -14,8 +14,9 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+import torch
 from PIL import Image
-from transformers import AutoTokenizer, Idefics3Processor
+from transformers import AutoTokenizer, Idefics3ForConditionalGeneration, Idefics3Processor
 
 from service.local.up import free_port
 from tests.reference.chat_checkpoint import CLOSE, IMAGE, PROMPTS, write_chat_checkpoint, write_text_checkpoint
@@ -82,11 +83,12 @@ def image_tokens(model: Path, *sizes: tuple[int, int]) -> int:
     return len(processor(text=IMAGE * len(sizes), images=blank)["input_ids"][0])
 
 
-def prompt_tokens(model: Path, prompt: str) -> int:
-    """Return the number of tokens of a text turn, according to the model's own chat template."""
+def prompt_ids(model: Path, prompt: str) -> list[int]:
+    """Return the token ids of a text turn, according to the model's own chat template."""
     tokenizer = AutoTokenizer.from_pretrained(model)
     messages = [{"role": "user", "content": [{"type": "text", "text": prompt}]}]
-    return len(tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"])
+    ids: list[int] = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+    return ids
 
 
 def test_each_pair_is_shown_as_two_images(sliding_job: dict[str, Any], model: Path) -> None:
@@ -121,8 +123,20 @@ def test_special_tokens_in_a_prompt_are_neutralised(service: httpx.Client, model
     response = service.post("/recaption", json=body).raise_for_status().json()
     prompt = PROMPTS.recaption("a star < |im_end|> < image>")
     job = service.get(response["links"]["self"]).json()
-    assert job["usage"]["prompt_tokens"] == prompt_tokens(model, prompt)
+    assert job["usage"]["prompt_tokens"] == len(prompt_ids(model, prompt))
     assert 0 < job["usage"]["completion_tokens"] <= 8
+
+
+@pytest.mark.parametrize("beams", [2, 4])
+def test_beam_search_gives_the_text_of_hugging_face(service: httpx.Client, model: Path, beams: int) -> None:
+    body = {"prompt": "a quick brown fox", "max_tokens": 12, "num_beams": beams}
+    answer = service.post("/recaption", json=body).raise_for_status().json()
+    reference = Idefics3ForConditionalGeneration.from_pretrained(model, dtype="float32").eval()
+    prompt = torch.tensor([prompt_ids(model, PROMPTS.recaption(body["prompt"]))])
+    options = {"num_beams": beams, "do_sample": False, "early_stopping": False, "max_new_tokens": 12}
+    tokens = reference.generate(prompt, attention_mask=torch.ones_like(prompt), **options)[0, prompt.shape[1] :]
+    expected = AutoTokenizer.from_pretrained(model).decode(tokens, skip_special_tokens=True)
+    assert answer["caption"] == expected.strip()
 
 
 def test_hd_num_is_rejected(service: httpx.Client, video: Path) -> None:
