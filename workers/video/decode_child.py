@@ -5,8 +5,8 @@ chooses the frames to sample, and seeks to and decodes only those. It writes one
 video, then for each sample `FRAME_HEADER` (time in seconds, width, height) and the raw RGB bytes. It runs without a
 module search path and with an empty environment, so it imports nothing from this repository.
 
-The file is opened as the container and the codec that the probe found, whatever else its bytes may look like. FFmpeg is
-told both and can use no others. Each frame is identified by its own timestamp, never by its number in the file.
+The file is opened as the container and the codec that the probe detected, whatever else its bytes may look like: FFmpeg
+receives both as the only ones allowed. Each frame is identified by its own timestamp, never by its number in the file.
 """
 
 import json
@@ -80,9 +80,9 @@ class Video:
         self.stream = next(
             s for s in self.container.streams.video if not s.disposition & av.stream.Disposition.attached_pic
         )
-        found = self.stream.codec_context.codec.canonical_name
-        if found != codec:
-            raise CodecRefused(f"the codec is {found}, not {codec}")
+        actual = self.stream.codec_context.codec.canonical_name
+        if actual != codec:
+            raise CodecRefused(f"the codec is {actual}, not {codec}")
         self.stream.thread_count = 1
         assert self.stream.time_base is not None
         self.time_base = self.stream.time_base

@@ -65,31 +65,31 @@ class VideoInfo(BaseModel):
 class VideoReport(VideoInfo):
     """The child's report on a video."""
 
-    found: Literal["video"]
+    outcome: Literal["video"]
 
 
 class ForeignReport(BaseModel):
     """The child's report on a file of a known kind that is not accepted."""
 
-    found: Literal["foreign"]
+    outcome: Literal["foreign"]
     container: str
 
 
 class DamageReport(BaseModel):
     """The child's report on a file that looks like a video and cannot be read."""
 
-    found: Literal["damage"]
+    outcome: Literal["damage"]
     detail: str
 
 
 class EmptyReport(BaseModel):
     """The child's report on a file of an unknown kind, or without a video stream."""
 
-    found: Literal["nothing", "no video"]
+    outcome: Literal["nothing", "no video"]
 
 
 Report = VideoReport | ForeignReport | DamageReport | EmptyReport
-_REPORT: TypeAdapter[Report] = TypeAdapter(Annotated[Report, Field(discriminator="found")])
+_REPORT: TypeAdapter[Report] = TypeAdapter(Annotated[Report, Field(discriminator="outcome")])
 """Validates the child's output, which is not trusted: a malicious file may control the child."""
 
 
@@ -133,7 +133,7 @@ async def probe(path: Path, limits: VideoLimits | None = None) -> VideoInfo:
             raise UnsupportedMedia(f"The file is {container}; accepted are {CONTAINERS}.")
         case DamageReport(detail=detail):
             raise NotAVideo(f"The file starts as a video but cannot be read: {detail}.")
-        case EmptyReport(found="no video"):
+        case EmptyReport(outcome="no video"):
             raise NotAVideo("The file has no video stream with a frame in it.")
         case EmptyReport():
             raise NotAVideo(f"The file is not a video; accepted are {CONTAINERS}.")

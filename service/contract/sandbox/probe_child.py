@@ -1,7 +1,7 @@
 """The child process that inspects an untrusted file: `python -I probe_child.py FILE MAX_PIXELS`, started by `probe.py`.
 
 It gives up all rights that it does not need (`confine.py`), opens the file with PyAV restricted to the accepted formats
-(`formats.py`), and prints one JSON object whose key `found` says what kind of file it is. The parent checks the limits;
+(`formats.py`), and prints one JSON object whose key `outcome` says what kind of file it is. The parent checks the limits;
 the child only avoids decoding frames larger than MAX_PIXELS, unless their size is known only after decoding. It runs
 without a search path, so it imports nothing from this package.
 """
@@ -70,7 +70,7 @@ def inspect(path: Path, max_pixels: int) -> dict[str, Any]:
     demuxer = detect_demuxer(head)
     if demuxer is None or demuxer not in FORMATS["DEMUXERS"]:
         foreign = next((name for magic, name in FOREIGN.items() if head.startswith(magic)), None)
-        return {"found": "foreign", "container": foreign} if foreign else {"found": "nothing"}
+        return {"outcome": "foreign", "container": foreign} if foreign else {"outcome": "nothing"}
     report = inspect_with(demuxer, path, max_pixels, {"max_pixels": str(max_pixels)})
     if report.get("width") == 0:  # the headers state no size; only a decoder without the limit can find it
         report = inspect_with(demuxer, path, max_pixels, {})
@@ -84,18 +84,18 @@ def inspect_with(demuxer: str, path: Path, max_pixels: int, decoder_limits: dict
         with av.open(str(path), "r", format=demuxer, container_options=options, options=options) as container:
             streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
             if not streams:
-                return {"found": "no video", "container": demuxer}
+                return {"outcome": "no video", "container": demuxer}
             properties = {"container": demuxer, "streams": len(container.streams), **describe(streams[0])}
             if properties["duration_s"] is None and container.duration:
                 properties["duration_s"] = container.duration / av.time_base
             packet = next((p for p in container.demux(streams[0]) if p.size), None)
             if packet is None:
-                return {"found": "no video", "container": demuxer}
+                return {"outcome": "no video", "container": demuxer}
             small = 0 < properties["width"] * properties["height"] <= max_pixels
             properties["rotation"] = rotation(container, streams[0]) if small else 0
-            return {"found": "video", **properties}
+            return {"outcome": "video", **properties}
     except av.FFmpegError as error:
-        return {"found": "damage", "container": demuxer, "detail": error.strerror}
+        return {"outcome": "damage", "container": demuxer, "detail": error.strerror}
 
 
 def describe(stream: VideoStream) -> dict[str, Any]:

@@ -180,7 +180,7 @@ async def test_a_child_that_hangs_is_killed(tmp_path, clip, monkeypatch) -> None
         os.kill(int(pid_file.read_text()), 0)
 
 
-NOT_FINITE = '{"found":"video","container":"mov","codec":"h264","width":9,"height":9,"fps":NaN}'
+NOT_FINITE = '{"outcome":"video","container":"mov","codec":"h264","width":9,"height":9,"fps":NaN}'
 
 
 @pytest.mark.parametrize(
@@ -189,8 +189,8 @@ NOT_FINITE = '{"found":"video","container":"mov","codec":"h264","width":9,"heigh
         "raise SystemExit(1)",
         "print('{')",
         "print('[]')",
-        """print('{"found":"video"}')""",
-        """print('{"found":[]}')""",
+        """print('{"outcome":"video"}')""",
+        """print('{"outcome":[]}')""",
         f"print('{NOT_FINITE}')",
         "print('x' * 10_000_000)",
         "import os; os.abort()",

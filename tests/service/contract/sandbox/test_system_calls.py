@@ -72,10 +72,11 @@ def test_the_numbers_are_those_of_the_kernel(machine: str) -> None:
     header = HEADERS[machine]
     if not header.exists():
         pytest.skip(f"{header} is missing: kernel headers are not installed")
-    found = {name: int(value) for name, value in re.findall(r"#define __NR(?:3264)?_(\w+)\s+(\d+)", header.read_text())}
-    found.setdefault("newfstatat", found.get("fstatat", -1))  # the name in the generic table
-    assert {name: number(machine, name) for name in NUMBERS} == {name: found[name] for name in NUMBERS}
-    assert found["clone3"] == system_calls.CLONE3
+    definitions = re.findall(r"#define __NR(?:3264)?_(\w+)\s+(\d+)", header.read_text())
+    defined = {name: int(value) for name, value in definitions}
+    defined.setdefault("newfstatat", defined.get("fstatat", -1))  # the name in the generic table
+    assert {name: number(machine, name) for name in NUMBERS} == {name: defined[name] for name in NUMBERS}
+    assert defined["clone3"] == system_calls.CLONE3
 
 
 def test_only_listed_numbers_are_allowed(machine: str) -> None:
