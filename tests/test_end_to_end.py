@@ -113,8 +113,9 @@ def changes_in(texts: list[str]) -> list[str | None]:
 
 
 def test_everything_in_the_data_directory_is_private(service: Service, sample: Path) -> None:
-    service.events(service.submit(sample))
-    service.events(str(service.http.post("/recaption", json={"prompt": "A fox"}, headers=NO_WAIT).json()["id"]))
+    recaption = service.http.post("/recaption", json={"prompt": "A fox"}, headers=NO_WAIT).json()["id"]
+    for job_id in (service.submit(sample), recaption):
+        assert service.events(job_id)[-1][1] == "completed"
     modes = {path: path.lstat().st_mode & 0o777 for path in service.data_dir.rglob("*")}
     assert {"uploads", "keyframes", "valkey", "logs", "lock"} <= {path.name for path in service.data_dir.iterdir()}
     assert [path for path in modes if path.suffix == ".jpg"] and [path for path in modes if path.suffix == ".aof"]
