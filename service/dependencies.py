@@ -20,12 +20,13 @@ from service.contract.store.reaper import Reaper
 from service.contract.store.store import Store
 from service.contract.store.wakeups import Wakeups
 from service.intake.idempotency import Idempotency
+from service.intake.memory import MemoryGuard
 from service.metrics import Metrics
 from service.settings import Settings
 from service.streaming.follower import Follower
 from service.upkeep.retention import Retention
 
-CONNECTIONS = 64
+GATEWAY_CONNECTIONS = 64
 CONCURRENT_PROBES = 4
 """Uploads probed at the same time. Each probe runs in its own process; a malicious video can use up to 2 GiB there."""
 
@@ -44,6 +45,7 @@ class Gateway:
     rate_limits: RateLimits
     idempotency: Idempotency
     retention: Retention
+    memory: MemoryGuard
     probe_slots: asyncio.Semaphore
 
 
@@ -51,7 +53,7 @@ class Gateway:
 async def open_gateway(settings: Settings, metrics: Metrics) -> AsyncIterator[Gateway]:
     """Create the data directory, the Redis clients and the background tasks. Redis need not be reachable yet."""
     async with AsyncExitStack() as stack:
-        store = Store(await stack.enter_async_context(_redis(settings, CONNECTIONS)))
+        store = Store(await stack.enter_async_context(_redis(settings, GATEWAY_CONNECTIONS)))
         reader = Store(await stack.enter_async_context(_redis(settings, 1)))
         gateway = _build_gateway(settings, metrics, store, reader)
         stack.callback(gateway.wakeups.close)
@@ -77,7 +79,10 @@ def _build_gateway(settings: Settings, metrics: Metrics, store: Store, reader: S
         authenticator=Authenticator(keys, limits, origins, always_closed=settings.exposed),
         rate_limits=limits,
         idempotency=idempotency,
-        retention=Retention(store, idempotency, limits, storage, settings.retention_s),
+        retention=Retention(
+            store, idempotency, limits, storage, settings.retention_s, text_retention_s=settings.text_retention_s
+        ),
+        memory=MemoryGuard(store.redis),
         probe_slots=asyncio.Semaphore(CONCURRENT_PROBES),
     )
 

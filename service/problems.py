@@ -7,7 +7,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError
+from redis.exceptions import OutOfMemoryError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -20,10 +20,12 @@ from service.contract.errors import (
     RateLimited,
     RequestError,
     SharecapError,
+    StorageFull,
     Unauthorized,
 )
 from service.contract.jobs import ErrorInfo
 from service.contract.store.retry import refuses_writes
+from service.intake.memory import MEMORY_FULL
 
 log = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"
@@ -122,6 +124,8 @@ async def _on_redis_unavailable(request: Request, error: Exception) -> Response:
 
 
 async def _on_redis_response_error(request: Request, error: Exception) -> Response:
+    if isinstance(error, OutOfMemoryError):
+        return error_response(StorageFull(MEMORY_FULL))
     if not refuses_writes(cast(ResponseError, error)):
         raise error
     return await _on_redis_unavailable(request, error)

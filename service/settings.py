@@ -36,6 +36,8 @@ class Settings(SharedSettings):
     """Secret that signs webhooks: `whsec_…`. Several secrets, separated by spaces, allow rotation."""
     retention_s: Annotated[float, Field(ge=0)] = 7 * 24 * 3600.0
     """Time after its end at which a job is deleted with all its results. 0 keeps jobs until a client deletes them."""
+    text_retention_s: Annotated[float, Field(ge=0)] = 24 * 3600.0
+    """The same for recaptions and clips, which are not kept longer than `retention_s` either."""
     heartbeat_s: Annotated[float, Field(gt=0)] = 15.0
     """Interval of the comments sent on an event stream without events."""
     unread_s: Annotated[float, Field(ge=1, le=3600)] = 20.0

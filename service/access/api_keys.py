@@ -15,9 +15,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, PositiveInt
 from redis.asyncio import Redis
 
+from service.contract.settings import GIB
 from service.contract.store.keys import API_KEYS, api_key_key
 
-GIB = 1 << 30
+MIB = 1 << 20
 _KEY = re.compile(r"(sc_[0-9a-f]{12})_[0-9a-f]{64}")
 
 
@@ -30,6 +31,10 @@ class KeyLimits(BaseModel):
     upload_bytes_per_day: PositiveInt | None = 100 * GIB
     jobs: PositiveInt | None = 100
     """Jobs that are queued or running."""
+    jobs_per_hour: PositiveInt | None = 1000
+    """Jobs created, including cancelled and deleted ones."""
+    stored_bytes: PositiveInt | None = 512 * MIB
+    """Bytes in Redis that all jobs of the key occupy until they expire or are deleted."""
     streams: PositiveInt | None = 100
     """Open event streams."""
 

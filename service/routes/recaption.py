@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Request, Response
 
 from service.access.authentication import CallerKey
-from service.contract.errors import IdempotencyConflict, InvalidOption, NoWorker, UnsupportedMedia
+from service.contract.errors import IdempotencyConflict, InvalidOption, NoWorker, StorageFull, UnsupportedMedia
 from service.contract.jobs import JobKind, RecaptionOptions
 from service.dependencies import GatewayDep, ResponseStack
 from service.intake import options
@@ -22,7 +22,7 @@ router = APIRouter(tags=["recaption"])
     responses={
         200: {"model": Job, "content": {sse.MEDIA_TYPE: {}}, "description": "The ended job, or its events"},
         202: {"model": Job, "description": "The job did not end within the time given by `Prefer: wait`"},
-        **responses(UnsupportedMedia, NoWorker, IdempotencyConflict),
+        **responses(UnsupportedMedia, StorageFull, NoWorker, IdempotencyConflict),
     },
     openapi_extra=bodies.RECAPTION,
 )

@@ -1,4 +1,4 @@
-"""Retention: deletes jobs `RETENTION_S` after their end, and files that no job needs.
+"""Retention: deletes jobs `RETENTION_S` after their end, text jobs after `TEXT_RETENTION_S`, and files without a job.
 
 Every gateway runs these tasks; a key with a time to live ensures that each task runs only once per period. Deleting a
 job removes its record, events, files and index entries. Its idempotency entry stays for the rest of its 24 hours.
@@ -13,7 +13,7 @@ from service.contract.jobs import JobStatus, Record
 from service.contract.storage.interface import FileKind, Storage, StoredFile
 from service.contract.store.background import repeat
 from service.contract.store.entries import entry_of
-from service.contract.store.keys import JOBS, events_key, job_key, swept_key
+from service.contract.store.keys import JOBS, TEXTS, events_key, job_key, swept_key
 from service.contract.store.store import Store
 from service.intake.idempotency import Idempotency
 
@@ -22,7 +22,7 @@ SWEEP_EVERY_S = 3600.0
 MAX_EXPIRE_EVERY_S = 60.0
 ABANDONED_AFTER_S = 24 * 3600
 """A file without a job may belong to an upload in progress, unless nothing was written to it for this long."""
-PAGE = 100
+JOBS_PER_READ = 100
 """How many jobs or files are looked up in Redis at once."""
 
 
@@ -30,17 +30,28 @@ class Retention:
     """`run` is the background task; `delete_job` also serves clients that delete a job."""
 
     def __init__(
-        self, store: Store, idempotency: Idempotency, limits: RateLimits, storage: Storage, retention_s: float
+        self,
+        store: Store,
+        idempotency: Idempotency,
+        limits: RateLimits,
+        storage: Storage,
+        retention_s: float,
+        *,
+        text_retention_s: float = 0.0,
     ) -> None:
         self._store, self._idempotency, self._limits = store, idempotency, limits
-        self._storage, self._retention_s = storage, retention_s
+        self._storage = storage
+        text_retention_s = min((s for s in (retention_s, text_retention_s) if s), default=0.0)
+        periods = ((JOBS, retention_s), (TEXTS, text_retention_s))
+        self.periods = {index: period_s for index, period_s in periods if period_s}
+        """How long ended jobs are kept, by the index that lists them. Jobs in no index here are kept."""
 
     async def run(self) -> None:
         """Delete expired jobs and unneeded files until cancelled. Survives Redis outages."""
-        every_s = min(MAX_EXPIRE_EVERY_S, max(1.0, self._retention_s / 10)) if self._retention_s else MAX_EXPIRE_EVERY_S
+        every_s = min([MAX_EXPIRE_EVERY_S, *(max(1.0, period_s / 10) for period_s in self.periods.values())])
 
         async def delete_due() -> None:
-            if self._retention_s and await self._claim_turn("expired", every_s / 2):
+            if self.periods and await self._claim_turn("expired", every_s / 2):
                 await self.expire()
             if await self._claim_turn("orphans", SWEEP_EVERY_S):
                 await self.sweep()
@@ -70,15 +81,20 @@ class Retention:
             return None
 
     async def expire(self) -> None:
-        """Delete the jobs that ended at least `retention_s` ago."""
+        """Delete the jobs that ended at least their retention period ago."""
         seconds, micros = await self._store.redis.time()
-        cutoff_ms = int((seconds + micros / 1e6 - self._retention_s) * 1000)
-        created_before = await self._store.redis.zrangebyscore(JOBS, "-inf", cutoff_ms)
-        for start in range(0, len(created_before), PAGE):
-            job_ids = created_before[start : start + PAGE]
+        for index, period_s in self.periods.items():
+            await self._expire(index, int((seconds + micros / 1e6 - period_s) * 1000))
+
+    async def _expire(self, index: str, cutoff_ms: int) -> None:
+        """Delete the jobs in `index` that ended before the cutoff."""
+        kept = 0
+        while job_ids := await self._store.redis.zrangebyscore(index, "-inf", cutoff_ms, kept, JOBS_PER_READ):
             for job_id, ended_ms in zip(job_ids, await self._end_times_ms(job_ids), strict=True):
                 if ended_ms is not None and ended_ms <= cutoff_ms:
                     await self.delete_job(job_id)
+                else:
+                    kept += 1
 
     async def _end_times_ms(self, job_ids: list[str]) -> list[int | None]:
         """Return the time of each job's final event; None for jobs that have not ended."""
@@ -101,9 +117,9 @@ class Retention:
         """Return all stored files of this kind, each with its job's status or None if the job does not exist."""
         files = await self._storage.list_files(kind)
         statuses: list[str | None] = []
-        for start in range(0, len(files), PAGE):
+        for start in range(0, len(files), JOBS_PER_READ):
             async with self._store.redis.pipeline(transaction=False) as pipe:
-                for file in files[start : start + PAGE]:
+                for file in files[start : start + JOBS_PER_READ]:
                     pipe.hget(job_key(file.job_id), "status")
                 statuses += await pipe.execute()
         return [(file, JobStatus(status) if status else None) for file, status in zip(files, statuses, strict=True)]

@@ -38,7 +38,7 @@ Intake and upkeep (`service/intake/idempotency.py`, `service/upkeep`):
     sharecap:idempotency:{owner}:{sha256 of the Idempotency-Key}
                                    hash    fingerprint, job, removed ('1' after the job was removed)
     sharecap:webhooks              zset    ids of jobs with a `webhook_url` by the time of their next check (ms)
-    sharecap:webhooks:tries        hash    number of delivery attempts by job id
+    sharecap:webhooks:tries        hash    number of delivery tries by job id
     sharecap:swept:{task}          string  task `expired` or `orphans`: a gateway ran it recently; with a time to live
 
 RQ's own keys, `rq:*`, hold the wake-ups (`wakeups.py`).

@@ -1,4 +1,6 @@
-"""Retrying Redis: for a bounded time inside one command, or for as long as an outage lasts around a whole call.
+"""Two ways to retry Redis.
+
+`RetryFor` and `AsyncRetryFor` retry one command for a limited time; `retry_redis` repeats a call until the outage ends.
 
 Every write of this service may be repeated without effect (`scripts.py`), so a command whose reply was lost is simply
 sent again.

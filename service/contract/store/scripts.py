@@ -1,7 +1,8 @@
 """The Lua scripts that write jobs, events and leases, and the Lua preambles that all scripts of the service share.
 
 Each script runs as one atomic step. All scripts take the time from the Redis server. Every script may be repeated,
-because the reply to it can be lost: the repetition changes nothing and returns the same, or reports nothing to do.
+because the reply to it can be lost. A repeated call changes nothing and returns the first result, or reports that
+nothing is left to do.
 
 A job is leased while its hash has a `holder`; the lease ends at `until`. Only the reaper takes a job from a holder
 whose lease has expired; until then the holder may still write and renew. The holder is a random token. It
@@ -13,10 +14,14 @@ mark: each look writes the time to `sharecap:alive`. A look that finds the previ
 server was unreachable, and for the length of a lease no reaper takes a job, so that every holder can renew.
 """
 
+from service.contract.jobs import JobStatus
 from service.contract.store.keys import STORED_PREFIX
 
-JOB_OVERHEAD_BYTES, EVENT_OVERHEAD_BYTES = 1000, 60
-"""What a job and an event occupy in Redis besides their JSON text: field names, index entries, the server's own."""
+JOB_OVERHEAD_BYTES, EVENT_OVERHEAD_BYTES = 6000, 100
+"""What a job and an event occupy in Redis besides their JSON text: field names, index entries, the server's blocks.
+
+Measured: `tests/service/intake/test_memory.py` compares the counted bytes with those that the server reports.
+"""
 
 CLOCK = """
 local time = redis.call('TIME')
@@ -24,8 +29,10 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 """
 """Defines `now`, the server's time in ms."""
 
-UNFINISHED = """
-local function unfinished(status) return status == 'queued' or status == 'running' end
+UNFINISHED = f"""
+local function unfinished(status)
+  return {" or ".join(f"status == '{status}'" for status in JobStatus if not status.ended)}
+end
 """
 """Defines `unfinished(status)`: whether a job with this status can still change."""
 
@@ -116,8 +123,8 @@ return 1
 # KEYS job events stored turns line, then other zsets that contain the job's id; ARGV id owner. Deletes the job.
 DELETE = """
 local counted = redis.call('HGET', KEYS[1], 'counted')
+redis.call('DEL', KEYS[1], KEYS[2])  -- first: a server without memory then allows the rest
 if counted and redis.call('DECRBY', KEYS[3], counted) <= 0 then redis.call('DEL', KEYS[3]) end
-redis.call('DEL', KEYS[1], KEYS[2])
 for i = 5, #KEYS do redis.call('ZREM', KEYS[i], ARGV[1]) end
 if redis.call('EXISTS', KEYS[5]) == 0 then redis.call('ZREM', KEYS[4], ARGV[2]) end
 """

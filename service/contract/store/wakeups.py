@@ -20,7 +20,7 @@ TASK = "run_job"
 TEXT_QUEUES = (JobKind.RECAPTION, JobKind.CLIP)
 """Listed before the video queues: short text jobs do not wait for long videos."""
 RESUMED = "resumed"
-"""The queue of videos that an earlier attempt started: they do not wait for a slot that a new video has taken."""
+"""Queue of videos that an earlier attempt has started. Workers take them even if new videos fill all slots."""
 QUEUES = (*TEXT_QUEUES, FETCH, RESUMED, JobKind.VIDEO)
 FAILURE_TTL_S = 3600
 PATIENCE_S = 5.0

@@ -23,6 +23,8 @@ class WorkerCard(BaseModel):
     """What a worker reports about itself. `engine`: whether its engine works, or how it ended."""
 
     id: str
+    host: str = ""
+    """Name of the worker's host."""
     model: str
     slots: int
     running: int = 0
@@ -45,11 +47,6 @@ class WorkerCardStore:
     async def hide_worker(self, worker_id: str) -> None:
         """Delete a worker's card."""
         await self.redis.delete(worker_key(worker_id))
-
-    async def worker(self, worker_id: str) -> WorkerCard | None:
-        """Return the card of a worker, None if it has none."""
-        text = await self.redis.get(worker_key(worker_id))
-        return WorkerCard.model_validate_json(text) if text else None
 
     async def workers(self) -> list[WorkerCard]:
         """Return the cards of all live workers. A worker has a card once its model is loaded."""

@@ -1,7 +1,7 @@
 """Rate limits of API keys: 429 with `Retry-After`, counted for all gateways together."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -19,6 +19,8 @@ UNLIMITED: dict[str, int | None] = {
     "requests_per_minute": None,
     "upload_bytes_per_day": None,
     "jobs": None,
+    "jobs_per_hour": None,
+    "stored_bytes": None,
     "streams": None,
 }
 NO_WAIT = {"Prefer": "wait=0"}
@@ -147,7 +149,7 @@ async def test_bytes_of_an_upload_of_unknown_length_are_counted_as_they_arrive(g
     key, text = await key_with(store, upload_bytes_per_day=4_000_000)
     sent = 0
 
-    async def body(size: int) -> AsyncIterator[bytes]:
+    def body(size: int) -> Iterator[bytes]:
         nonlocal sent
         yield b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
         for _ in range(size // 65_536):
@@ -155,14 +157,19 @@ async def test_bytes_of_an_upload_of_unknown_length_are_counted_as_they_arrive(g
             yield bytes(65_536)
         yield b"\r\n--b--\r\n"
 
-    async with client_of(gateway, text) as client:
-        form = {"content-type": "multipart/form-data; boundary=b"}
-        answer = await client.post("/captions", content=body(3_000_000), headers=form)
-        assert answer.json()["code"] == "not_a_video"
-        assert await spent(store, key) == pytest.approx(3_000_000, abs=100_000), "the received bytes are spent"
-        refused(await client.post("/captions", content=body(3_000_000), headers=form))
-        answer = await client.post("/captions", content=body(50_000_000), headers=form)
-        assert answer.status_code in (413, 429)
+    def upload(size: int) -> httpx.Response:
+        headers = {"content-type": "multipart/form-data; boundary=b", "authorization": f"Bearer {text}"}
+        with httpx.Client(base_url=gateway.url, headers=headers, trust_env=False) as client:
+            return client.post("/captions", content=body(size))
+
+    answer = await asyncio.to_thread(upload, 3_000_000)
+    assert answer.json()["code"] == "not_a_video"
+    assert await spent(store, key) == pytest.approx(3_000_000, abs=100_000), "the received bytes are spent"
+    refused(await asyncio.to_thread(upload, 3_000_000))
+    sent_before = sent
+    answer = await asyncio.to_thread(upload, 50_000_000)
+    assert answer.status_code in (413, 429)
+    assert sent - sent_before < 20_000_000, "the rest of the upload is not read"
     assert gateway.files == []
 
 
@@ -215,7 +222,7 @@ async def test_streams_of_a_killed_gateway_expire_and_those_of_a_running_one_do_
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rate_limits, "STREAM_TTL_MS", 400)
-    monkeypatch.setattr(rate_limits, "RENEW_EVERY_S", 0.1)
+    monkeypatch.setattr(rate_limits, "RENEW_STREAMS_EVERY_S", 0.1)
     key, _ = await key_with(store, streams=2)
     killed, running = RateLimits(store.redis), RateLimits(store.redis)
     renewing = asyncio.create_task(running.renew_streams())

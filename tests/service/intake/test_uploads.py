@@ -355,7 +355,7 @@ async def test_a_redis_that_refuses_writes(gateway: Served, store: Store, clip: 
     finally:
         await store.redis.config_set(setting, 0)
     for answer in (posted, recaption):
-        problem(answer, 503, "queue_unavailable")
+        problem(answer, *((507, "storage_full") if setting == "maxmemory" else (503, "queue_unavailable")))
     if setting == "maxmemory":
         assert deleted.status_code == 204, "deleting needs no memory"
     else:

@@ -30,7 +30,7 @@ def test_a_key_is_created_listed_and_revoked(sharecap: Sharecap, redis_url: str)
     assert key_id in created.err
     listed = sharecap("keys", "list", *server).out
     assert "the lab" in listed and key_id in listed and text not in listed
-    assert re.search(r"600 +107374182400 +3 +unlimited", listed)
+    assert re.search(r"600 +107374182400 +3 +1000 +536870912 +unlimited", listed)
     assert sharecap("keys", "revoke", key_id, *server).status == 0
     assert re.search(rf"{key_id}.*\d\d:\d\d.*\d\d:\d\d", sharecap("keys", "list", *server).out), "created and revoked"
 

@@ -12,7 +12,7 @@ from service.access.rate_limits import RateLimits
 from service.contract.jobs import JobKind, RecaptionOptions, Record, new_job_id
 from service.contract.storage import local
 from service.contract.storage.local import LocalStorage, keyframe_path, upload_path
-from service.contract.store.keys import JOBS, events_key, job_key
+from service.contract.store.keys import JOBS, TEXTS, events_key, job_key
 from service.contract.store.store import Store
 from service.intake.idempotency import Idempotency
 from service.upkeep import retention
@@ -79,7 +79,7 @@ async def awaitable(value: bool) -> bool:
 async def test_only_expired_jobs_are_deleted(
     store: Store, worker: ScriptedWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retention, "PAGE", 10)
+    monkeypatch.setattr(retention, "JOBS_PER_READ", 10)
     ids = [new_job_id() for _ in range(35)]
     for job_id in ids:
         options, now = RecaptionOptions(prompt="A fox"), datetime.now(UTC)
@@ -102,12 +102,12 @@ def retention_of(store: Store, data_dir: Path, retention_s: float) -> Retention:
 
 
 async def test_retention_of_zero_deletes_no_jobs(serve: Serve, store: Store, worker: ScriptedWorker) -> None:
-    async with serve(retention_s=0) as gateway:
+    async with serve(retention_s=0, text_retention_s=0) as gateway:
         answer = await gateway.client.post("/recaption", json={"prompt": "A fox"}, headers={"Prefer": "wait=0"})
         job_id = answer.json()["id"]
         await worker.append(await worker.claim(job_id), *recaption_events(job_id))
         unlimited = gateway.app.state.gateway.retention
-        assert unlimited._retention_s == 0
+        assert unlimited.periods == {}
         await unlimited.sweep()
         assert (await gateway.client.get(f"/captions/{job_id}")).status_code == 200
 
@@ -168,3 +168,34 @@ async def test_upload_in_progress_is_not_swept(gateway: Served, store: Store) ->
 async def test_task_runs_once_per_period(gateway: Served, store: Store) -> None:
     turns = [await retention_of(store, gateway.settings.data_dir, 1)._claim_turn("orphans", 30) for _ in range(3)]
     assert turns == [True, False, False]
+
+
+async def test_text_jobs_expire_sooner_than_videos(
+    serve: Serve, store: Store, worker: ScriptedWorker, clip: Path
+) -> None:
+    async with serve(text_retention_s=0.5) as gateway:
+        retention = gateway.app.state.gateway.retention
+        video = (await gateway.post_video(clip)).json()["id"]
+        texts = []
+        for _ in range(2):
+            body, headers = {"prompt": "A fox"}, {"Prefer": "wait=0"}
+            texts.append((await gateway.client.post("/recaption", json=body, headers=headers)).json()["id"])
+        await worker.append(await worker.claim(video), *video_events(video))
+        await worker.append(await worker.claim(texts[0]), *recaption_events(texts[0]))
+        await retention.expire()
+        assert await store.redis.zcard(JOBS) == 3, "nothing has expired yet"
+        await asyncio.sleep(0.6)
+        await retention.expire()
+        assert sorted(await store.redis.zrange(JOBS, 0, -1)) == sorted([video, texts[1]]), "an unfinished job stays"
+
+
+@pytest.mark.parametrize(
+    ("retention_s", "text_retention_s", "text_period_s"), [(100, 10, 10), (10, 100, 10), (0, 10, 10), (10, 0, 10)]
+)
+def test_text_jobs_are_kept_for_the_shorter_period(
+    store: Store, tmp_path: Path, retention_s: float, text_retention_s: float, text_period_s: float
+) -> None:
+    limits, idempotency = RateLimits(store.redis), Idempotency(store.redis)
+    storage = LocalStorage(tmp_path)
+    retention = Retention(store, idempotency, limits, storage, retention_s, text_retention_s=text_retention_s)
+    assert retention.periods.get(TEXTS) == text_period_s and retention.periods.get(JOBS, 0) == retention_s
