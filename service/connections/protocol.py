@@ -36,7 +36,7 @@ MAX_PIPELINED = 8
 UNSENT_BYTES = 16_384
 LINGER_S = 2.0
 """After its last answer, a connection with an unread body is kept this long, so that the client can read the answer."""
-LINGER_BYTES = 1 << 20
+LINGER_BYTES = 4 << 20
 """How much of the unread body is read and discarded in that time."""
 
 

@@ -91,19 +91,19 @@ async def observed(
     observations = Observations({path: [] for path in paths})
 
     async def watch(path: str) -> None:
-        while True:
-            start = time.monotonic()
-            async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=30) as client:
+        headers = {"Connection": "close"}
+        async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=30, headers=headers) as client:
+            while True:
                 start = time.monotonic()
                 (await client.get(path)).raise_for_status()
-            observations.latencies_s[path].append(time.monotonic() - start)
-            await asyncio.sleep(pause_s)
+                observations.latencies_s[path].append(time.monotonic() - start)
+                await asyncio.sleep(pause_s)
 
     async def sample() -> None:
         while True:
             observations.peak_bytes = max(observations.peak_bytes, gateway.memory_info().rss)
             observations.peak_descriptors = max(observations.peak_descriptors, gateway.num_fds())
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.1)
 
     tasks = [asyncio.create_task(watch(path)) for path in paths] + [asyncio.create_task(sample())]
     try:
