@@ -2,13 +2,15 @@
 
     python bench/stream_delay.py                          300 readers of 10 jobs, while 2 processes use all CPU time
     python bench/stream_delay.py --burners 0              on an idle machine
+    python bench/stream_delay.py --appendfsync everysec   without waiting for the disk
     python bench/stream_delay.py --readers 20 --jobs 2 --seconds 3
 
 Starts a Valkey server as `sharecap up` does, a gateway, and a process that appends events as a worker does. Prints the
 median and the 99th percentile of each stage over all deliveries (one event to one reader), and the mean of each stage
 over the slowest 1 % of deliveries. All processes read the same monotonic clock.
 
-    redis     from the append until the gateway has the event: Valkey, its disk, and the gateway's reading task
+    append    until the writer knows that the event is stored: Valkey and its disk
+    read      until the gateway has the event: its reading task waits for its turn
     gateway   until the gateway formats the event for this reader: other readers are served before
     client    until the reader has the event: the gateway's socket, the kernel, and the reading process
 """
@@ -30,6 +32,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -44,19 +47,21 @@ from service.local.up import free_port, valkey
 
 START_TIMEOUT_S = 60.0
 TEXT = re.compile(r'"text":"at (\d+)')
-STAGES = ("redis", "gateway", "client")
-Delivery = tuple[float, float, float]
+STAGES = ("append", "read", "gateway", "client")
+Delivery = tuple[float, ...]
 """The duration of each stage, in ms."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """The size of a run: `rate` is events per second of each job."""
+    """The conditions of a run. `rate` is events per second of each job; each of the `burners` uses a whole CPU."""
 
     readers: int
     jobs: int
     rate: float
     seconds: float
+    burners: int
+    appendfsync: str
 
 
 # -- the gateway's process
@@ -91,17 +96,22 @@ def run_gateway(log: Path) -> None:
 # -- the worker's process
 
 
-def run_writer(redis_url: str, job_ids: list[str], load: Load) -> None:
-    """Append events to all jobs at a steady rate; each contains the time of its append."""
-    asyncio.run(_write(redis_url, job_ids, load))
+def run_writer(redis_url: str, job_ids: list[str], load: Load, log: Path) -> None:
+    """Append events to all jobs at a steady rate; each contains the time of its append.
+
+    Writes the times at which the appends returned to `log`.
+    """
+    stored: dict[str, int] = {}
+    asyncio.run(_write(redis_url, job_ids, load, stored))
+    log.write_text(json.dumps(stored))
 
 
-async def _write(redis_url: str, job_ids: list[str], load: Load) -> None:
+async def _write(redis_url: str, job_ids: list[str], load: Load, stored: dict[str, int]) -> None:
     async with connect(redis_url) as redis:
-        await asyncio.gather(*(_write_job(Store(redis), job_id, load) for job_id in job_ids))
+        await asyncio.gather(*(_write_job(Store(redis), job_id, load, stored) for job_id in job_ids))
 
 
-async def _write_job(store: Store, job_id: str, load: Load) -> None:
+async def _write_job(store: Store, job_id: str, load: Load, stored: dict[str, int]) -> None:
     lease = await store.claim(job_id)
     assert lease is not None
     await store.append(lease, 2, Started(attempt=1))
@@ -110,7 +120,9 @@ async def _write_job(store: Store, job_id: str, load: Load) -> None:
     for number in range(count):
         await asyncio.sleep(max(0.0, started_at + number / load.rate - time.monotonic()))
         await store.renew(lease)
-        await store.append(lease, 3 + number, Delta(of="caption", text=f"at {time.monotonic_ns()} " + "word " * 10))
+        now = str(time.monotonic_ns())
+        await store.append(lease, 3 + number, Delta(of="caption", text=f"at {now} " + "word " * 10))
+        stored[now] = time.monotonic_ns()
     await store.append(lease, 3 + count, Completed(usage=Usage(), timings_s=Timings()))
 
 
@@ -161,32 +173,35 @@ async def until_healthy(url: str) -> None:
                 return
 
 
-async def measure(directory: Path, load: Load, burners: int) -> list[Delivery]:
+async def measure(directory: Path, load: Load) -> list[Delivery]:
     """Run everything once and return all deliveries."""
-    log, port, socket_path = directory / "gateway.json", free_port(), directory / "valkey.sock"
+    log, writer_log = directory / "gateway.json", directory / "writer.json"
+    port, socket_path = free_port(), directory / "valkey.sock"
     redis_url, url = f"unix://{socket_path}", f"http://127.0.0.1:{port}"
     env = {"REDIS_URL": redis_url, "DATA_DIR": str(directory), "PORT": str(port), "MIN_FREE_BYTES": "0"}
     received: dict[str, list[int]] = {}
     spawn = multiprocessing.get_context("spawn")
     with ExitStack() as stack:
-        stack.enter_context(_program(valkey(directory / "valkey", socket_path).command, {}))
+        server = [*valkey(directory / "valkey", socket_path).command, "--appendfsync", load.appendfsync]
+        stack.enter_context(_program(server, {}))
         job_ids = await create_jobs(redis_url, load.jobs)
         gateway = stack.enter_context(_program([sys.executable, __file__, "--gateway-log", str(log)], env))
         await until_healthy(url)
         readers = [asyncio.create_task(read(url, job_ids[k % load.jobs], received)) for k in range(load.readers)]
         await asyncio.sleep(2)
-        processes = [spawn.Process(target=burn) for _ in range(burners)]
-        processes.append(spawn.Process(target=run_writer, args=(redis_url, job_ids, load)))
+        processes = [spawn.Process(target=burn) for _ in range(load.burners)]
+        processes.append(spawn.Process(target=run_writer, args=(redis_url, job_ids, load, writer_log)))
         for process in processes:
             process.start()
             stack.callback(process.join)
             stack.callback(process.kill)
         async with asyncio.timeout(60 + 3 * load.seconds):
             await asyncio.gather(*readers)
+        await asyncio.to_thread(processes[-1].join, 60)
         gateway.send_signal(signal.SIGTERM)
         await asyncio.to_thread(gateway.wait, 60)
     times = json.loads(log.read_text())
-    return list(deliveries(times["read"], times["formatted"], received))
+    return list(deliveries(json.loads(writer_log.read_text()), times["read"], times["formatted"], received))
 
 
 @contextmanager
@@ -199,13 +214,18 @@ def _program(command: Sequence[str], env: dict[str, str]) -> Iterator["subproces
 
 
 def deliveries(
-    read_ns: dict[str, int], formatted_ns: dict[str, list[int]], received_ns: dict[str, list[int]]
+    stored_ns: dict[str, int],
+    read_ns: dict[str, int],
+    formatted_ns: dict[str, list[int]],
+    received_ns: dict[str, list[int]],
 ) -> Iterator[Delivery]:
     """Yield the stages of each delivery. The readers of an event receive it in the order in which it is formatted."""
     for appended, received in received_ns.items():
-        start, in_gateway = int(appended), read_ns[appended]
+        in_gateway = read_ns[appended]
+        stored = min(stored_ns[appended], in_gateway)  # the gateway may have it before the writer's append returns
         for formatted, arrived in zip(sorted(formatted_ns[appended]), sorted(received), strict=True):
-            yield tuple(ns / 1e6 for ns in (in_gateway - start, formatted - in_gateway, arrived - formatted))  # type: ignore[misc]
+            times = (int(appended), stored, in_gateway, formatted, arrived)
+            yield tuple((end - start) / 1e6 for start, end in pairwise(times))
 
 
 def report(found: list[Delivery]) -> str:
@@ -230,14 +250,15 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=4, help="events per second of each job")
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--burners", type=int, default=2, help="processes that use all the time of one CPU each")
+    parser.add_argument("--appendfsync", choices=("always", "everysec"), default="always")
     parser.add_argument("--gateway-log", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.gateway_log:
         run_gateway(options.gateway_log)
         return
-    load = Load(options.readers, options.jobs, options.rate, options.seconds)
+    load = Load(options.readers, options.jobs, options.rate, options.seconds, options.burners, options.appendfsync)
     with tempfile.TemporaryDirectory(prefix="sharecap-bench-") as directory:
-        print(report(asyncio.run(measure(Path(directory), load, options.burners))))
+        print(report(asyncio.run(measure(Path(directory), load))))
 
 
 if __name__ == "__main__":

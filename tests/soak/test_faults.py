@@ -125,6 +125,28 @@ async def until_all_started(cluster: Cluster, jobs: list[str]) -> None:
             await asyncio.sleep(0.02)
 
 
+async def test_frozen_worker_that_took_a_wakeup_delays_the_job_by_seconds(
+    start: Callable[..., Any], video: Path
+) -> None:
+    """An idle worker waits inside Redis for the next wake-up, and receives it even if it is frozen."""
+    cluster = await start(2)
+    frozen = cluster.workers[0]
+    os.kill(frozen.pid, signal.SIGSTOP)
+    jobs, delays_s = {}, []
+    for _ in range(4):
+        job_id, added_at = await cluster.add(video, **OPTIONS), time.monotonic()
+        await until_all_started(cluster, [job_id])
+        delays_s.append(time.monotonic() - added_at)
+        jobs[job_id] = KEYFRAMES
+    print(f"\none of two workers frozen: jobs started after {', '.join(f'{delay_s:.1f}' for delay_s in delays_s)} s")
+    await cluster.until_ended(list(jobs), 60)
+    os.kill(frozen.pid, signal.SIGCONT)
+    histories = await read_histories(cluster.store, jobs)
+    check(histories)
+    assert [(history.outcome, history.attempts) for history in histories] == [("completed", 1)] * len(jobs)
+    assert REWAKE_AFTER_S < max(delays_s) < REWAKE_AFTER_S + RESUME_WITHIN_S, "the frozen worker took one wake-up"
+
+
 async def test_sigterm_releases_jobs_and_ends_streams(start: Callable[..., Any], video: Path) -> None:
     cluster = await start(1, gateway=True, drain_s=0.5)
     job_id = await cluster.post(video, **OPTIONS)
