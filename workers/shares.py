@@ -36,7 +36,7 @@ class Places:
         self.used = 0
 
     def take(self, key: str | None, count: int = 1) -> None:
-        """Take places, even if there is no room."""
+        """Take places, also beyond the limits."""
         self.used += count
         if key is not None:
             self._held[key] += count

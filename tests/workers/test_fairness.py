@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from service.contract.jobs import JobState, JobStatus
+from service.contract.store.keys import LEASES
 from service.contract.store.turns import FETCH
 from tests.fake_captioner import FakeCaptioner
 from tests.hostile_server import HostileServer, endless, hostile_server
@@ -94,6 +95,36 @@ async def test_downloads_that_drip_do_not_delay_an_upload(bench: Bench, server: 
     bench.owner = "sc_patient"
     assert (await run(bench, runner, "video", await bench.video(clip), 20)).status is JobStatus.COMPLETED
     assert server.open == 4, "the downloads still run"
+
+
+async def test_long_videos_of_one_key_leave_a_slot_free(bench: Bench, clip: Path) -> None:
+    runner = bench.runner(FakeCaptioner(delay_s=600), slots=4)
+    bench.owner = "sc_greedy"
+    jobs = [await bench.video(clip) for _ in range(8)]
+    await deliver(runner, "video", jobs)
+    bench.owner = "sc_patient"
+    patient = await bench.video(clip)
+    await run_until_claimed(bench, runner, patient)
+    assert await bench.store.redis.zcard(LEASES) == 4, "three of the greedy key, one of the patient one"
+    for job_id in [*jobs, patient]:
+        await bench.store.cancel(job_id)
+
+
+async def test_an_idle_worker_takes_what_another_one_had_no_room_for(bench: Bench, clip: Path) -> None:
+    busy = bench.runner(FakeCaptioner(delay_s=600), slots=2)
+    bench.owner = "sc_greedy"
+    jobs = [await bench.video(clip) for _ in range(2)]
+    await deliver(busy, "video", jobs)
+    assert await bench.store.redis.zcard(LEASES) == 1, "one slot of two is the key's share"
+    idle = bench.runner(FakeCaptioner(), slots=2)
+    assert (await bench.ended(jobs[1], 20)).status is JobStatus.COMPLETED
+    assert idle.open_queues
+
+
+async def run_until_claimed(bench: Bench, runner: JobRunner, job_id: str) -> None:
+    async with asyncio.timeout(20):
+        await deliver(runner, "video", [job_id])
+    await bench.until(job_id, lambda job: job.status is JobStatus.RUNNING, 20)
 
 
 async def test_beams_of_one_key_do_not_delay_another_keys_recaption(bench: Bench) -> None:
