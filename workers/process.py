@@ -35,7 +35,7 @@ from workers.slot_worker import SlotWorker
 from workers.tasks import JobRunner
 from workers.video.decoders import Decoders
 
-CONNECTIONS = 64
+WORKER_CONNECTIONS = 64
 REPLY_TIMEOUT_S = 2.0
 """Much shorter than a lease, so that one lost reply does not cost the lease."""
 RECONNECT_PAUSE_S = 1.0
@@ -76,8 +76,10 @@ class LoopThread:
         self._thread.join(5)
 
 
-def worker_id() -> str:
-    return f"{socket.gethostname()}-{os.getpid()}"
+def worker_card(settings: Settings, slots: int) -> WorkerCard:
+    """Return the card that announces this process to the gateway."""
+    host = socket.gethostname()
+    return WorkerCard(id=f"{host}-{os.getpid()}", host=host, model=public_name(settings.model), slots=slots)
 
 
 class Worker:
@@ -92,7 +94,7 @@ class Worker:
     @classmethod
     async def start(cls, settings: Settings, load: Callable[[Settings], Models]) -> "Worker":
         """Load the models and start the job runner, which announces this worker to the gateway."""
-        redis = connect(settings.redis_url, CONNECTIONS, patience_s=0, socket_timeout=REPLY_TIMEOUT_S)
+        redis = connect(settings.redis_url, WORKER_CONNECTIONS, patience_s=0, socket_timeout=REPLY_TIMEOUT_S)
         store, wakeups = RetryingStore(redis), Wakeups(settings.redis_url)
         storage = open_storage(settings)
         models = load(settings)
@@ -105,7 +107,7 @@ class Worker:
             find_job=store.job,
             engine_shares=EngineShares(models.key_sequences),
         )
-        card = WorkerCard(id=worker_id(), model=public_name(settings.model), slots=models.slots)
+        card = worker_card(settings, models.slots)
         runner = JobRunner(context, store, wakeups, card, on_engine_death=stop_main_thread)
         log.info("ready: %s, %d slots", settings.model, models.slots)
         return cls(runner, models, redis, Reaper(store, wakeups, storage))

@@ -164,7 +164,7 @@ class JobRunner:
         return job
 
     async def _run_last_chance(self, job_id: str) -> None:
-        """Run a job whose next strike is its last, while no other such job runs: it may be the one that kills workers.
+        """Run a job that has one strike left. Only one such job runs at a time, because it may kill this worker.
 
         The wait ends when the job finishes a text. The job is not claimed before its turn, so that the failure of
         another job does not count against it.

@@ -26,7 +26,7 @@ class Queued(EventBase):
 
 
 class Started(EventBase):
-    """An attempt began. If `attempt` is greater than 1, deltas of unfinished texts are void."""
+    """An attempt has started. If `attempt` > 1, discard the deltas of unfinished texts."""
 
     type: Literal["started"] = "started"
     attempt: int
@@ -46,7 +46,7 @@ class Video(EventBase):
 
 
 class Keyframes(EventBase):
-    """Newly chosen keyframes. `complete` is true with the last ones."""
+    """Newly selected keyframes. `complete`: no more follow."""
 
     type: Literal["keyframes"] = "keyframes"
     keyframes: list[Keyframe]

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, model_valida
 
 MAX_TOKENS_LIMIT = 8192
 MAX_URL_CHARS = 2048
+MAX_KEYFRAMES_LIMIT = 100_000
 JOB_ID_PATTERN = r"cap_[0-9a-f]{32}"
 """Regular expression that matches a whole job id; `new_job_id` generates ids of this form."""
 
@@ -74,7 +75,7 @@ class VideoOptions(JobOptions):
     keyframes: Literal["semantic", "interval"] = "semantic"
     interval_s: Annotated[float, Field(ge=0.1, le=60)] = 2.0
     similarity_threshold: Annotated[float, Field(ge=-1, le=1)] | None = None
-    max_keyframes: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    max_keyframes: Annotated[int, Field(ge=1, le=MAX_KEYFRAMES_LIMIT)] | None = None
     start_s: Annotated[float, Field(ge=0)] | None = None
     end_s: Annotated[float, Field(gt=0)] | None = None
     hd_num: Annotated[int, Field(ge=1, le=55)] | None = None

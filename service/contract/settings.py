@@ -14,10 +14,13 @@ from typing import Annotated
 from pydantic import Field
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SecretsSettingsSource, SettingsConfigDict
 
+from service.contract.jobs import MAX_KEYFRAMES_LIMIT
 from service.contract.outbound.ssrf import Hosts
 from service.contract.sandbox.probe import VideoLimits
 
 GIB = 1 << 30
+WORKER_ADVICE = "Workers and their commands need the packages in requirements/cpu.txt or requirements/gpu.txt."
+"""Shown if a package of the worker is not installed."""
 
 
 class RedisSettings(BaseSettings):
@@ -58,7 +61,7 @@ class SharedSettings(RedisSettings):
     max_pixels: Annotated[int, Field(gt=0)] = VideoLimits.max_pixels
     """Maximum width times height of a frame."""
     probe_timeout_s: Annotated[float, Field(gt=0)] = VideoLimits.wall_s
-    max_keyframes: Annotated[int, Field(ge=1, le=100_000)] = 2000
+    max_keyframes: Annotated[int, Field(ge=1, le=MAX_KEYFRAMES_LIMIT)] = 2000
     """Upper bound of the option `max_keyframes`, and its default."""
     min_free_bytes: Annotated[int, Field(ge=0)] = GIB
     """Reserve on the disk of `data_dir`: no job is accepted and no video stored that would leave less free space.

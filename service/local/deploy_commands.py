@@ -16,7 +16,8 @@ from rich.console import Console
 
 from service.access.api_keys import ApiKeyStore, KeyLimits, new_key
 from service.contract.storage.private import keep_files_private
-from service.local.key_commands import RedisUrl, query
+from service.local.cli_options import EmbeddedOrRedisUrl
+from service.local.key_commands import query
 from service.local.up import CannotStart
 
 USER = "sharecap"
@@ -55,7 +56,7 @@ def first_key(
     *,
     file: Annotated[Path, typer.Argument(help="File for the key.")],
     name: Annotated[str, typer.Option(help="Name of the key's owner.")] = "first",
-    redis_url: RedisUrl = None,
+    redis_url: EmbeddedOrRedisUrl = None,
 ) -> None:
     """Create an API key unless one was ever created, and print the file that contains it."""
     keep_files_private()

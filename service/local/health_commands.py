@@ -16,9 +16,10 @@ from sharecap_client.cli.errors import CommandFailed
 from service.contract.settings import RedisSettings
 from service.contract.store.connection import connect
 from service.contract.store.store import Store
-from service.local.up import DEFAULT_PORT, LOCAL_HOST
+from service.local.cli_options import DEFAULT_PORT, Port, RedisUrl
+from service.local.up import LOCAL_HOST
 
-TIMEOUT_S = 5.0
+HEALTH_TIMEOUT_S = 5.0
 
 app = typer.Typer(help="Check whether a gateway or a worker is healthy.", no_args_is_help=True)
 out = Console(highlight=False)
@@ -26,11 +27,12 @@ out = Console(highlight=False)
 
 @app.command()
 def gateway(
-    *, port: Annotated[int, typer.Option(envvar="PORT", help="TCP port of the gateway.")] = DEFAULT_PORT
+    *,
+    port: Port = DEFAULT_PORT,
 ) -> None:
     """Check that the gateway on this host answers requests."""
     try:
-        httpx.get(f"http://{LOCAL_HOST}:{port}/healthz", timeout=TIMEOUT_S, trust_env=False).raise_for_status()
+        httpx.get(f"http://{LOCAL_HOST}:{port}/healthz", timeout=HEALTH_TIMEOUT_S, trust_env=False).raise_for_status()
     except httpx.HTTPError as error:
         raise CommandFailed(f"the gateway on port {port} is not healthy: {error}") from None
     out.print(f"the gateway on port {port} answers")
@@ -39,9 +41,7 @@ def gateway(
 @app.command()
 def worker(
     *,
-    redis_url: Annotated[
-        str | None, typer.Option(envvar="REDIS_URL", help="URL of the Redis or Valkey server.")
-    ] = None,
+    redis_url: RedisUrl = None,
     host: Annotated[str, typer.Option(help="Host name of the worker. Default: this host.")] = "",
 ) -> None:
     """Check that a worker on this host has loaded its model and has a live card in Redis."""
@@ -56,6 +56,6 @@ def worker(
 
 
 async def _live_workers(redis_url: str, host: str) -> list[str]:
-    """Return the ids of the live workers on `host`. An id is the host name, a hyphen and the process id."""
-    async with connect(redis_url, socket_timeout=TIMEOUT_S) as redis:
-        return [card.id for card in await Store(redis).workers() if card.id.rpartition("-")[0] == host]
+    """Return the ids of the live workers on `host`."""
+    async with connect(redis_url, socket_timeout=HEALTH_TIMEOUT_S) as redis:
+        return [card.id for card in await Store(redis).workers() if card.host == host]

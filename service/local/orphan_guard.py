@@ -10,7 +10,7 @@ import os
 import signal
 import time
 
-TIMEOUT_S = 5.0
+END_TIMEOUT_S = 5.0
 
 
 class OrphanGuard:
@@ -68,9 +68,9 @@ def _watch(read_end: int) -> None:
 
 
 def _end(groups: set[int]) -> None:
-    """Send SIGTERM to the groups, and SIGKILL to those that still exist after `TIMEOUT_S`."""
+    """Send SIGTERM to the groups, and SIGKILL to those that still exist after `END_TIMEOUT_S`."""
     remaining = {group for group in groups if kill_group(group, signal.SIGTERM)}
-    deadline = time.monotonic() + TIMEOUT_S
+    deadline = time.monotonic() + END_TIMEOUT_S
     while remaining and time.monotonic() < deadline:
         time.sleep(0.05)
         remaining = {group for group in remaining if kill_group(group, 0)}

@@ -33,7 +33,7 @@ MAX_FAILURES = 5
 FIRST_DELAY_S = 0.5
 MAX_DELAY_S = 10.0
 STABLE_AFTER_S = 60.0
-"""Once everything has been ready, a child that ran for this long has its failures forgotten."""
+"""After the service was ready once, a child that runs this long has its failure count reset."""
 STOP_TIMEOUT_S = 15.0
 READ_REMAINING_S = 1.0
 LOG_BYTES = 10_000_000

@@ -15,7 +15,7 @@ from service.problems import responses
 router = APIRouter(tags=["health"])
 NO_KEY_NEEDED: dict[str, list[str]] = {"security": []}
 """OpenAPI marker of routes that need no API key."""
-TIMEOUT_S = 2.0
+CHECK_TIMEOUT_S = 2.0
 
 
 class Check(BaseModel):
@@ -51,7 +51,7 @@ async def metrics(gateway: GatewayDep) -> Response:
 
 async def _redis(gateway: Gateway) -> Check:
     try:
-        async with asyncio.timeout(TIMEOUT_S):
+        async with asyncio.timeout(CHECK_TIMEOUT_S):
             await gateway.store.redis.ping()
     except (RedisError, OSError):
         return Check(ok=False, detail="unreachable")
@@ -68,7 +68,7 @@ def _disk(gateway: Gateway) -> Check:
 
 async def _workers(gateway: Gateway) -> Check:
     try:
-        async with asyncio.timeout(TIMEOUT_S):
+        async with asyncio.timeout(CHECK_TIMEOUT_S):
             cards = await gateway.store.worker_cards()
     except (RedisError, OSError):
         cards = []

@@ -18,9 +18,9 @@ from service.contract.store.store import Store
 
 UNFINISHED_AGAIN_S = 2.0
 """How often a job that has not ended is checked."""
-RETRY_AFTER_S = (30, 90, 480, 1200, 1800, 3600, 7200, 14_400, 28_800, 28_800, 60)
-"""The pause after each try. After the pause that follows the last try, a day later, the delivery is given up."""
-PAGE = 500
+PAUSES_S = (30, 90, 480, 1200, 1800, 3600, 7200, 14_400, 28_800, 28_800, 60)
+"""Seconds to wait after each try. 60 s after the last try, a day after the first, the delivery is given up."""
+JOBS_PER_CHECK = 500
 """How many due jobs one script call checks."""
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ return {#due, ended}
 """
 )
 
-# KEYS webhooks tries; ARGV id retry_after_ms…  Returns the number of this try, from 1; 0 if another gateway has claimed
+# KEYS webhooks tries; ARGV id pause_ms…  Returns the number of this try, from 1; 0 if another gateway has claimed
 # the delivery; -1 after the last try, which removes the job from the queue.
 _CLAIM = (
     CLOCK
@@ -82,16 +82,16 @@ class WebhookQueue:
 
     async def ended(self) -> AsyncIterator[list[str]]:
         """Yield the ids of due jobs that have ended, page by page, longest due first."""
-        skip, checked = 0, PAGE
-        while checked == PAGE:
-            args = [JOB_PREFIX, int(UNFINISHED_AGAIN_S * 1000), skip, PAGE]
+        skip, checked = 0, JOBS_PER_CHECK
+        while checked == JOBS_PER_CHECK:
+            args = [JOB_PREFIX, int(UNFINISHED_AGAIN_S * 1000), skip, JOBS_PER_CHECK]
             checked, job_ids = await self._check(keys=_KEYS, args=args)
             skip += len(job_ids)
             yield job_ids
 
     async def claim(self, job_id: str) -> int | None:
         """Claim the next try and return its number, from 1; None if another gateway has it. Raises TriesExhausted."""
-        pauses_ms = [seconds * 1000 for seconds in RETRY_AFTER_S]
+        pauses_ms = [seconds * 1000 for seconds in PAUSES_S]
         number = int(await self._claim(keys=_KEYS, args=[job_id, *pauses_ms]))
         if number < 0:
             raise TriesExhausted

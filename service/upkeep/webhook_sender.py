@@ -15,12 +15,15 @@ from service.contract.outbound import http
 from service.contract.outbound.ssrf import HostAndPort, check_url
 from service.presentation import Job, present_job
 
-TIMEOUT_S = 15.0
+SEND_TIMEOUT_S = 15.0
 """From connecting to the response headers."""
 
 
 class Notice(BaseModel):
-    """The body of a webhook: `type` is `job.completed`, `job.failed` or `job.cancelled`; `timestamp` is its end."""
+    """The body of a webhook.
+
+    `type`: `job.completed`, `job.failed` or `job.cancelled`. `timestamp`: when the job ended.
+    """
 
     type: str
     timestamp: datetime | None
@@ -41,7 +44,7 @@ class WebhookSender:
         headers = self._headers(f"msg_{job.id}", body)
         try:
             url = check_url(webhook_url, self._hosts)
-            async with asyncio.timeout(TIMEOUT_S):
+            async with asyncio.timeout(SEND_TIMEOUT_S):
                 async with http.request("POST", url, self._hosts, data=body.encode(), headers=headers) as response:
                     return response.status
         except (UrlForbidden, UrlUnreachable, TimeoutError):

@@ -7,6 +7,7 @@ import asyncio
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -30,7 +31,6 @@ from service.contract.store.store import Store
 from service.contract.store.wakeups import Wakeups
 from service.local.up import free_port, valkey
 from tests.soak import worker
-from workers.process import worker_id
 
 ROOT = Path(__file__).resolve().parents[2]
 START_TIMEOUT_S = 60.0
@@ -166,7 +166,7 @@ class Cluster:
         return [process for process in self.workers if self.name_of(process) in names]
 
     def name_of(self, process: ForkServerProcess) -> str:
-        return worker_id().rsplit("-", 1)[0] + f"-{process.pid}"
+        return f"{socket.gethostname()}-{process.pid}"
 
     async def jobs_of(self, process: ForkServerProcess) -> list[str]:
         """Return the ids of the jobs that the worker holds a lease on."""

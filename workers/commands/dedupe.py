@@ -22,6 +22,7 @@ import numpy.typing as npt
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from sharecap_client.cli.run import EXIT_INTERRUPTED
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging
 
@@ -34,7 +35,6 @@ CHUNK = 16384
 """Number of kept captions that a block is compared with at once. The cosines take BLOCK * CHUNK * 4 bytes."""
 DIGITS = 5
 """Cosines are rounded before comparison: in float32, the cosine of two equal captions may be 0.9999999."""
-EXIT_INTERRUPTED = 130
 
 Flags = npt.NDArray[np.bool_]
 Indices = npt.NDArray[np.int64]

@@ -11,6 +11,7 @@ from dataclasses import replace
 from PIL import Image
 
 from service.contract.errors import InvalidOption
+from service.contract.jobs import MAX_KEYFRAMES_LIMIT
 from workers.models.engine import Captioner, Turn
 from workers.prompts.style import Description
 
@@ -23,13 +24,12 @@ They do not help with a model that spends the same number of tokens on every ima
 """
 LINE_MARGIN_TOKENS = 2
 """Added to each line's token count: tokens can merge differently when the lines are joined."""
-MAX_FRAME_NUMBER = 100_000
 
 _SENTENCE_END = re.compile(r"(?<=[.!?…])\s+|(?<=[。！？])")
 
 
 async def with_images(captioner: Captioner, turn: Turn, images: Sequence[Image.Image], default_hd_num: int) -> Turn:
-    """Return `turn` with RGB `images`, in as many crops or pixels as leave space for its answer.
+    """Return `turn` with RGB `images`, reduced in crops or pixels until prompt and answer fit the context.
 
     If the job sets `hd_num`, that number of crops is used as it is. Otherwise the model's default, or
     `default_hd_num`, is reduced until it fits. Raises InvalidOption if `hd_num` is set and the model has no crops.
@@ -117,5 +117,5 @@ async def grouped(
 
 def _line_tokens(description: Description, captioner: Captioner) -> int:
     """Return how many tokens one description takes in a summary prompt, at most."""
-    line = captioner.prompts.description(MAX_FRAME_NUMBER, description.time_s, description.text)
+    line = captioner.prompts.description(MAX_KEYFRAMES_LIMIT, description.time_s, description.text)
     return captioner.count_tokens(line) + LINE_MARGIN_TOKENS

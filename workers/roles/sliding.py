@@ -26,7 +26,7 @@ DEFAULT_MAX_TOKENS = 512
 
 
 async def describe(attempt: Attempt, options: VideoOptions, keyframes: KeyframeLog) -> list[DifferentialCaption]:
-    """Caption keyframes as they are found, skipping those that an earlier attempt captioned; return all in order."""
+    """Caption keyframes as they are selected, skipping those that an earlier attempt captioned; return all in order."""
     captions = {differential.keyframe: differential for differential in attempt.job.differentials}
     chains = _Chains(attempt, options, keyframes, captions, asyncio.Semaphore(attempt.context.settings.chains))
     try:

@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 TIME_ERROR_S = 1e-3
-"""Containers round times. A frame that starts this long after a sampling time still counts as on screen then."""
+"""A frame that starts up to this much after a sampling time counts as on screen, because containers round times."""
 
 
 def plan_samples(
@@ -16,9 +16,9 @@ def plan_samples(
 ) -> tuple[list[int], float]:
     """Return the numbers of the frames to sample and the sampling interval used; `seconds` are the times of all frames.
 
-    Samples are the frame on screen at every `interval_s` from the first frame of the part `start_s` to `end_s`, and the
-    part's last frame. The interval is increased if there would be more than `max_samples` frames. The list is empty if
-    the part starts after the end of the video.
+    One sample every `interval_s` from the first frame of the part `start_s` to `end_s`: the frame on screen then. The
+    part's last frame is always a sample. The interval is increased if there would be more than `max_samples` frames.
+    The list is empty if the part starts after the end of the video.
     """
     start_s, end_s = start_s or 0.0, np.inf if end_s is None else end_s
     inside = np.flatnonzero((seconds >= start_s - TIME_ERROR_S) & (seconds <= end_s + TIME_ERROR_S))

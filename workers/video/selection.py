@@ -1,4 +1,4 @@
-"""Selects keyframes among the sampled frames, by their features or all of them, and detects where shots begin."""
+"""Selects keyframes among the samples (by similarity, or all) and detects shot boundaries."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable

@@ -1,10 +1,9 @@
 """The HTTP client for URLs that clients name: the worker fetches videos with it, the gateway delivers webhooks.
 
-The client checks each IP address at the moment of connecting, so no connection to a private network is opened whatever
-a name server answers and however its answers change. It breaks the connection of a server that sends far more bytes
-than belong to the body, such as endless interim responses or chunk extensions. It does not follow redirects, does not
-decompress bodies, and ignores cookies, proxies and the environment. Importing this module takes 0.2 s of CPU time, for
-aiohttp; the gateway imports it only if webhooks are enabled.
+It never connects to a private network, even if DNS answers change between check and connection. It breaks the
+connection of a server that sends far more bytes than belong to the body, such as endless interim responses or chunk
+extensions. It does not follow redirects, does not decompress bodies, and ignores cookies, proxies and the environment.
+Importing this module takes 0.2 s of CPU time, for aiohttp; the gateway imports it only if webhooks are enabled.
 """
 
 import asyncio

@@ -24,12 +24,12 @@ async def check_worker(sharecap: Sharecap, redis_url: str) -> int:
 
 async def test_a_live_worker_of_this_host_is_healthy(sharecap: Sharecap, store: Store, redis_url: str) -> None:
     assert await check_worker(sharecap, redis_url) == 1
-    await store.show_worker(WorkerCard(id=f"{HOST}-17", model="test/model", slots=4))
+    await store.show_worker(WorkerCard(id="w1", host=HOST, model="test/model", slots=4))
     assert await check_worker(sharecap, redis_url) == 0
 
 
 async def test_an_expired_card_is_not_healthy(sharecap: Sharecap, store: Store, redis_url: str) -> None:
-    await store.show_worker(WorkerCard(id=f"{HOST}-17", model="test/model", slots=4))
+    await store.show_worker(WorkerCard(id="w1", host=HOST, model="test/model", slots=4))
     (key,) = [key async for key in store.redis.scan_iter("sharecap:worker:*")]
     await store.redis.pexpire(key, 1)
     await asyncio.sleep(0.05)
@@ -41,7 +41,7 @@ async def test_an_expired_card_is_not_healthy(sharecap: Sharecap, store: Store, 
 async def test_a_worker_of_another_host_does_not_count(
     sharecap: Sharecap, store: Store, redis_url: str, host: str
 ) -> None:
-    await store.show_worker(WorkerCard(id=f"{host}-17", model="test/model", slots=4))
+    await store.show_worker(WorkerCard(id="w1", host=host, model="test/model", slots=4))
     assert await check_worker(sharecap, redis_url) == 1
 
 

@@ -133,8 +133,8 @@ async def test_cancelled_job_sends_a_webhook_signed_with_both_secrets(
 async def test_failed_delivery_is_retried_with_the_same_request(
     store: Store, receiver: HostileServer, create_job: CreateJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(webhook_queue, "RETRY_AFTER_S", (0.3,) * 9)
-    monkeypatch.setattr(webhook_sender, "TIMEOUT_S", 0.2)
+    monkeypatch.setattr(webhook_queue, "PAUSES_S", (0.3,) * 9)
+    monkeypatch.setattr(webhook_sender, "SEND_TIMEOUT_S", 0.2)
     async with hostile_server() as canary:
 
         async def silence(writer: asyncio.StreamWriter) -> None:
@@ -174,7 +174,7 @@ async def test_status_410_ends_delivery(store: Store, receiver: HostileServer, c
 async def test_delivery_is_given_up_after_the_last_try(
     store: Store, receiver: HostileServer, create_job: CreateJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(webhook_queue, "RETRY_AFTER_S", (0.1, 0.1, 0.1))
+    monkeypatch.setattr(webhook_queue, "PAUSES_S", (0.1, 0.1, 0.1))
     receiver.answers["/"] = status(500)
     async with delivering(store, receiver):
         await create_job(receiver.url("/"))
@@ -183,10 +183,10 @@ async def test_delivery_is_given_up_after_the_last_try(
 
 
 def test_tries_are_spread_over_a_day() -> None:
-    *pauses, last = webhook_queue.RETRY_AFTER_S
+    *pauses, last = webhook_queue.PAUSES_S
     assert sum(pauses) == 24 * 3600
     assert pauses == sorted(pauses)
-    assert min(*pauses, last) >= 2 * webhook_sender.TIMEOUT_S
+    assert min(*pauses, last) >= 2 * webhook_sender.SEND_TIMEOUT_S
 
 
 async def test_jobs_that_end_while_no_gateway_runs_are_delivered_later(
@@ -208,7 +208,7 @@ async def test_jobs_that_end_while_no_gateway_runs_are_delivered_later(
 async def test_delivery_interrupted_by_gateway_stop_is_repeated(
     store: Store, receiver: HostileServer, create_job: CreateJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(webhook_queue, "RETRY_AFTER_S", (0.5,) * 3)
+    monkeypatch.setattr(webhook_queue, "PAUSES_S", (0.5,) * 3)
     hanging = asyncio.Event()
 
     async def hang(writer: asyncio.StreamWriter) -> None:
@@ -239,7 +239,7 @@ async def test_several_gateways_deliver_each_webhook_once(
 async def test_unresponsive_receiver_does_not_delay_others(
     store: Store, receiver: HostileServer, create_job: CreateJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(webhook_queue, "PAGE", 10)
+    monkeypatch.setattr(webhook_queue, "JOBS_PER_CHECK", 10)
 
     async def silence(writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(30)
@@ -317,7 +317,7 @@ async def test_lost_redis_replies_do_not_stop_delivery(
 
     await create_job(receiver.url("/"))
     monkeypatch.setattr(store.redis, "evalsha", losing_replies)
-    monkeypatch.setattr(webhook_queue, "RETRY_AFTER_S", (0.2,) * 5)
+    monkeypatch.setattr(webhook_queue, "PAUSES_S", (0.2,) * 5)
     async with delivering(store, receiver):
         await until_queue_is_empty(store)
     assert len(receiver.requests) == 1

@@ -1,14 +1,16 @@
-"""Auxiliary heads: what patches, image tokens and the language model's lower half should contain. Not exported.
+"""Auxiliary heads: they train what patches, image tokens and the language model's lower half contain. Not exported.
 
-- `PictureHeads` read one crop with a frame or a pair. By attention pooling: what changed, and both frames' shape,
-  colour, background and place. Per patch: the shape and colour that cover it, by far the fastest teacher of shape.
-  Per image token: what changed, because a language model quickly finds what every token states, and only slowly what
-  a single token states.
-- `TextHeads` read the middle layer. From the last image token: what changed. From each text token: the frame, or the
-  requested change, that it refers to, and the previous token. With both, the upper half can copy one sentence from
-  among many; answers alone teach this slowly.
-- `ColumnHeads` read the fast role's image. Per patch as above. From the separator at the end of each token row: the
-  number and look of the last complete frame (middle layer), and the change into it (next layer).
+- `PictureHeads` predict from one crop: what changed, with shape, colour, background and place in both frames (attention
+  pooling), the shape and colour that cover each patch, and what changed (each image token).
+- `TextHeads` predict from the middle layer: what changed (last image token), and for each text token the previous token
+  and the frame, or requested change, that it refers to.
+- `ColumnHeads` predict from the fast role's image: the shape and colour that cover each patch and, at the separator
+  after each token row, the number and look of the last complete frame (middle layer) and the change into it (next
+  layer).
+
+The heads speed up training: patches teach shapes fastest, a language model finds what every token states sooner than
+what one token states, and its upper half learns to copy one sentence from among many once the lower half knows the
+previous token and the sentence.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""What training asks of each token."""
+"""Batches: what each token of an example must predict."""
 
 from pathlib import Path
 
