@@ -1,9 +1,9 @@
 """The child process that inspects an untrusted file: `python -I probe_child.py FILE MAX_PIXELS`, started by `probe.py`.
 
 It gives up all rights that it does not need (`confine.py`), opens the file with PyAV restricted to the accepted formats
-(`formats.py`), and prints one JSON object whose key `outcome` says what kind of file it is. The parent checks the limits;
-the child only avoids decoding frames larger than MAX_PIXELS, unless their size is known only after decoding. It runs
-without a search path, so it imports nothing from this package.
+(`formats.py`), and prints one JSON object whose key `outcome` says what kind of file it is. The parent checks the
+limits; the child only avoids decoding frames larger than MAX_PIXELS, unless their size is known only after decoding. It
+runs without a search path, so it imports nothing from this package.
 """
 
 import json
