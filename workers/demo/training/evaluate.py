@@ -83,9 +83,9 @@ class Evaluator:
         return self.answer(prompts, self.model.image_tokens(merged, merged[:, None, None]), IMAGE_ANSWER_TOKENS)
 
     def picture_index(self, single: bool, count: int) -> npt.NDArray[np.int64]:
-        """Return the places of `count` held-out pictures of single frames, or of pairs; the same at every call."""
+        """Return the indices of at most `count` held-out single frames, or of pairs; the same at every call."""
         candidates = np.flatnonzero((self.held_out.kinds == SINGLE) == single)
-        return np.random.default_rng(0).choice(candidates, count, replace=False)
+        return np.random.default_rng(0).permutation(candidates)[:count]
 
     def first_frames(self, count: int) -> dict[str, float]:
         pixels, _, states = self.held_out.take(self.picture_index(True, count), flip=False)
@@ -95,7 +95,7 @@ class Evaluator:
         for text, state in zip(self.answer_pictures(prompts, pixels), shown, strict=True):
             right["first"] += language.read_thing(text) == (state.shape, state.colour if state.shape else None)
             right["first_background"] += language.read_background(text) == state.background
-        return {name: number / count for name, number in right.items()}
+        return {name: number / len(shown) for name, number in right.items()}
 
     def differentials(self, count: int) -> dict[str, float]:
         pixels, kinds, states = self.held_out.take(self.picture_index(False, count), flip=False)
@@ -108,7 +108,7 @@ class Evaluator:
             right_change = language.read_change(text) == kind
             right["change"] += right_change
             right["differential"] += right_change and language.read_thing(text)[0] == (before.shape or after.shape)
-        return {name: number / count for name, number in right.items()}
+        return {name: number / len(shown) for name, number in right.items()}
 
     def texts(self, count: int) -> dict[str, float]:
         """Return the share of summaries and of recaptions that are right in every word."""
