@@ -6,6 +6,7 @@ memory here at a time; the child waits until it is read.
 
 import asyncio
 import json
+import math
 import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from PIL import Image
+from pydantic import BaseModel, ConfigDict
 
 from service.contract.errors import DecodeFailed, DecoderDied, DecoderKilled, InvalidOption
 from service.contract.sandbox.probe import VideoInfo
@@ -48,6 +50,17 @@ class DecodeLimits:
     stall_s: float = 180.0
 
 
+class Description(BaseModel):
+    """What the child writes before the frames. It is not trusted: a malicious file may control the child."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    interval_s: float
+    samples: int
+    duration_s: float
+    fps: float
+
+
 @dataclass(frozen=True)
 class Frame:
     """One sampled frame: upright, RGB, no side longer than `MAX_SIDE_PX`."""
@@ -72,11 +85,11 @@ class Frames:
     async def open(self) -> None:
         """Read the child's description of the video. Raises DecodeFailed; InvalidOption if the part has no frame."""
         try:
-            video = json.loads(await self._read(self._stdout.readline()))
-            self.interval_s, self.duration_s, self.fps = video["interval_s"], video["duration_s"], video["fps"]
+            video = Description.model_validate_json(await self._read(self._stdout.readline()))
         except ValueError:
             raise await self._failure() from None
-        if not video["samples"] and self.duration_s:
+        self.interval_s, self.duration_s, self.fps = video.interval_s, video.duration_s, video.fps
+        if not video.samples and self.duration_s:
             raise InvalidOption(f"start_s lies after the end of the video, which lasts {self.duration_s:.2f} s.")
 
     async def __aiter__(self) -> AsyncGenerator[Frame, None]:
@@ -86,8 +99,8 @@ class Frames:
             try:
                 header += await self._read(self._stdout.readexactly(FRAME_HEADER.size - 1))
                 time_s, width, height = FRAME_HEADER.unpack(header)
-                if not (0 < width <= MAX_SIDE_PX and 0 < height <= MAX_SIDE_PX):
-                    raise DecodeFailed("The video's decoder returned a frame of an impossible size.")
+                if not (0 < width <= MAX_SIDE_PX and 0 < height <= MAX_SIDE_PX and math.isfinite(time_s)):
+                    raise DecodeFailed("The video's decoder returned a frame with an impossible size or time.")
                 pixels = await self._read(self._stdout.readexactly(width * height * 3))
             except asyncio.IncompleteReadError:
                 raise await self._failure() from None

@@ -251,3 +251,34 @@ async def test_a_file_is_decoded_only_as_what_was_probed(mp4_and_avi: Path) -> N
     with pytest.raises(DecodeFailed, match="ended early"):
         async with open_frames(mp4_and_avi, as_avi, part, DecodeLimits()):
             pass
+
+
+LINE = '{"interval_s": 1, "samples": 1, "duration_s": 1, "fps": 1}'
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        "print('[]')",
+        "print('{}')",
+        f"print({LINE!r}.replace('1,', 'NaN,'))",
+        "print('{' * 10_000_000)",
+        f"print({LINE!r}); out(pack('<dII', 0.0, 1 << 31, 1))",
+        f"print({LINE!r}); out(pack('<dII', float('nan'), 1, 1) + bytes(3))",
+        f"print({LINE!r}); out(pack('<dII', 0.0, 2, 2) + bytes(3))",
+    ],
+)
+async def test_a_child_that_writes_nonsense_fails_the_decoding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str
+) -> None:
+    child = tmp_path / "child.py"
+    child.write_text(f"""
+import sys
+from struct import pack
+def out(data): sys.stdout.flush(); sys.stdout.buffer.write(data)
+{output}""")
+    monkeypatch.setattr("workers.video.frames.CHILD", child)
+    info = VideoInfo(container="mov", codec="h264", width=160, height=120)
+    with pytest.raises(DecodeFailed):
+        async with open_frames(child, info, Part(interval_s=1.0, max_samples=10), DecodeLimits()) as frames:
+            assert not [frame async for frame in frames]
