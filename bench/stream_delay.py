@@ -228,15 +228,17 @@ def deliveries(
             yield tuple((end - start) / 1e6 for start, end in pairwise(times))
 
 
-def report(found: list[Delivery]) -> str:
+def report(measured: list[Delivery]) -> str:
     """Return the printed table."""
-    slowest = sorted(found, key=sum)[-max(1, len(found) // 100) :]
-    rows = [("all", [sum(delivery) for delivery in found], [sum(delivery) for delivery in slowest])]
+    slowest = sorted(measured, key=sum)[-max(1, len(measured) // 100) :]
+    rows = [("all", [sum(delivery) for delivery in measured], [sum(delivery) for delivery in slowest])]
     rows += [
-        (name, [delivery[place] for delivery in found], [delivery[place] for delivery in slowest])
+        (name, [delivery[place] for delivery in measured], [delivery[place] for delivery in slowest])
         for place, name in enumerate(STAGES)
     ]
-    lines = [f"{'stage':<10}{'median':>10}{'p99':>10}{'mean of the slowest 1 %':>26}   (ms, {len(found)} deliveries)"]
+    lines = [
+        f"{'stage':<10}{'median':>10}{'p99':>10}{'mean of the slowest 1 %':>26}   (ms, {len(measured)} deliveries)"
+    ]
     for name, values, slow in rows:
         p99 = statistics.quantiles(values, n=100)[98]
         lines.append(f"{name:<10}{statistics.median(values):>10.1f}{p99:>10.1f}{statistics.mean(slow):>26.1f}")

@@ -11,7 +11,7 @@ from service.contract.events import (
     Started,
 )
 from service.contract.jobs import JobKind, JobStatus, VideoOptions, new_job_id
-from service.contract.store.keys import JOBS, LEASES, QUEUED
+from service.contract.store.keys import ALIVE, JOBS, LEASES, QUEUED
 from service.contract.store.leases import CancelRequested, Fenced
 from service.contract.store.store import EVENTS_PER_READ, ListPosition, Store
 from tests.service.contract.store.sample_jobs import (
@@ -83,7 +83,7 @@ async def test_a_deleted_job_leaves_no_key(store: Store) -> None:
     await store.delete(job_id)
     with pytest.raises(Fenced):
         await store.append(lease, 2, Started(attempt=1))
-    assert await store.redis.keys("sharecap:*") == []
+    assert await store.redis.keys("sharecap:*") == [ALIVE], "it belongs to no job"
     assert await store.record(job_id) is None and await store.job(job_id) is None
 
 
