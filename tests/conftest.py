@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from fractions import Fraction
+from importlib.util import find_spec
 from pathlib import Path
 
 import av
@@ -17,6 +18,7 @@ from service.local.up import free_port
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 Draw = Callable[[float], np.ndarray]
 MakeClip = Callable[..., Path]
+needs_worker = pytest.mark.skipif(find_spec("vllm") is None, reason="the packages of the worker are not installed")
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """The `sharecap` command: output and exit status. Expected errors are one line without a traceback."""
 
 import fcntl
-import importlib.util
 import subprocess
 import sys
 import tomllib
@@ -14,9 +13,9 @@ from sharecap_client.cli import app as cli
 from sharecap_client.cli import run as cli_run
 
 from service.local.up import CannotStart, UpSettings, free_port, local_service
+from tests.conftest import needs_worker
 
 ROOT = Path(__file__).parents[2]
-needs_engine = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 
 
 @dataclass
@@ -110,7 +109,7 @@ async def test_a_data_directory_in_use_is_refused(tmp_path: Path) -> None:
                 pass
 
 
-@needs_engine
+@needs_worker
 def test_generate_passes_its_arguments_on(sharecap: Sharecap, monkeypatch: pytest.MonkeyPatch) -> None:
     executed: list[tuple[str, list[str]]] = []
 
@@ -135,7 +134,7 @@ def test_generate_passes_its_arguments_on(sharecap: Sharecap, monkeypatch: pytes
     assert executed == [(sys.executable, expected)]
 
 
-@needs_engine
+@needs_worker
 def test_serve_and_worker_pass_settings_in_the_environment(sharecap: Sharecap, monkeypatch: pytest.MonkeyPatch) -> None:
     executed: list[tuple[list[str], dict[str, str]]] = []
 

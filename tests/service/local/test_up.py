@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from service.local.up import gateway, worker
+from tests.conftest import needs_worker
 
 
 @pytest.fixture
@@ -32,6 +33,7 @@ def test_the_gateway_starts(folder: Path) -> None:
     assert "this package is broken" not in result.stderr
 
 
+@needs_worker
 def test_the_worker_starts(folder: Path) -> None:
     result = start(worker({}, None).command, MAX_UPLOAD_BYTES="0")
     assert result.returncode == os.EX_CONFIG

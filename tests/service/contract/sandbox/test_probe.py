@@ -13,6 +13,7 @@ import pytest
 from service.contract.errors import DecoderKilled, NotAVideo, UnsupportedMedia, VideoTooLarge, VideoTooLong
 from service.contract.sandbox import probe as module
 from service.contract.sandbox.probe import NoSandbox, VideoLimits, check_sandbox, probe
+from tests.conftest import needs_worker
 
 
 @pytest.mark.parametrize(
@@ -230,7 +231,7 @@ def test_check_sandbox_distinguishes_a_missing_sandbox_from_other_errors(
             check_sandbox()
 
 
-@pytest.mark.parametrize("process", ["service.app", "workers.main"])
+@pytest.mark.parametrize("process", ["service.app", pytest.param("workers.main", marks=needs_worker)])
 def test_processes_do_not_start_without_a_sandbox(process: str, tmp_path: Path) -> None:
     code = f"""
 import sys, {process} as process
