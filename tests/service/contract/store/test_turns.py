@@ -62,14 +62,14 @@ async def test_a_resumed_job_needs_no_turn(store: Store) -> None:
     await store.next_job(ALL_ROOM, resumed)
     await claim(store, resumed)
     await expire_and_reap(store, resumed)
-    assert await store.next_job({}, resumed) == resumed, "also if there is no room for new jobs"
+    assert await store.next_job({}, resumed) == resumed, "also without room for new jobs"
 
 
 async def test_ended_jobs_lose_their_turn(store: Store) -> None:
     cancelled, deleted, waiting = await queue(store, "greedy", 3)
     await store.cancel(cancelled)
     await store.delete(deleted)
-    assert await store.next_job(ALL_ROOM, cancelled) == waiting
+    assert await next_jobs(store, [cancelled, waiting]) == [waiting, None]
     assert await store.redis.keys("sharecap:line:*") == []
 
 
@@ -81,7 +81,7 @@ async def test_a_key_without_room_is_passed_over(store: Store) -> None:
     assert await store.next_job(room, greedy[0]) is None
     assert await store.redis.zscore(QUEUED, greedy[0]) > parked_at + 20_000, "reapers do not wake it again and again"
     assert await store.redis.zscore(line_key("video", "greedy"), greedy[0]), "it keeps its place in the line"
-    assert await store.next_job({"recaption": [], FETCH: []}, greedy[1]) is None, "there is no room for videos at all"
+    assert await store.next_job({"recaption": [], FETCH: []}, greedy[1]) is None, "without room for videos, none starts"
 
 
 async def test_without_a_wake_up_only_jobs_that_have_waited_are_started(
