@@ -36,7 +36,8 @@ async def test_keys_take_turns(store: Store) -> None:
     other = await queue(store, "other")
     order = await next_jobs(store, [*greedy, *patient, *other])
     owners = [record.owner for record, _ in await store.records([job_id for job_id in order if job_id])]
-    assert owners == ["greedy", "patient", "other", "greedy", "patient", "greedy", "greedy", "greedy"]
+    rounds = [sorted(str(owner) for owner in part) for part in (owners[:3], owners[3:5], owners[5:])]
+    assert rounds == [["greedy", "other", "patient"], ["greedy", "patient"], ["greedy", "greedy", "greedy"]]
     assert sorted(job_id for job_id in order if job_id) == sorted([*greedy, *patient, *other]), "each exactly once"
     assert not await store.redis.exists(turns_key("video"))
 
