@@ -16,6 +16,7 @@ from rich.console import Console
 
 from service.access.api_keys import ApiKeyStore, KeyLimits, new_key
 from service.contract.storage.private import keep_files_private
+from service.contract.store.keys import ALL_KEYS
 from service.local.cli_options import EmbeddedOrRedisUrl
 from service.local.key_commands import query
 from service.local.up import CannotStart
@@ -23,7 +24,7 @@ from service.local.up import CannotStart
 USER = "sharecap"
 ACL = (
     "user default on nopass resetkeys resetchannels -@all +ping\n"
-    "user {user} on #{sha256} ~sharecap:* ~rq:* resetchannels &rq:* +@all -@admin -@dangerous +info +client|list\n"
+    "user {user} on #{sha256} {keys} resetchannels &rq:* +@all -@admin -@dangerous +info +client|list\n"
 )
 """Permissions in Redis. Without the password only PING is allowed, for health checks. The service's user has its own
 keys and channels, and no commands that administer the server; RQ needs `INFO` and `CLIENT LIST`."""
@@ -45,7 +46,8 @@ def secrets(
     if url_file.exists():
         out.print(f"the secrets in {directory} exist", soft_wrap=True)
         return
-    acl = ACL.format(user=USER, sha256=hashlib.sha256(password.encode()).hexdigest())
+    keys = " ".join(f"~{pattern}" for pattern in ALL_KEYS)
+    acl = ACL.format(user=USER, sha256=hashlib.sha256(password.encode()).hexdigest(), keys=keys)
     _write(directory / "redis.acl", acl, READABLE_BY_GROUP)  # it contains no secret, and the server is another user
     _write(url_file, f"redis://{USER}:{password}@{redis}/0\n")
     out.print(f"the password of Redis is in {url_file}", soft_wrap=True)

@@ -44,6 +44,8 @@ Intake and upkeep (`service/intake/idempotency.py`, `service/upkeep`):
 RQ's own keys, `rq:*`, hold the wake-ups (`wakeups.py`).
 """
 
+ALL_KEYS = ("sharecap:*", "rq:*")
+"""Patterns of all keys, for permissions in Redis."""
 JOB_PREFIX = "sharecap:job:"
 JOBS = "sharecap:jobs"
 TEXTS = "sharecap:texts"
