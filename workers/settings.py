@@ -57,7 +57,7 @@ class Settings(SharedSettings):
     """Limit of prompt and answer tokens together. None selects the checkpoint's."""
     text_first_s: Annotated[float, Field(ge=0)] | None = None
     """How long a turn of a video is held back while short answers (recaptions, clips) are being generated. None selects
-    2 s on a CPU. On a GPU it selects 0: there, the engine's priorities are enough, and waiting would cost throughput."""
+    2 s on a CPU, and 0 on a GPU: there, the engine's priorities are enough, and waiting would cost throughput."""
     engine_stall_s: Annotated[float, Field(gt=0)] = 60.0
     """An engine that has work, but takes no step for this long, is killed. One step answers or reads up to a few
     thousand tokens; raise this for a model that needs longer for it, such as a large model without a GPU."""
