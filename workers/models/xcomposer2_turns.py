@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from typing import Any, cast
+from uuid import uuid4
 
 from vllm.config import ModelConfig
 from vllm.inputs import EngineInput, TokensPrompt
@@ -38,6 +39,7 @@ class XComposer2Turns:
         prompt = TokensPrompt(prompt_token_ids=turn_ids(self._tokenizer, turn.prompt, image=turn.image is not None))
         if turn.image is not None:
             prompt["multi_modal_data"] = {"image": turn.image}
+            prompt["multi_modal_uuids"] = {"image": [uuid4().hex]}  # saves hashing an image that no other turn has
             prompt["mm_processor_kwargs"] = {"hd_num": self._hd_num(turn)}
         return prompt
 

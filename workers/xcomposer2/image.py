@@ -1,9 +1,11 @@
-"""Resizes and pads an image, and cuts it into the crops that the vision tower receives.
+"""Resizes and pads an image, cuts it into tiles, and turns the tiles into the crops that the vision tower receives.
 
-All sizes come from `hd_tiling.plan_tiling`. Merging the features, separators and projection are in `model.py`. The
-training of the demo model uses the same functions.
+`processor.py` cuts the tiles in vLLM's front-end process and sends them as uint8, a quarter of the bytes of float32.
+`model.py` computes the global view and the normalisation on its own device. All sizes come from
+`hd_tiling.plan_tiling`. The training of the demo model uses the same functions.
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -19,7 +21,8 @@ WHITE = (255, 255, 255)
 
 def pad_image(image: Image.Image, tiling: Tiling) -> Image.Image:
     """Return `image` as RGB, resized and padded with white to `tiling.padded_size`."""
-    image = image.convert("RGB")
+    if image.mode != "RGB":
+        image = image.convert("RGB")
     if tiling.transposed:
         image = image.transpose(Image.Transpose.TRANSPOSE)
     image = image.resize(tiling.resized, Image.Resampling.BILINEAR)
@@ -29,16 +32,27 @@ def pad_image(image: Image.Image, tiling: Tiling) -> Image.Image:
     return padded.transpose(Image.Transpose.TRANSPOSE) if tiling.transposed else padded
 
 
+def cut_tiles(image: Image.Image, tiling: Tiling) -> Tensor:
+    """Return uint8 [rows * cols, crop, crop, 3]: the tiles of the padded image in row order."""
+    side = tiling.crop
+    pixels = np.asarray(pad_image(image, tiling)).reshape(tiling.rows, side, tiling.cols, side, 3)
+    return torch.from_numpy(pixels.swapaxes(1, 2).copy()).view(-1, side, side, 3)
+
+
+def normalised_crops(tiles: Tensor, rows: int, cols: int) -> Tensor:
+    """Return float32 [1 + rows * cols, 3, crop, crop]: the global view, then the normalised tiles.
+
+    `tiles` are those of `cut_tiles`, on any device. The work is done on that device.
+    """
+    side = tiles.shape[1]
+    mean = tiles.new_tensor(CLIP_MEAN, dtype=torch.float32).view(3, 1, 1)
+    std = tiles.new_tensor(CLIP_STD, dtype=torch.float32).view(3, 1, 1)
+    pixels = (tiles.permute(0, 3, 1, 2).contiguous().to(torch.float32) / 255 - mean) / std
+    whole = pixels.view(rows, cols, 3, side, side).permute(2, 0, 3, 1, 4).reshape(1, 3, rows * side, cols * side)
+    view = F.interpolate(whole, size=(side, side), mode="bicubic", align_corners=False)  # [1, 3, crop, crop]
+    return torch.cat([view, pixels])
+
+
 def crops(image: Image.Image, tiling: Tiling) -> Tensor:
     """Return float32 [1 + rows * cols, 3, crop, crop]: the global view, then the tiles in row order."""
-    padded = pad_image(image, tiling)
-    width, height = padded.size
-    raw = torch.frombuffer(bytearray(padded.tobytes()), dtype=torch.uint8).view(height, width, 3)
-    pixels = raw.permute(2, 0, 1).to(torch.float32) / 255  # [3, rows * crop, cols * crop]
-    mean = torch.tensor(CLIP_MEAN).view(3, 1, 1)
-    std = torch.tensor(CLIP_STD).view(3, 1, 1)
-    pixels = (pixels - mean) / std
-    side = tiling.crop
-    view = F.interpolate(pixels[None], size=(side, side), mode="bicubic", align_corners=False)  # [1, 3, crop, crop]
-    tiles = pixels.view(3, tiling.rows, side, tiling.cols, side).permute(1, 3, 0, 2, 4)
-    return torch.cat([view, tiles.reshape(-1, 3, side, side)])
+    return normalised_crops(cut_tiles(image, tiling), tiling.rows, tiling.cols)

@@ -1,4 +1,4 @@
-"""InternLM-XComposer2-4KHD for vLLM: crops -> image tokens -> InternLM2 with partial LoRA -> logits.
+"""InternLM-XComposer2-4KHD for vLLM: tiles -> crops -> image tokens -> InternLM2 with partial LoRA -> logits.
 
 Runs in vLLM's engine process. Parameter names are the published ones. In order: vision tower and image sequence,
 attention, feed-forward, decoder, the model that vLLM registers.
@@ -29,6 +29,7 @@ from vllm.model_executor.models.interfaces import SupportsMultiModal
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from workers.xcomposer2.config import MERGE, XComposer2Config
+from workers.xcomposer2.image import normalised_crops
 from workers.xcomposer2.plora import PartialLoRAColumnLinear, PartialLoRARowLinear, check_scheduler
 from workers.xcomposer2.processor import XComposer2DummyInputs, XComposer2ProcessingInfo, XComposer2Processor
 from workers.xcomposer2.weights import check_tensors
@@ -218,11 +219,13 @@ class InternLMXComposer2ForCausalLM(nn.Module, SupportsMultiModal):
 
     def embed_multimodal(self, **kwargs: Any) -> list[Tensor]:
         """Return the embeddings [tokens, hidden] of each image prepared by `HDImageProcessor`."""
-        pixels: Tensor | None = kwargs.get("pixel_values")  # [crops of all images, 3, crop, crop]
-        if pixels is None:
+        tiles: Tensor | None = kwargs.get("pixel_values")  # uint8 [tiles of all images, crop, crop, 3]
+        if tiles is None:
             return []
         grids = [(int(rows), int(cols)) for rows, cols in kwargs["grid"]]
-        merged = self.vit(pixels).split([rows * cols + 1 for rows, cols in grids])
+        images = zip(tiles.split([rows * cols for rows, cols in grids]), grids, strict=True)
+        crops = torch.cat([normalised_crops(image, *grid) for image, grid in images])  # [crops, 3, crop, crop]
+        merged = self.vit(crops.to(self.plora_sub_GN.dtype)).split([rows * cols + 1 for rows, cols in grids])
         row_end, view_end = self.plora_sub_GN.flatten(), self.plora_glb_GN.flatten()
         sequences = [image_sequence(crops, *grid, row_end, view_end) for crops, grid in zip(merged, grids, strict=True)]
         projected = self.vision_proj(torch.cat(sequences))

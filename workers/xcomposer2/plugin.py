@@ -62,5 +62,6 @@ def engine_args(model: str, *, revision: str | None = None, **overrides: Any) ->
         "trust_remote_code": False,
         "generation_config": "vllm",  # each request sets its own sampling parameters
         "limit_mm_per_prompt": {"image": 1},
+        "mm_processor_cache_gb": 0,  # every image is new, so the cache would only hold memory
         **overrides,
     }

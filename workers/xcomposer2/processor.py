@@ -1,6 +1,6 @@
-"""vLLM's multi-modal processor: converts a prompt with an image placeholder, and the image, to token ids and crops.
+"""vLLM's multi-modal processor: converts a prompt with an image placeholder, and the image, to token ids and tiles.
 
-Runs in vLLM's front-end process, before `model.py`. The number of image tokens and the crops both come from
+Runs in vLLM's front-end process, before `model.py`. The number of image tokens and the tiles both come from
 `hd_tiling`. Each request may set the crop budget `hd_num` (`mm_processor_kwargs={"hd_num": 16}`). vLLM includes it in
 the image's hash, so caches distinguish budgets.
 """
@@ -29,7 +29,7 @@ from vllm.tokenizers.hf import get_cached_tokenizer
 
 from workers.xcomposer2.config import XComposer2Config
 from workers.xcomposer2.hd_tiling import Tiling, plan_tiling
-from workers.xcomposer2.image import crops
+from workers.xcomposer2.image import cut_tiles
 from workers.xcomposer2.tokenizer import load_tokenizer
 
 MAX_HD_NUM = 55  # the budget used to train InternLM-XComposer2-4KHD
@@ -46,7 +46,7 @@ class TokenizerLoader:
 
 
 class HDImageProcessor:
-    """Has the interface of a Hugging Face processor: converts images to crops and grids."""
+    """Has the interface of a Hugging Face processor: converts images to tiles and grids."""
 
     def __init__(self, config: XComposer2Config, tokenizer: Any, max_hd_num: int, hd_num: object = None, **_: Any):
         budget = config.hd_num if hd_num is None else hd_num
@@ -61,7 +61,7 @@ class HDImageProcessor:
         return plan_tiling(width, height, self.hd_num, self.crop)
 
     def __call__(self, images: Sequence[Any] = (), text: str | None = None, **_: Any) -> BatchFeature:
-        """Return `pixel_values` [crops of all images, 3, crop, crop], `crop_count` [images], `grid` [images, 2].
+        """Return `pixel_values` uint8 [tiles of all images, crop, crop, 3], `tile_count` [images], `grid` [images, 2].
 
         vLLM before 0.27 also passes `text` and expects its token ids as `input_ids`.
         """
@@ -71,9 +71,9 @@ class HDImageProcessor:
         if len(images):
             pil_images = [_pil_image(image) for image in images]
             tilings = [self.plan(*image.size) for image in pil_images]
-            out["pixel_values"] = torch.cat([crops(*pair) for pair in zip(pil_images, tilings, strict=True)])
+            out["pixel_values"] = torch.cat([cut_tiles(*pair) for pair in zip(pil_images, tilings, strict=True)])
             out["grid"] = torch.tensor([(tiling.rows, tiling.cols) for tiling in tilings])
-            out["crop_count"] = out["grid"].prod(dim=1) + 1
+            out["tile_count"] = out["grid"].prod(dim=1)
         return BatchFeature(out)
 
 
@@ -151,11 +151,11 @@ class XComposer2Processor(BaseMultiModalProcessor[XComposer2ProcessingInfo]):
     def _get_mm_fields_config(
         self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]
     ) -> Mapping[str, MultiModalFieldConfig]:
-        counts = hf_inputs.get("crop_count", torch.empty(0, dtype=torch.long))
+        counts = hf_inputs.get("tile_count", torch.empty(0, dtype=torch.long))
         return {
             "pixel_values": MultiModalFieldConfig.flat_from_sizes("image", counts),
             "grid": MultiModalFieldConfig.batched("image", keep_on_cpu=True),
-            "crop_count": MultiModalFieldConfig.batched("image", keep_on_cpu=True),
+            "tile_count": MultiModalFieldConfig.batched("image", keep_on_cpu=True),
         }
 
     def _get_prompt_updates(
