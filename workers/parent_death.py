@@ -3,14 +3,13 @@
 Linux kills a process when its parent ends if the process has asked for it (PR_SET_PDEATHSIG). vLLM starts its engine by
 `fork` or by `spawn`, and neither inherits the request. A forked child makes it in a hook that runs inside `os.fork`; a
 spawned child makes it when it imports the worker's main module, which `multiprocessing` does first. The same holds for
-their own children. The children that open videos ask for themselves (`service/contract/sandbox/confine.py`).
+their own children. The children that open videos ask for themselves (`service/contract/sandbox/start_child.py`).
 """
 
-import ctypes
 import os
-import signal
 
-PR_SET_PDEATHSIG = 1
+from service.contract.sandbox.start_child import end_with_parent
+
 PARENT = "SHARECAP_PARENT_PID"
 """Environment variable through which a process passes its own id to its children."""
 
@@ -28,9 +27,5 @@ def set_up_spawned_child() -> None:
 
 
 def _end_with_parent() -> None:
-    """Kill this process when the thread that started it ends, or now if the parent has already ended."""
-    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
-    if os.getppid() != int(os.environ[PARENT]):
-        os.kill(os.getpid(), signal.SIGKILL)
+    end_with_parent(int(os.environ[PARENT]))
     os.environ[PARENT] = str(os.getpid())

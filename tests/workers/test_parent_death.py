@@ -1,4 +1,4 @@
-"""No process of a worker outlives it: killed with SIGKILL while the engine starts, or when it is ready."""
+"""No process of a worker outlives it: killed with SIGKILL while the engine or a decoder starts, or later."""
 
 import os
 import re
@@ -37,6 +37,20 @@ if __name__ == "__main__":
 elif __name__ == "__mp_main__":
     from workers.parent_death import set_up_spawned_child
     set_up_spawned_child()
+"""
+
+DECODING = """
+import asyncio, sys
+from pathlib import Path
+from service.contract.sandbox.probe import VideoInfo
+from workers.video.frames import DecodeLimits, Part, open_frames
+
+async def main():
+    info = VideoInfo(container="mov", codec="h264", width=160, height=120)
+    async with open_frames(Path(sys.argv[1]), info, Part(interval_s=1.0, max_samples=10), DecodeLimits()):
+        pass
+
+asyncio.run(main())
 """
 
 
@@ -98,3 +112,13 @@ def test_the_engine_ends_with_a_killed_worker(redis_url: str, tmp_path: Path, me
     kill_and_check(process)
     with Redis.from_url(redis_url) as redis:
         wait_for(lambda: not redis.keys("sharecap:worker:*"), CARD_TTL_S)
+
+
+@pytest.mark.parametrize("after_s", [0, 0.1, 0.3, 0.6, 2])
+def test_a_decoder_ends_with_a_killed_worker_at_any_time(tmp_path: Path, after_s: float) -> None:
+    """Opening the pipe blocks, so this decoder never ends by itself."""
+    os.mkfifo(pipe := tmp_path / "video.mp4")
+    with psutil.Popen([sys.executable, "-c", DECODING, str(pipe)]) as process:
+        wait_for(process.children, 30)
+        time.sleep(after_s)
+        kill_and_check(process)

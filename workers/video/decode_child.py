@@ -1,4 +1,4 @@
-"""The child process that decodes one untrusted video. `frames.py` starts it as `python -I decode_child.py SPEC`.
+"""The child process that decodes one untrusted video: `decode_child.py SPEC`, started by `frames.py`.
 
 The child drops its privileges (`confine.py`), reads the times of all frames from the packets without decoding them,
 chooses the frames to sample, and seeks to and decodes only those. It writes one JSON line with what it knows about the

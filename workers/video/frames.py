@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict
 
 from service.contract.errors import DecodeFailed, DecoderDied, DecoderKilled, InvalidOption
 from service.contract.sandbox.probe import VideoInfo
-from service.contract.sandbox.subprocesses import kill_and_wait
+from service.contract.sandbox.subprocesses import child_arguments, kill_and_wait
 from workers.video.decode_child import FRAME_HEADER, Spec
 
 T = TypeVar("T")
@@ -150,7 +150,7 @@ async def open_frames(path: Path, info: VideoInfo, part: Part, limits: DecodeLim
         **asdict(part),
     )
     child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-I", "-B", str(CHILD), json.dumps(asdict(spec))),
+        *(sys.executable, "-B", *child_arguments(CHILD, json.dumps(asdict(spec)))),
         stdin=DEVNULL,
         stdout=PIPE,
         stderr=DEVNULL,

@@ -8,7 +8,7 @@ need. `confine` applies four layers, each of which holds if another one has a ga
     Landlock       opens only the file and Python's libraries, which import each other late (`landlock.py`; Linux 5.13)
     system calls   only those that decoding needs (`system_calls.py`); required
 
-The child dies with the thread that started it.
+The child still ends with its parent (`start_child.py`).
 """
 
 import ctypes
@@ -16,7 +16,6 @@ import os
 import platform
 import resource
 import runpy
-import signal
 import struct
 import sys
 from collections.abc import Callable
@@ -28,7 +27,7 @@ CPU_GRACE_S = 5
 """Time between the soft limit, whose SIGXCPU tells the cause, and the hard limit, at which the kernel kills."""
 LIBRARIES = {sys.prefix, sys.base_prefix}
 
-PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
+PR_SET_NO_NEW_PRIVS = 38
 CLONE_NEWUSER, CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWNET = 0x10000000, 0x04000000, 0x08000000, 0x40000000
 CAPABILITY_VERSION_3 = 0x20080522
 SECCOMP = {"x86_64": 317, "aarch64": 277}
@@ -44,13 +43,15 @@ def confine(path: str, cpu_s: int, max_open_files: int) -> dict[str, int | bool]
     if len(os.listdir("/proc/self/task")) > 1:  # noqa: PTH208 (namespaces and Landlock cover only one thread)
         raise RuntimeError("a child process must be confined before it starts threads")
     libc = ctypes.CDLL(None, use_errno=True)
+    parent_pid = os.getppid()
+    end_with_parent = runpy.run_path(str(SANDBOX / "start_child.py"))["end_with_parent"]
     landlock = runpy.run_path(str(SANDBOX / "landlock.py"))
     filter_program = runpy.run_path(str(SANDBOX / "system_calls.py"))["filter_program"]
     Path("/proc/self/oom_score_adj").write_text("1000")
     _limit_resources(cpu_s, max_open_files)
     namespaces = libc.unshare(CLONE_NEWUSER | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS) == 0
     _drop_capabilities(libc)
-    _check(libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0))  # a new user namespace would reset it
+    end_with_parent(parent_pid)  # Linux has forgotten the request of `start_child.py`
     _check(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
     landlock_abi = landlock["abi"](libc)
     if landlock_abi:

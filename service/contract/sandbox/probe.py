@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from service.contract.errors import DecoderKilled, NotAVideo, UnsupportedMedia, VideoTooLarge, VideoTooLong
 from service.contract.sandbox.formats import CODECS, CONTAINERS
-from service.contract.sandbox.subprocesses import kill_and_wait
+from service.contract.sandbox.subprocesses import child_arguments, kill_and_wait
 
 CHILD = Path(__file__).with_name("probe_child.py")
 MAX_STREAMS = 32
@@ -103,7 +103,7 @@ def check_sandbox() -> None:
     Raises NoSandbox if the child cannot be confined, RuntimeError if it fails for another reason, and
     subprocess.TimeoutExpired if it does not end.
     """
-    command = [*_command(CHILD), "1"]
+    command = _command(CHILD, max_pixels=1)
     child = subprocess.run(command, capture_output=True, text=True, env={}, timeout=START_TIMEOUT_S, check=False)
     if child.returncode:
         reason = (child.stderr.strip().splitlines() or [f"exit status {child.returncode}"])[-1]
@@ -157,8 +157,7 @@ def check(info: VideoInfo, limits: VideoLimits) -> None:
 
 async def _run_child(path: Path, limits: VideoLimits) -> Report:
     child = await asyncio.create_subprocess_exec(
-        *_command(path.resolve()),
-        str(limits.max_pixels),
+        *_command(path.resolve(), limits.max_pixels),
         stdin=DEVNULL,
         stdout=PIPE,
         stderr=DEVNULL,
@@ -187,8 +186,8 @@ async def _exit_status(child: Process) -> int | None:
     return None
 
 
-def _command(path: Path) -> tuple[str, ...]:
-    return sys.executable, "-I", str(CHILD), str(path)
+def _command(path: Path, max_pixels: int) -> tuple[str, ...]:
+    return sys.executable, *child_arguments(CHILD, str(path), str(max_pixels))
 
 
 async def _read_output(child: Process) -> bytes:

@@ -1,4 +1,4 @@
-"""The child process that inspects an untrusted file: `python -I probe_child.py FILE MAX_PIXELS`, started by `probe.py`.
+"""The child process that inspects an untrusted file: `probe_child.py FILE MAX_PIXELS`, started by `probe.py`.
 
 It gives up all rights that it does not need (`confine.py`), opens the file with PyAV restricted to the accepted formats
 (`formats.py`), and prints one JSON object whose key `outcome` says what kind of file it is. The parent checks the

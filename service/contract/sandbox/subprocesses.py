@@ -1,12 +1,19 @@
-"""How a parent process ends a child that opened an untrusted file."""
+"""How a parent process starts and ends a child that opens an untrusted file."""
 
 import asyncio
 import os
 import signal
 from asyncio.subprocess import Process
 from contextlib import suppress
+from pathlib import Path
 
+START_CHILD = Path(__file__).with_name("start_child.py")
 CHUNK_BYTES = 1 << 16
+
+
+def child_arguments(script: Path, *arguments: str) -> tuple[str, ...]:
+    """Return Python's arguments for a child that runs `script` without a search path and ends with this process."""
+    return "-I", str(START_CHILD), str(os.getpid()), str(script), *arguments
 
 
 async def kill_and_wait(child: Process) -> None:
