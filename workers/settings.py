@@ -48,8 +48,8 @@ class Settings(SharedSettings):
     fetch_timeout_s: Annotated[float, Field(gt=0)] = 3600.0
     """Time limit for downloading the video of a URL, including all retries."""
     fetch_min_rate: Annotated[int, Field(ge=0)] = 65_536
-    """Bytes per second. A download that is slower is aborted. Large files must arrive faster: see
-    `workers/video/fetch.py`. 0 disables both rules."""
+    """Bytes per second. A download that is slower for 20 s is aborted. Large files must arrive faster on average, to be
+    complete within `fetch_timeout_s`: see `workers/video/fetch.py`. 0 disables both rules."""
 
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Fraction of the GPU's memory that the engine may use."""

@@ -5,9 +5,10 @@ interrupted attempt received. As with uploads, the probe checks afterwards wheth
 """
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable, Mapping, Set
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from aiohttp import ClientResponse
 from yarl import URL
@@ -18,7 +19,6 @@ from service.contract.outbound.http import TransientFetchError
 from service.contract.outbound.ssrf import HostAndPort, check_url
 from service.contract.storage.interface import IncomingVideo, too_large
 from workers.attempt import Attempt, Fetched
-from workers.settings import Settings
 
 MAX_REDIRECTS = 3
 REDIRECT_STATUSES = (301, 302, 303, 307, 308)
@@ -30,8 +30,8 @@ RESPONSE_TIMEOUT_S = 30.0
 """Time limit from a request to the headers of its response."""
 RATE_WINDOW_S = 20.0
 """Period over which the minimum rate is measured."""
-RATE_GROWTH_S = 900.0
-"""The minimum rate grows to the received bytes divided by this time, once that is more than `FETCH_MIN_RATE`."""
+SCHEDULE_SLACK_S = 60.0
+"""How far a file of declared size may fall behind its schedule."""
 
 
 async def fetch(attempt: Attempt) -> None:
@@ -70,7 +70,8 @@ async def _download(attempt: Attempt, url: str, sha256: str | None) -> Fetched:
         storage.receive(settings.max_upload_bytes, job_id) as video,
     ):
         storage.check_free_space(response.content_length or 0)
-        await _receive(response, video, RateRule.of(settings, response.content_length))
+        rate = MinimumRate(settings.fetch_min_rate, settings.fetch_timeout_s, response.content_length)
+        await _receive(response, video, rate)
         if sha256 not in (None, video.sha256):
             raise UrlUnreachable("The URL returns a different file than when the job started.")
         await attempt.events.check_lease()  # without the lease, it must not replace another attempt's file
@@ -128,29 +129,45 @@ def _check_headers(response: ClientResponse, max_bytes: int) -> None:
         raise too_large(max_bytes)
 
 
-@dataclass(frozen=True)
-class RateRule:
-    """The least rate of a download, in bytes per second. It grows with the size, so that no download takes hours.
+@dataclass
+class MinimumRate:
+    """Decides when a download is too slow. Times are in seconds since its body began.
 
-    `floor` applies from the start: the setting or, for a file of declared size, the rate that it needs to be complete
-    within `FETCH_TIMEOUT_S`. The size of other files is not known, so the rate grows with what has been received.
+    At least `bytes_per_s` must arrive in every RATE_WINDOW_S. A file of declared size must also follow the schedule
+    that completes it within `timeout_s`, but may be SCHEDULE_SLACK_S late. The size of other files is not known, so
+    their minimum rate grows to the received bytes divided by `timeout_s`. With `bytes_per_s` 0, no rate is too slow.
     """
 
-    floor: float
+    bytes_per_s: float
+    timeout_s: float
+    declared_bytes: int | None
+    _demanded: float = field(init=False, default=0.0)
+    _goal: float = field(init=False, default=0.0)
+    _window_end_s: float = field(init=False, default=0.0)
 
-    @classmethod
-    def of(cls, settings: Settings, declared_bytes: int | None) -> "RateRule":
-        needed = (declared_bytes or 0) / settings.fetch_timeout_s
-        return cls(max(settings.fetch_min_rate, needed) if settings.fetch_min_rate else 0.0)
+    def deadline_s(self, received_bytes: int, now_s: float) -> float:
+        """Return when the download becomes too slow if nothing more arrives."""
+        if not self.bytes_per_s:
+            return math.inf
+        if received_bytes >= self._goal:
+            self._demanded = max(self.bytes_per_s, 0 if self.declared_bytes else received_bytes / self.timeout_s)
+            self._goal = received_bytes + self._demanded * RATE_WINDOW_S
+            self._window_end_s = now_s + RATE_WINDOW_S
+        return min(self._window_end_s, self._schedule_s(received_bytes))
 
-    def bytes_per_window(self, received_bytes: int) -> float:
-        """Return how many bytes must arrive during the next RATE_WINDOW_S."""
-        return RATE_WINDOW_S * (max(self.floor, received_bytes / RATE_GROWTH_S) if self.floor else 0.0)
+    def _schedule_s(self, received_bytes: int) -> float:
+        if not self.declared_bytes:
+            return math.inf
+        return SCHEDULE_SLACK_S + self.timeout_s * received_bytes / self.declared_bytes
+
+    @property
+    def demanded_bytes_per_s(self) -> float:
+        return max(self._demanded, (self.declared_bytes or 0) / self.timeout_s)
 
 
-async def _receive(response: ClientResponse, video: IncomingVideo, rule: RateRule) -> None:
+async def _receive(response: ClientResponse, video: IncomingVideo, rate: MinimumRate) -> None:
     """Write the response's body to `video`, durably. Raises UrlUnreachable if it arrives too slowly."""
-    async with _minimum_rate(rule) as report_progress:
+    async with _enforced(rate) as report_progress:
         async for chunk in net.read_body(response):
             await video.write(chunk)
             report_progress(video.size)
@@ -158,25 +175,19 @@ async def _receive(response: ClientResponse, video: IncomingVideo, rule: RateRul
 
 
 @asynccontextmanager
-async def _minimum_rate(rule: RateRule) -> AsyncIterator[Callable[[int], None]]:
-    """Yield a function to call with the number of bytes received so far.
-
-    Raises UrlUnreachable if fewer bytes than the rule demands arrive during RATE_WINDOW_S.
-    """
-    demanded = goal = rule.bytes_per_window(0)
+async def _enforced(rate: MinimumRate) -> AsyncIterator[Callable[[int], None]]:
+    """Yield a function to call with the number of bytes received so far. Raises UrlUnreachable if they are too few."""
+    clock = asyncio.get_running_loop().time
+    started_at = clock()
 
     def report_progress(received_bytes: int) -> None:
-        nonlocal demanded, goal
-        if received_bytes >= goal:
-            demanded = rule.bytes_per_window(received_bytes)
-            goal = received_bytes + demanded
-            limit.reschedule(asyncio.get_running_loop().time() + RATE_WINDOW_S)
+        limit.reschedule(started_at + rate.deadline_s(received_bytes, clock() - started_at))
 
     try:
-        async with asyncio.timeout(RATE_WINDOW_S) as limit:
+        async with asyncio.timeout_at(started_at + rate.deadline_s(0, 0.0)) as limit:
             yield report_progress
     except TimeoutError:
         if not limit.expired():
             raise
-        rate = demanded / RATE_WINDOW_S
-        raise UrlUnreachable(f"The download is too slow: a file of this size needs {rate:.0f} bytes/s.") from None
+        needed = f"{rate.demanded_bytes_per_s:.0f} bytes/s"
+        raise UrlUnreachable(f"The download is too slow: a file of this size needs {needed}.") from None

@@ -31,6 +31,7 @@ def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch, "RETRY_PAUSES_S", (0.05, 0.05))
     monkeypatch.setattr(fetch, "RESPONSE_TIMEOUT_S", 0.5)
     monkeypatch.setattr(fetch, "RATE_WINDOW_S", 0.5)
+    monkeypatch.setattr(fetch, "SCHEDULE_SLACK_S", 1.5)
 
 
 @pytest.fixture
@@ -279,39 +280,79 @@ async def test_cancelling_stops_the_download(bench: Bench, server: HostileServer
     assert files(bench) == []
 
 
-def seconds_at_the_least_rate(rule: fetch.RateRule, size: int) -> float:
-    """Return how long a download of `size` bytes takes that is always just fast enough."""
-    received, windows = 0.0, 0
-    while received < size:
-        received += rule.bytes_per_window(int(received))
-        windows += 1
-    return windows * fetch.RATE_WINDOW_S
-
-
 GIB = 1 << 30
+MINUTE = 60
+FOREVER = 10_000
+Phase = tuple[float, int]
+"""Bytes per second, and for how many seconds a download has this rate."""
+DOWNLOADS: dict[str, tuple[int | None, list[Phase], int | None]] = {
+    "4 GiB at 3 MB/s": (4 * GIB, [(3e6, FOREVER)], None),
+    "1 GiB at 350 kB/s, which takes 51 min": (GIB, [(350e3, FOREVER)], None),
+    "100 MB at 70 kB/s": (100_000_000, [(70e3, FOREVER)], None),
+    "4 GiB at the rate that it needs": (4 * GIB, [(4 * GIB / 3600, FOREVER)], None),
+    "a slow start": (4 * GIB, [(70e3, 50), (3e6, FOREVER)], None),
+    "a dip of 5 minutes ahead of the schedule": (
+        4 * GIB,
+        [(3e6, 10 * MINUTE), (70e3, 5 * MINUTE), (3e6, FOREVER)],
+        None,
+    ),
+    "short pauses": (4 * GIB, [(3e6, 60), (0, 15)] * 100, None),
+    "an unknown size at 3 MB/s": (None, [(3e6, 4 * GIB // 3_000_000)], None),
+    "an unknown size at 70 kB/s": (None, [(70e3, 50 * MINUTE)], None),
+    "an unknown size with a dip": (None, [(3e6, 10 * MINUTE), (600e3, MINUTE), (3e6, 5 * MINUTE)], None),
+    "4 GiB at 70 kB/s": (4 * GIB, [(70e3, FOREVER)], 65),
+    "4 GiB at half the rate that it needs": (4 * GIB, [(600e3, FOREVER)], 125),
+    "a fast start, then 70 kB/s": (4 * GIB, [(3e6, 10 * MINUTE), (70e3, FOREVER)], 30 * MINUTE),
+    "no bytes for 25 s": (GIB, [(3e6, MINUTE), (0, 25), (3e6, FOREVER)], 81),
+    "a small file below the minimum rate": (10_000_000, [(60e3, FOREVER)], 21),
+    "an unknown size below the minimum rate": (None, [(60e3, FOREVER)], 21),
+    "an unknown size, a fast start, then 70 kB/s": (None, [(3e6, 10 * MINUTE), (70e3, FOREVER)], 11 * MINUTE),
+}
 
 
-def test_the_least_rate_grows_with_the_size() -> None:
-    settings = Settings()
-    unknown = fetch.RateRule.of(settings, None)
-    assert unknown.bytes_per_window(0) == settings.fetch_min_rate * fetch.RATE_WINDOW_S
-    assert unknown.bytes_per_window(GIB) == GIB / fetch.RATE_GROWTH_S * fetch.RATE_WINDOW_S
-    assert seconds_at_the_least_rate(unknown, 4 * GIB) < 1.5 * 3600, "at 64 KiB/s it would take 18 h"
-    declared = fetch.RateRule.of(settings, 4 * GIB)
-    assert declared.floor == 4 * GIB / settings.fetch_timeout_s
-    assert seconds_at_the_least_rate(declared, 4 * GIB) <= settings.fetch_timeout_s + fetch.RATE_WINDOW_S
-    unlimited = fetch.RateRule.of(Settings(fetch_min_rate=0), 4 * GIB)
-    assert unlimited.bytes_per_window(GIB) == 0
+def aborted_after_s(rate: fetch.MinimumRate, size: int | None, phases: list[Phase]) -> int | None:
+    """Return after how many seconds a download is aborted, or None if it completes. One chunk arrives each second."""
+    received, now_s, deadline_s = 0.0, 0, rate.deadline_s(0, 0.0)
+    for bytes_per_s, seconds in phases:
+        for _ in range(seconds):
+            now_s += 1
+            if now_s > deadline_s:
+                return now_s
+            if bytes_per_s:
+                received += bytes_per_s
+                deadline_s = rate.deadline_s(int(received), now_s)
+            if size is not None and received >= size:
+                return None
+    return None
 
 
-async def test_a_large_file_that_cannot_arrive_in_time_is_refused_after_one_window(
-    bench: Bench, server: HostileServer
+@pytest.mark.parametrize(("size", "phases", "aborted_by_s"), DOWNLOADS.values(), ids=DOWNLOADS)
+def test_which_downloads_are_too_slow(
+    monkeypatch: pytest.MonkeyPatch, size: int | None, phases: list[Phase], aborted_by_s: int | None
 ) -> None:
-    piece, pause_s = b"y" * 5000, 0.05  # about 100 kB/s, which is enough for a small file
-    for size, patience_s in ((900_000, 10.0), (20_000_000, 3.0)):
-        server.answers["/"] = endless(f"{HEAD}Content-Length: {size}\r\n\r\n", piece, pause_s)
-        started_at = time.monotonic()
-        job = await caption(bench, server, max_upload_bytes=1 << 30, fetch_timeout_s=20.0, fetch_min_rate=30_000)
-        assert job.error is not None
-        assert (job.error.code == "url_unreachable") == (size > 10_000_000), job.error
-        assert size < 10_000_000 or time.monotonic() - started_at < patience_s
+    monkeypatch.setattr(fetch, "RATE_WINDOW_S", 20.0)
+    monkeypatch.setattr(fetch, "SCHEDULE_SLACK_S", 60.0)
+    settings = Settings()
+    rate = fetch.MinimumRate(settings.fetch_min_rate, settings.fetch_timeout_s, size)
+    aborted_s = aborted_after_s(rate, size, phases)
+    if aborted_by_s is None:
+        assert aborted_s is None
+    else:
+        assert aborted_s is not None and aborted_by_s // 2 < aborted_s <= aborted_by_s
+
+
+def test_a_minimum_rate_of_zero_disables_both_rules() -> None:
+    assert aborted_after_s(fetch.MinimumRate(0, 3600, 4 * GIB), 4 * GIB, [(0, 3600)]) is None
+
+
+@pytest.mark.parametrize(("size", "code"), [(300_000, "not_a_video"), (20_000_000, "url_unreachable")])
+async def test_a_large_file_that_cannot_arrive_in_time_is_refused_soon(
+    bench: Bench, server: HostileServer, monkeypatch: pytest.MonkeyPatch, size: int, code: str
+) -> None:
+    monkeypatch.setattr(fetch, "RATE_WINDOW_S", 20.0)
+    about_100_kb_per_s = endless(f"{HEAD}Content-Length: {size}\r\n\r\n", b"y" * 5000, 0.05)
+    server.answers["/"] = about_100_kb_per_s
+    started_at = time.monotonic()
+    job = await caption(bench, server, max_upload_bytes=1 << 30, fetch_timeout_s=30.0, fetch_min_rate=30_000)
+    assert job.error is not None and job.error.code == code
+    assert time.monotonic() - started_at < 15, "at its rate, the large file would take 200 s"
