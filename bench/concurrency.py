@@ -48,10 +48,11 @@ class Round:
         return f"{self.name:<16}{self.wall_s:>9.1f}" + "".join(f"{rate:>14.2f}" for rate in rates)
 
 
-async def caption(http: httpx.AsyncClient, video: Path) -> dict[str, Any]:
-    """Post the video and wait for its last event. Returns the finished job."""
+async def caption(http: httpx.AsyncClient, video: Path, **options: str) -> dict[str, Any]:
+    """Post the video with these options and wait for its last event. Returns the finished job."""
     files = {"file": (video.name, video.read_bytes())}
-    posted = (await http.post("/captions", files=files, data={"keyframes": "interval"})).raise_for_status().json()
+    data = {"keyframes": "interval", **options}
+    posted = (await http.post("/captions", files=files, data=data)).raise_for_status().json()
     async with aconnect_sse(http, "GET", f"/captions/{posted['id']}/events") as events:
         async for _ in events.aiter_sse():
             pass

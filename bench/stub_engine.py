@@ -1,0 +1,173 @@
+"""A stub engine of fixed speed for `engine_share.py --stub`, and the round that measures the service around it.
+
+Every `STUB_STEP_S` (environment) the engine generates one word for each running turn, however many run; an answer has
+`STUB_WORDS` words. Run as a program, this module is a worker whose models are stubs. Everything else of the service is
+real: uploads, probes, decoding, keyframes, events and streams.
+"""
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import httpx
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the modules of this folder
+
+from bench.concurrency import caption
+from bench.service_processes import CpuTimes, cpu_times
+from service.contract.jobs import Usage
+from service.local.supervisor import Child, Supervisor
+from service.local.up import LOCAL_HOST, LOGS, free_port, gateway, valkey
+from workers.models.engine import Done, Features, ModelDefaults, Piece, Turn
+from workers.process import Models, work
+from workers.prompts.trained import TRAINED_PROMPTS
+from workers.settings import Settings
+
+STEP_S, WORDS = "0.02", "120"
+READY_TIMEOUT_S = 60.0
+JOB_TIMEOUT_S = 300.0
+IMAGE_TOKENS = 1500
+INTERVAL_S = "2.5"
+"""Longer than the clip: its first and its last frame become keyframes, which is three turns with the summary."""
+
+
+class StubCaptioner:
+    """Generates one word for each running turn in every step of `step_s`."""
+
+    context_tokens = 16384
+    takes_hd_num = True
+    alive, stalled = True, False
+
+    def __init__(self, step_s: float, words: int) -> None:
+        self.defaults = ModelDefaults()
+        self.prompts = TRAINED_PROMPTS
+        self._step_s, self._words = step_s, words
+        self._step = asyncio.Event()
+        self._stepping = asyncio.create_task(self._run())
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(self._step_s)
+            self._step.set()
+            self._step = asyncio.Event()
+
+    async def generate(self, turn: Turn, request_id: str) -> AsyncGenerator[Piece | Done, None]:
+        for _ in range(min(self._words, turn.max_tokens)):
+            await self._step.wait()
+            yield Piece("word ")
+        tokens = await self.prompt_tokens(turn)
+        yield Done(Usage(prompt_tokens=tokens, completion_tokens=self._words), "stop")
+
+    async def prompt_tokens(self, turn: Turn) -> int:
+        return self.count_tokens(turn.prompt) + IMAGE_TOKENS * len(turn.images)
+
+    def count_tokens(self, text: str) -> int:
+        return len(text.split())
+
+
+class StubEncoder:
+    """Returns features that all differ."""
+
+    async def encode(self, images: Sequence[Any]) -> Features:
+        return np.eye(len(images), dtype=np.float32)
+
+
+def load(settings: Settings) -> Models:
+    captioner = StubCaptioner(float(os.environ["STUB_STEP_S"]), int(os.environ["STUB_WORDS"]))
+    return Models(captioner, StubEncoder(), settings.slots or 4, stop=lambda: None)
+
+
+def write_720p_clip(path: Path) -> None:
+    """Write a clip of 2.2 s of moving noise, 1280 x 720, H.264."""
+    texture = np.random.default_rng(0).integers(0, 256, (90, 190, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=24, options={"preset": "veryfast"})
+        stream.width, stream.height, stream.pix_fmt = 1280, 720, "yuv420p"
+        for k in range(53):
+            picture = np.ascontiguousarray(texture[:, 4 * k : 4 * k + 1280])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+        container.mux(stream.encode())
+
+
+@dataclass(frozen=True)
+class StubResult:
+    """All clips with the stub engine. `turns`: captioning turns of one clip, with the summary."""
+
+    clips: int
+    turns: int
+    wall_s: float
+    cpu: CpuTimes
+
+    def figures(self) -> dict[str, float]:
+        return {
+            "clips_per_s": self.clips / self.wall_s,
+            "loop_ms_per_clip": 1000 * self.cpu.worker_s / self.clips,
+            "cpu_s_per_clip": self.cpu.outside_engine_s / self.clips,
+        }
+
+    def table(self) -> str:
+        per_clip = {name: value / self.clips for name, value in vars(self.cpu).items() if name != "engine_s"}
+        rows = [f"{self.clips} clips of 2.2 s, 720p, {self.turns} turns each, in {self.wall_s:.1f} s", ""]
+        rows += ["| CPU seconds per clip | |", "|---|---:|"]
+        return "\n".join([*rows, *(f"| {name.removesuffix('_s')} | {value:.3f} |" for name, value in per_clip.items())])
+
+
+async def stub_round(directory: Path, clip: Path, clips: int, concurrency: int) -> StubResult:
+    """Caption `clip` as often as `clips` says, `concurrency` at a time, through a service with the stub engine."""
+    in_flight = asyncio.Semaphore(concurrency)
+    async with (
+        _service(directory / "data", concurrency) as url,
+        httpx.AsyncClient(base_url=url, timeout=JOB_TIMEOUT_S, trust_env=False, limits=httpx.Limits()) as http,
+    ):
+
+        async def one() -> dict[str, Any]:
+            async with in_flight:
+                return await caption(http, clip, interval_s=INTERVAL_S)
+
+        await one()  # warm-up
+        before, start = cpu_times(os.getpid()), time.monotonic()
+        jobs = await asyncio.gather(*(one() for _ in range(clips)))
+        wall_s, cpu = time.monotonic() - start, cpu_times(os.getpid()) - before
+    return StubResult(clips, len(jobs[0]["differentials"]) + 1, wall_s, cpu)
+
+
+@asynccontextmanager
+async def _service(data_dir: Path, slots: int) -> AsyncIterator[str]:
+    """Start Valkey, the gateway and a worker with stub models. Yields the gateway's URL."""
+    port, socket_path = free_port(), data_dir / "valkey" / "valkey.sock"
+    env = {"REDIS_URL": f"unix://{socket_path}", "DATA_DIR": str(data_dir), "SLOTS": str(slots)}
+    stub = {"STUB_STEP_S": STEP_S, "STUB_WORDS": WORDS, **env}
+    data_dir.mkdir(parents=True)
+    async with Supervisor(data_dir / LOGS) as supervisor:
+        supervisor.start(valkey(data_dir / "valkey", socket_path))
+        while not socket_path.exists():
+            await asyncio.sleep(0.05)
+        supervisor.start(gateway(env, LOCAL_HOST, port))
+        supervisor.start(Child("worker", [sys.executable, __file__], stub))
+        url = f"http://{LOCAL_HOST}:{port}"
+        await supervisor.run(_until_ready(url))
+        supervisor.mark_ready()
+        yield url
+
+
+async def _until_ready(url: str) -> None:
+    async with asyncio.timeout(READY_TIMEOUT_S), httpx.AsyncClient(base_url=url, trust_env=False) as client:
+        while True:
+            try:
+                (await client.get("/readyz")).raise_for_status()
+            except httpx.HTTPError:
+                await asyncio.sleep(0.25)
+            else:
+                return
+
+
+if __name__ == "__main__":
+    sys.exit(work(Settings(), load))
