@@ -4,18 +4,18 @@ Extends vLLM's parallel linear layers for `model.py`: `y = W x`, plus `scale * B
 positions, including generated tokens, use only the plain weight.
 
 The low-rank term is one operator that is opaque to torch.compile. It decides at run time (or while a CUDA graph is
-recorded) how much to compute:
+recorded) how much to compute. The decision is made once for all layers of a batch and kept in vLLM's forward context:
 
 - If every request of the batch adds exactly one token, the batch is decoding and contains no image token, so the term
   is skipped. Reason: text follows every image, and the scheduler shortens a prompt's chunk to one token only when its
   token budget is used up. A batch of single tokens cannot use up a budget larger than the number of requests
   (`check_scheduler`). vLLM records its full CUDA graphs for exactly these batches.
-- On a CPU, the term is computed only for the rows of image tokens.
-- Otherwise, on a GPU, the term is computed for all rows and masked, because reading the mask would stall the stream.
-  This adds about 7 % to the multiplications of a prefill (rank 256 against width 4096).
+- Otherwise, the rows of image tokens are gathered. This reads the mask from the GPU, once for each batch.
+- On a GPU, the term is computed for all rows and masked if at least half of the rows are image tokens, and while a CUDA
+  graph is recorded, because the graph must serve any mask.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,7 @@ from vllm.model_executor.layers.quantization import QuantizationConfig
 from vllm.utils.torch_utils import direct_register_custom_op
 
 _LIBRARY = library.Library("sharecap_xcomposer2", "FRAGMENT")
+_IMAGE_ROWS = "sharecap_image_rows"  # attribute of the forward context
 
 
 def check_scheduler(config: VllmConfig) -> None:
@@ -54,17 +55,38 @@ def _is_decoding() -> bool:
     return all(getattr(layer, "max_query_len", 0) == 1 for layer in layers)
 
 
+def _image_rows(is_image: Tensor) -> Tensor:
+    """Return the numbers of the rows of image tokens. The first layer computes them for all layers of a batch."""
+    if not is_forward_context_available():
+        return is_image.nonzero().squeeze(1)
+    context: Any = get_forward_context()  # a new object for each batch
+    if not hasattr(context, _IMAGE_ROWS):
+        rows = is_image.new_empty(0, dtype=torch.long) if _is_decoding() else is_image.nonzero().squeeze(1)
+        setattr(context, _IMAGE_ROWS, rows)
+    return cast(Tensor, getattr(context, _IMAGE_ROWS))
+
+
 def _add_partial_lora(  # noqa: PLR0917
     y: Tensor, x: Tensor, is_image: Tensor, a: Tensor, b: Tensor, scale: float
 ) -> None:
     """In place: y [tokens, out] += scale * (x [tokens, in] a^T [in, r] b^T [r, out]) where is_image [tokens]."""
-    if _is_decoding():
+    if x.is_cuda and torch.cuda.is_current_stream_capturing():
+        if not _is_decoding():
+            add_masked(y, x, is_image, a, b, scale)
         return
-    if x.is_cpu:
-        rows = is_image.nonzero().squeeze(1)
-        if len(rows):
-            y.index_add_(0, rows, F.linear(F.linear(x[rows], a), b), alpha=scale)
+    rows = _image_rows(is_image)
+    if len(rows) == 0:
         return
+    if x.is_cuda and 2 * len(rows) >= len(x):
+        add_masked(y, x, is_image, a, b, scale)
+    else:
+        y.index_add_(0, rows, F.linear(F.linear(x[rows], a), b), alpha=scale)
+
+
+def add_masked(  # noqa: PLR0917
+    y: Tensor, x: Tensor, is_image: Tensor, a: Tensor, b: Tensor, scale: float
+) -> None:
+    """Like `_add_partial_lora`, for all rows, without reading the mask."""
     low = F.linear(x, a) * is_image.unsqueeze(1)  # [tokens, r]
     y.addmm_(low, b.t(), alpha=scale)
 
