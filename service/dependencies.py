@@ -13,6 +13,7 @@ from service.access.api_keys import ApiKeyStore
 from service.access.authentication import Authenticator
 from service.access.origins import OriginCheck
 from service.access.rate_limits import RateLimits
+from service.contract.places import Places
 from service.contract.storage.backends import open_storage
 from service.contract.storage.interface import Storage
 from service.contract.store.connection import connect
@@ -29,6 +30,8 @@ from service.upkeep.retention import Retention
 GATEWAY_CONNECTIONS = 64
 CONCURRENT_PROBES = 4
 """Uploads probed at the same time. Each probe runs in its own process; a malicious video can use up to 2 GiB there."""
+PROBES_PER_KEY = 3
+"""How many of them one API key may have, so that one is left for the next key."""
 
 BackgroundTask = Callable[[], Coroutine[Any, Any, None]]
 
@@ -46,7 +49,7 @@ class Gateway:
     idempotency: Idempotency
     retention: Retention
     memory: MemoryGuard
-    probe_slots: asyncio.Semaphore
+    probes: Places
 
 
 @asynccontextmanager
@@ -83,7 +86,7 @@ def _build_gateway(settings: Settings, metrics: Metrics, store: Store, reader: S
             store, idempotency, limits, storage, settings.retention_s, text_retention_s=settings.text_retention_s
         ),
         memory=MemoryGuard(store.redis),
-        probe_slots=asyncio.Semaphore(CONCURRENT_PROBES),
+        probes=Places(CONCURRENT_PROBES, PROBES_PER_KEY),
     )
 
 

@@ -103,7 +103,7 @@ class Worker:
             storage,
             models.captioner,
             models.encoder,
-            Decoders(settings.decoders),
+            Decoders(settings.decoders, settings.key_share),
             find_job=store.job,
             engine_shares=EngineShares(models.key_sequences),
         )

@@ -35,15 +35,18 @@ class Settings(SharedSettings):
     drain_s: Annotated[float, Field(ge=0)] = 3.0
     """How long running jobs may continue after SIGTERM before they are given back."""
     decoders: Annotated[int, Field(ge=1)] = os.cpu_count() or 1
-    """How many videos are decoded at once. Each decoder uses up to 2 GiB of memory."""
+    """How many videos are decoded at once. Each decoder uses up to 2 GiB of memory; a second one starts only while
+    2.25 GiB are available, and each further one needs 256 MiB more."""
 
     downloads: Annotated[int, Field(ge=1, le=1024)] = 16
     """How many videos are downloaded at once. A download takes no video slot."""
     key_share: Annotated[float, Field(gt=0, le=1)] = 0.75
-    """Fraction of this worker's video slots and downloads that the jobs of one API key may take; at least one each."""
+    """Fraction of this worker's video slots, downloads and decoders that the jobs of one API key may take; at least one
+    each."""
     key_sequences: Annotated[int, Field(ge=1)] | None = None
     """How many sequences the engine runs at once for the videos of one API key, and as many for its text jobs. Each
-    beam is a sequence. None selects 8 on a CPU and 96 on a GPU."""
+    beam is a sequence. A search with more beams than this still runs, but as the only one of its key. None selects 8 on
+    a CPU and 96 on a GPU."""
 
     fetch_timeout_s: Annotated[float, Field(gt=0)] = 3600.0
     """Time limit for downloading the video of a URL, including all retries."""

@@ -1,77 +1,29 @@
 """How much of a worker one API key may use: its share of the video slots, of the downloads and of the engine.
 
+`workers/video/decoders.py` shares the decoders in the same way.
+
 A worker has a bounded number of video slots and of concurrent downloads. One key holds at most `KEY_SHARE` of each, so
 that a place is left for the next key. A download takes no video slot: a job with a URL enters `downloads` when it is
 claimed, and changes to `slots` when its file is complete.
 
 The engine runs as many sequences as it is sent. One key has at most `KEY_SEQUENCES` of them in the engine, where a beam
-search counts as many as it has beams; its other turns wait here, in their order. Text jobs and videos of a key are
-counted separately, so that its short jobs do not wait for its videos.
+search counts as many as it has beams, but at most `KEY_SEQUENCES`; its other turns wait here, in their order. Text jobs
+and videos of a key are counted separately, so that its short jobs do not wait for its videos.
 
 Jobs without a key belong to an open service with one user. No share limits them, only the totals.
 """
 
-import asyncio
-from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 
 from service.contract.jobs import JobKind, Record
+from service.contract.places import Places, share_of
 from service.contract.store.turns import FETCH, queue_of
 from service.contract.store.wakeups import RESUMED, TEXT_QUEUES
 from workers.settings import KEY_SEQUENCES_ON_CPU, Settings
 
 Permit = Callable[[int], AbstractAsyncContextManager[None]]
 """Waits until a turn with this many sequences may use the engine, and counts them until the context ends."""
-
-
-class Places:
-    """A number of places, each held for a key. `total`: None means unlimited. `per_key` is what one key may hold."""
-
-    def __init__(self, total: int | None, per_key: int) -> None:
-        self._total, self._per_key = total, per_key
-        self._held: Counter[str] = Counter()
-        self._changed = asyncio.Event()
-        self._turnstiles: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self.used = 0
-
-    def take(self, key: str | None, count: int = 1) -> None:
-        """Take places, also beyond the limits."""
-        self.used += count
-        if key is not None:
-            self._held[key] += count
-
-    def give_back(self, key: str | None, count: int = 1) -> None:
-        self.used -= count
-        if key is not None:
-            self._held[key] -= count
-        self._changed.set()
-        self._changed = asyncio.Event()
-
-    def full_keys(self) -> list[str]:
-        """Return the keys that hold all they may."""
-        return [key for key, held in self._held.items() if held >= self._per_key]
-
-    async def wait(self, key: str | None, count: int = 1) -> None:
-        """Take places as soon as there is room. Callers with the same key are served in their order."""
-        async with self._turnstiles[key or ""]:
-            while not self._has_room(key, count):
-                await self._changed.wait()
-            self.take(key, count)
-
-    def _has_room(self, key: str | None, count: int) -> bool:
-        total_ok = self._total is None or self.used + count <= self._total
-        return total_ok and (key is None or self._held[key] + count <= self._per_key)
-
-    @asynccontextmanager
-    async def hold(self, key: str | None, count: int) -> AsyncIterator[None]:
-        """Hold places while the context is open; a `count` above the key's limit counts as the limit."""
-        count = min(count, self._per_key)
-        await self.wait(key, count)
-        try:
-            yield
-        finally:
-            self.give_back(key, count)
 
 
 class EngineShares:
@@ -145,8 +97,3 @@ class VideoPlaces:
         if record.kind is JobKind.VIDEO:
             place.take(self._downloads if queue_of(record) == FETCH else self._slots)
         return place
-
-
-def share_of(total: int, share: float) -> int:
-    """Return how many of `total` places one key may hold: at least one."""
-    return max(1, int(total * share))

@@ -88,7 +88,7 @@ async def _from_upload(request: Request, gateway: Gateway, submission: Submissio
     async with uploads.upload(request, gateway.storage, gateway.settings.max_upload_bytes, budget) as upload:
         video_options, metadata = options.from_form(VideoOptions, upload.form.fields)
         video_options = _with_max_keyframes(video_options, gateway.settings.max_keyframes)
-        async with gateway.probe_slots:
+        async with gateway.probes.hold(owner_of(submission.key)):
             info = await probe(upload.video.path, gateway.settings.video_limits)
         _check_start(video_options, info)
         job_request = JobRequest(JobKind.VIDEO, video_options, metadata, _source(upload, info))

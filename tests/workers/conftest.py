@@ -49,10 +49,17 @@ class Bench:
         self, captioner: FakeCaptioner, slots: int = 4, encoder: FakeEncoder | None = None, **worker_settings: Any
     ) -> JobRunner:
         """Start a worker on this event loop. `worker_settings` override the defaults."""
-        settings = Settings(redis_url=self.redis_url, data_dir=self.data_dir, slots=slots, **worker_settings)
+        values = {
+            "redis_url": self.redis_url,
+            "data_dir": self.data_dir,
+            "slots": slots,
+            "decoders": 4,
+            **worker_settings,
+        }
+        settings = Settings(**values)
         store, wakeups = RetryingStore(self.store.redis), Wakeups(self.redis_url)
         encoder = encoder or FakeEncoder()
-        storage, decoders = open_storage(settings), Decoders(4)
+        storage, decoders = open_storage(settings), Decoders(settings.decoders, settings.key_share)
         context = WorkerContext(settings, storage, captioner, encoder, decoders, find_job=store.job)
         card = WorkerCard(id=f"test-{len(self.runners)}", model="fake", slots=slots)
         runner = JobRunner(context, store, wakeups, card, on_engine_death=lambda: None)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from service.contract.jobs import JobState, JobStatus
+from service.contract.sandbox.probe import VideoInfo, VideoLimits, probe
 from service.contract.store.keys import LEASES
 from service.contract.store.turns import FETCH
 from tests.fake_captioner import FakeCaptioner
@@ -16,6 +17,7 @@ from tests.hostile_server import HostileServer, endless, hostile_server
 from tests.workers.conftest import Bench
 from workers.models.engine import Done, Piece, Turn
 from workers.tasks import JobRunner
+from workers.video import keyframes
 
 DRIP_BYTES_PER_S = 70_000
 MAX_SEQUENCES = 64
@@ -108,6 +110,27 @@ async def test_long_videos_of_one_key_leave_a_slot_free(bench: Bench, clip: Path
     assert await bench.store.redis.zcard(LEASES) == 4, "three of the greedy key, one of the patient one"
     for job_id in [*jobs, patient]:
         await bench.store.cancel(job_id)
+
+
+async def test_slow_decoding_of_one_key_leaves_a_decoder_free(
+    bench: Bench, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.owner = "sc_greedy"
+    slow = [await bench.video(clip) for _ in range(3)]
+    decoding: list[str] = []
+
+    async def slow_probe(video: Path, limits: VideoLimits) -> VideoInfo:
+        if any(job_id in str(video) for job_id in slow):
+            decoding.append(str(video))
+            await asyncio.sleep(600)
+        return await probe(video, limits)
+
+    monkeypatch.setattr(keyframes, "probe", slow_probe)
+    runner = bench.runner(FakeCaptioner(), slots=8, decoders=2)
+    await deliver(runner, "video", slow)
+    bench.owner = "sc_patient"
+    assert (await run(bench, runner, "video", await bench.video(clip), 20)).status is JobStatus.COMPLETED
+    assert len(decoding) == 1, "one decoder of two is the key's share"
 
 
 async def test_an_idle_worker_takes_what_another_one_had_no_room_for(bench: Bench, clip: Path) -> None:

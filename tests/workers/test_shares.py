@@ -7,7 +7,7 @@ from service.contract.store.turns import FETCH
 from service.contract.store.wakeups import QUEUES, RESUMED
 from tests.service.contract.store.sample_jobs import new_record
 from workers.settings import Settings
-from workers.shares import EngineShares, Places, VideoPlaces, share_of
+from workers.shares import EngineShares, VideoPlaces
 
 URL = {"source": {"url": "https://example.com/a.mp4"}}
 
@@ -15,39 +15,6 @@ URL = {"source": {"url": "https://example.com/a.mp4"}}
 async def settle() -> None:
     for _ in range(5):
         await asyncio.sleep(0)
-
-
-def test_the_share_of_a_key() -> None:
-    assert [share_of(total, 0.75) for total in (1, 2, 3, 4, 128)] == [1, 1, 2, 3, 96]
-    assert share_of(4, 1.0) == 4
-
-
-async def test_places_are_given_in_order_within_a_key_and_to_other_keys_at_once() -> None:
-    places, order = Places(None, 8), []
-
-    async def work(name: str, key: str, count: int) -> None:
-        async with places.hold(key, count):
-            order.append(name)
-            await asyncio.sleep(0.01)
-
-    jobs = [("a1", "a", 8), ("a2", "a", 8), ("a3", "a", 1), ("b1", "b", 8), ("b2", "b", 20)]
-    await asyncio.gather(*(work(*job) for job in jobs))
-    assert order[:2] == ["a1", "b1"]
-    assert order.index("a2") < order.index("a3"), "a small turn does not overtake a large one"
-    assert places.used == 0
-
-
-async def test_a_cancelled_wait_gives_its_turn_to_the_next() -> None:
-    places = Places(1, 1)
-    places.take("a")
-    first, second = (asyncio.create_task(places.wait("a")) for _ in range(2))
-    await settle()
-    first.cancel()
-    await settle()
-    places.give_back("a")
-    async with asyncio.timeout(1):
-        await second
-    assert places.used == 1 and places.full_keys() == ["a"]
 
 
 async def test_text_jobs_of_a_key_do_not_wait_for_its_videos() -> None:

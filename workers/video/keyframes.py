@@ -41,7 +41,7 @@ async def select_keyframes(attempt: Attempt, options: VideoOptions) -> AsyncIter
 
 async def _select(attempt: Attempt, options: VideoOptions, log: KeyframeLog) -> None:
     try:
-        async with attempt.context.decoders:
+        async with attempt.context.decoders.place(attempt.record.owner):
             video = await attempt.context.storage.local_upload(attempt.record.id)
             info = await probe(video, attempt.context.settings.video_limits)
             part, limits = _part(attempt, options), attempt.context.decode_limits

@@ -16,11 +16,15 @@ import pytest
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from service.access.api_keys import ApiKeyStore, KeyLimits
 from service.contract.jobs import JobKind, Record
+from service.contract.sandbox.probe import VideoInfo, VideoLimits, probe
 from service.contract.store.keys import JOBS
 from service.contract.store.store import Store
 from service.contract.store.wakeups import TASK
+from service.dependencies import CONCURRENT_PROBES, PROBES_PER_KEY
 from service.intake.uploads import plain_name
+from service.routes import captions
 from tests.service.scripted import ScriptedWorker, Serve, Served, eventually, video_events
 
 
@@ -417,3 +421,35 @@ async def test_repeated_names_are_found_quickly(gateway: Served) -> None:
 async def test_an_invalid_keyframe_name_is_not_found(gateway: Served, clip: Path, name: str) -> None:
     job_id = (await gateway.post_video(clip)).json()["id"]
     assert (await gateway.client.get(f"/captions/{job_id}/keyframes/{name}")).status_code == 404
+
+
+async def test_slow_probes_of_one_key_leave_a_probe_free(
+    gateway: Served, store: Store, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = clip.read_bytes() + b"slow"
+    probing = 0
+
+    async def slow_probe(path: Path, limits: VideoLimits) -> VideoInfo:
+        nonlocal probing
+        if path.read_bytes() == slow:
+            probing += 1
+            await asyncio.sleep(600)
+        return await probe(path, limits)
+
+    monkeypatch.setattr(captions, "probe", slow_probe)
+    greedy, patient = [(await ApiKeyStore(store.redis).add(name, KeyLimits()))[1] for name in ("greedy", "patient")]
+
+    async def post(text: str, data: bytes) -> int:
+        headers = {"Authorization": f"Bearer {text}"}
+        return (await gateway.client.post("/captions", files={"file": data}, headers=headers)).status_code
+
+    async def greedy_probes_are_full() -> bool:
+        return probing == PROBES_PER_KEY
+
+    blocked = [asyncio.create_task(post(greedy, slow)) for _ in range(CONCURRENT_PROBES + 1)]
+    await eventually(greedy_probes_are_full)
+    assert await asyncio.wait_for(post(patient, clip.read_bytes()), 20) == 202
+    assert probing == PROBES_PER_KEY < CONCURRENT_PROBES
+    for task in blocked:
+        task.cancel()
+    await asyncio.gather(*blocked, return_exceptions=True)

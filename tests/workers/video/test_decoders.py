@@ -14,14 +14,14 @@ GIB = 1 << 30
 class Machine:
     """Memory that a test sets, and the number of decoders that run."""
 
-    def __init__(self, limit: int, available: int) -> None:
+    def __init__(self, limit: int, available: int, key_share: float = 1.0) -> None:
         self.available = available
-        self.decoders = Decoders(limit, lambda: self.available)
+        self.decoders = Decoders(limit, key_share, lambda: self.available)
         self.running = 0
         self.tasks: list[asyncio.Task[None]] = []
 
-    async def decode(self, error: Exception | None = None) -> None:
-        async with self.decoders:
+    async def decode(self, error: Exception | None = None, key: str | None = None) -> None:
+        async with self.decoders.place(key):
             self.running += 1
             try:
                 if error is not None:
@@ -47,6 +47,28 @@ async def test_the_number_is_limited() -> None:
     machine = Machine(2, 100 * GIB)
     await machine.start(3)
     assert machine.running == 2
+    for task in machine.tasks:
+        task.cancel()
+
+
+async def test_long_videos_of_one_key_leave_a_decoder_free() -> None:
+    machine = Machine(2, 100 * GIB, key_share=0.75)
+    tasks = [asyncio.create_task(machine.decode(key="a")) for _ in range(3)]
+    await asyncio.sleep(0.05)
+    assert machine.running == 1
+    tasks.append(asyncio.create_task(machine.decode(key="b")))
+    await asyncio.sleep(0.05)
+    assert machine.running == 2
+    for task in tasks:
+        task.cancel()
+
+
+async def test_a_decoder_that_waits_for_memory_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    machine = Machine(2, GIB)
+    await machine.start(2)
+    assert [record.getMessage() for record in caplog.records] == [
+        "a decoder waits for memory: 1024 MiB are available, 2304 MiB are needed"
+    ]
     for task in machine.tasks:
         task.cancel()
 
