@@ -91,10 +91,16 @@ def _build_gateway(settings: Settings, metrics: Metrics, store: Store, reader: S
 
 
 def _background_tasks(gateway: Gateway) -> list[BackgroundTask]:
-    """Return the functions that run in the background as long as the gateway does."""
+    """Return the functions that run in the background, at most as long as the gateway does."""
     settings, store = gateway.settings, gateway.store
     reaper = Reaper(store, gateway.wakeups, gateway.storage)
-    tasks = [gateway.follower.run, reaper.run, gateway.rate_limits.renew_streams, gateway.retention.run]
+    tasks = [
+        gateway.follower.run,
+        reaper.run,
+        gateway.rate_limits.renew_streams,
+        gateway.retention.run,
+        gateway.memory.warn_if_ineffective,
+    ]
     if settings.webhook_secret is not None:
         # imported here, because importing aiohttp takes 0.2 s of CPU time
         from service.upkeep.webhook_sender import WebhookSender  # noqa: PLC0415

@@ -51,13 +51,13 @@ def error_response(error: SharecapError) -> Response:
         headers["Retry-After"] = str(error.retry_after_s)
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = 'Bearer realm="sharecap"'
-    return _problem_response(_problem(error), headers)
+    return _problem_response(_problem(type(error), error.detail), headers)
 
 
 def failed_job_response(info: ErrorInfo, job_path: str, headers: dict[str, str]) -> Response:
     """Return the response of a request that waited for a job, after the job has failed."""
     classes = {kind.code: kind for kind in _leaf_classes(SharecapError)}
-    problem = _problem(classes.get(info.code, SharecapError)(info.detail))
+    problem = _problem(classes.get(info.code, SharecapError), info.detail)
     return _problem_response(problem.model_copy(update={"job": job_path, "retryable": info.retryable}), headers)
 
 
@@ -107,7 +107,8 @@ async def _on_invalid_request(request: Request, error: Exception) -> Response:
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     error = cast(HTTPException, error)
-    return _problem_response(_problem(_routing_error(request, error)), dict(error.headers or {}))
+    answer = _routing_error(request, error)
+    return _problem_response(_problem(type(answer), answer.detail), dict(error.headers or {}))
 
 
 def _routing_error(request: Request, error: HTTPException) -> RequestError:
@@ -136,17 +137,19 @@ async def _on_client_disconnect(request: Request, error: Exception) -> Response:
 
 
 async def _on_unexpected_error(request: Request, error: Exception) -> Response:
-    return error_response(SharecapError("The service has met an internal error; see its log."))
+    response = error_response(SharecapError("The service has met an internal error; see its log."))
+    response.headers["Connection"] = "close"  # starlette raises the error again, and uvicorn closes the connection
+    return response
 
 
-def _problem(error: SharecapError) -> Problem:
+def _problem(kind: type[SharecapError], detail: str) -> Problem:
     return Problem(
-        type=f"urn:sharecap:error:{error.code}",
-        title=error.title,
-        status=error.status,
-        detail=error.detail,
-        code=error.code,
-        retryable=error.retryable,
+        type=f"urn:sharecap:error:{kind.code}",
+        title=kind.title,
+        status=kind.status,
+        detail=detail,
+        code=kind.code,
+        retryable=kind.retryable,
     )
 
 

@@ -7,7 +7,7 @@ import re
 
 from service.access.api_keys import ApiKey
 from service.contract.errors import NotFound
-from service.contract.jobs import JOB_ID_PATTERN, JobState, JobStatus
+from service.contract.jobs import JOB_ID_PATTERN, JobState
 from service.contract.store.store import Store
 
 _JOB_ID = re.compile(JOB_ID_PATTERN)
@@ -18,15 +18,14 @@ def owner_of(key: ApiKey | None) -> str | None:
     return key.id if key else None
 
 
-async def check_job_access(store: Store, key: ApiKey | None, job_id: str) -> JobStatus:
-    """Return the job's status if the caller may access the job.
+async def check_job_access(store: Store, key: ApiKey | None, job_id: str) -> None:
+    """Check that the caller may access the job.
 
     Raises NotFound if the job does not exist or belongs to another key; the answer is the same in both cases.
     """
-    job = await store.owner_and_status(job_id) if _JOB_ID.fullmatch(job_id) else None
-    if job is None or job.owner != owner_of(key):
+    owner = await store.owner(job_id) if _JOB_ID.fullmatch(job_id) else None
+    if owner is None or owner != (owner_of(key) or ""):
         raise _not_found()
-    return job.status
 
 
 async def load_job(store: Store, key: ApiKey | None, job_id: str) -> JobState:

@@ -4,6 +4,7 @@
     ├── RequestError            the response is application/problem+json
     │   ├── Unauthorized          401
     │   ├── NotFound              404
+    │   │   └── UnreadableJob       404  the same code
     │   ├── MethodNotAllowed      405
     │   ├── MalformedEventId      400
     │   ├── RequestTimeout        408  retryable
@@ -62,6 +63,13 @@ class Unauthorized(RequestError):
 
 class NotFound(RequestError):
     code, status, title = "not_found", 404, "No such resource"
+
+
+class UnreadableJob(NotFound):
+    """The stored data of a job is malformed. The job can only be deleted."""
+
+    def __init__(self) -> None:
+        super().__init__("The stored data of this job is unreadable. The job can only be deleted.")
 
 
 class MethodNotAllowed(RequestError):

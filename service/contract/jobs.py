@@ -219,7 +219,7 @@ class Record(BaseModel):
     @classmethod
     def _parse_options_by_kind(cls, values: object) -> object:
         if isinstance(values, dict) and isinstance(values.get("options"), dict):
-            model = OPTIONS_OF[JobKind(values["kind"])]
+            model = OPTIONS_OF[JobKind(values.get("kind", ""))]
             return {**values, "options": model.model_validate(values["options"])}
         return values
 

@@ -1,8 +1,8 @@
 """`sharecap deploy`: makes the secrets of a deployment with containers, once, when it starts for the first time.
 
 `secrets` runs before the Redis server starts. It makes the password of Redis, for the server (`redis.acl`) and for the
-gateway and the workers (`redis_url`, read through `SECRETS_DIR`). `first-key` runs before the gateway starts. It makes
-an API key, so that the service is never open. Both do nothing if their result exists.
+gateway and the workers (`redis_url`, read through `SECRETS_DIR`), and replaces a lost file. `first-key` runs before the
+gateway starts. It makes an API key, so that the service is never open. Both do nothing if their result exists.
 """
 
 import hashlib
@@ -10,6 +10,7 @@ import os
 import secrets as random
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import unquote, urlsplit
 
 import typer
 from rich.console import Console
@@ -42,14 +43,15 @@ def secrets(
 ) -> None:
     """Make a password for Redis: `redis.acl` for the server, `redis_url` for gateway and workers."""
     keep_files_private()
-    url_file, password = directory / "redis_url", random.token_hex(32)
-    if url_file.exists():
+    url_file, acl_file = directory / "redis_url", directory / "redis.acl"
+    if url_file.exists() and acl_file.exists():
         out.print(f"the secrets in {directory} exist", soft_wrap=True)
         return
+    if not url_file.exists():
+        _write(url_file, f"redis://{USER}:{random.token_hex(32)}@{redis}/0\n")
     keys = " ".join(f"~{pattern}" for pattern in ALL_KEYS)
-    acl = ACL.format(user=USER, sha256=hashlib.sha256(password.encode()).hexdigest(), keys=keys)
-    _write(directory / "redis.acl", acl, READABLE_BY_GROUP)  # it contains no secret, and the server is another user
-    _write(url_file, f"redis://{USER}:{password}@{redis}/0\n")
+    acl = ACL.format(user=USER, sha256=hashlib.sha256(_password(url_file).encode()).hexdigest(), keys=keys)
+    _write(acl_file, acl, READABLE_BY_GROUP)  # it contains no secret, and the server is another user
     out.print(f"the password of Redis is in {url_file}", soft_wrap=True)
 
 
@@ -69,6 +71,17 @@ def first_key(
     _write(file, f"{text}\n")  # first: a key that is in Redis alone would be lost
     query(file.parent, redis_url, lambda keys: keys.store(key))
     out.print(f"the first API key is in {file}", soft_wrap=True)
+
+
+def _password(url_file: Path) -> str:
+    """Return the password of the URL in this file. Raises CannotStart."""
+    try:
+        password = urlsplit(url_file.read_text()).password
+    except (OSError, ValueError):
+        password = None
+    if not password:
+        raise CannotStart(f"{url_file} contains no password; remove the file to make a new one")
+    return unquote(password)
 
 
 def _write(path: Path, text: str, mode: int = 0o600) -> None:

@@ -1,6 +1,7 @@
 """Jobs: create one from a video, list, show, cancel and delete jobs, and show their keyframes."""
 
 import re
+from contextlib import suppress
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
@@ -17,6 +18,7 @@ from service.contract.errors import (
     NotFound,
     NoWorker,
     StorageFull,
+    UnreadableJob,
     UnsupportedMedia,
     UrlForbidden,
     UrlUnreachable,
@@ -215,7 +217,8 @@ async def cancel_job(job_id: str, gateway: GatewayDep, key: CallerKey) -> Job:
 async def delete_job(job_id: str, gateway: GatewayDep, key: CallerKey) -> Response:
     """Cancel the job if it has not ended, then delete its record, events and files."""
     await check_job_access(gateway.store, key, job_id)
-    await gateway.store.cancel(job_id)
+    with suppress(UnreadableJob):
+        await gateway.store.cancel(job_id)
     await gateway.retention.delete_job(job_id)
     gateway.follower.forget(job_id)
     return Response(status_code=204)

@@ -33,8 +33,8 @@ async def follow_job(
 ) -> Response:
     """Stream the job's events to the last one, starting with the first or after the event that the client names."""
     after = sse.last_event_id(request)
-    status = await check_job_access(gateway.store, key, job_id)
-    if after is not None and status.ended and not await gateway.store.entries(job_id, after, 1):
+    await check_job_access(gateway.store, key, job_id)
+    if after is not None and await gateway.store.is_over(job_id, after):
         return Response(status_code=204)
     await response_stack.enter_async_context(gateway.rate_limits.count_stream(key))
     return sse.EventResponse(gateway.follower, job_id, after or 0, gateway.settings.heartbeat_s)

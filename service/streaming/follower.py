@@ -14,8 +14,9 @@ from itertools import accumulate
 
 from redis.exceptions import RedisError
 
+from service.contract.errors import UnreadableJob
 from service.contract.store.background import repeat
-from service.contract.store.entries import Entry, entry_of
+from service.contract.store.entries import Entry, entry_of, parsing
 from service.contract.store.keys import events_key
 from service.contract.store.store import Store
 
@@ -43,7 +44,8 @@ class Channel:
         """The position up to which the stream was read; None until the first client sets it."""
         self.changed = asyncio.Event()
         self.watchers = 0
-        self.deleted = False
+        self.ended = False
+        """Whether the job is deleted or unreadable."""
 
     def after(self, seq: int) -> list[Entry] | None:
         """Return the events after `seq`, or None if some of them have left the cache."""
@@ -58,6 +60,11 @@ class Channel:
     def add(self, entries: list[Entry]) -> None:
         self.cache.extend(entries)
         self.newest = entries[-1].seq
+        self.wake()
+
+    def end(self) -> None:
+        """End the streams of all clients."""
+        self.ended = True
         self.wake()
 
     def wake(self) -> None:
@@ -82,29 +89,37 @@ class Follower:
 
     async def _read(self) -> None:
         positions = {
-            events_key(job_id): (channel, channel.newest)
+            events_key(job_id): (job_id, channel, channel.newest)
             for job_id, channel in self._channels.items()
-            if channel.newest is not None
+            if channel.newest is not None and not channel.ended
         }
         if not positions:
             self._wanted.clear()
             await self._wanted.wait()
             return
-        after = {key: f"{newest}-0" for key, (_, newest) in positions.items()}
+        after = {key: f"{newest}-0" for key, (*_, newest) in positions.items()}
         for key, rows in await self._reader.redis.xread(after, count=READ_EVENTS, block=BLOCK_MS) or ():
-            positions[key][0].add([entry_of(*row) for row in rows])
+            job_id, channel, _ = positions[key]
+            try:
+                with parsing(job_id):
+                    channel.add([entry_of(*row) for row in rows])
+            except UnreadableJob:
+                channel.end()
 
     async def follow(self, job_id: str, after: int, silence_s: float) -> AsyncGenerator[Entry | None]:
         """Yield the events after position `after` up to the final one.
 
-        Yields None whenever `silence_s` seconds pass without an event. Ends early if the job is deleted or the process
-        stops.
+        Yields None whenever `silence_s` seconds pass without an event. Ends early if the job is deleted or unreadable,
+        or the process stops.
         """
         limit = CATCH_UP_EVENTS
         with self._watch(job_id) as channel:
-            while not (self.closed or channel.deleted):
+            while not (self.closed or channel.ended):
                 changed = channel.changed
-                batch = await self._next_batch(job_id, channel, after, limit)
+                try:
+                    batch = await self._next_batch(job_id, channel, after, limit)
+                except UnreadableJob:
+                    return
                 limit = max(1, min(CATCH_UP_EVENTS, 2 * len(batch)))
                 for entry in batch:
                     yield entry
@@ -123,10 +138,9 @@ class Follower:
         return sum(channel.watchers for channel in self._channels.values())
 
     def forget(self, job_id: str) -> None:
-        """End all streams of a deleted job."""
+        """End all streams of a deleted or unreadable job."""
         if channel := self._channels.get(job_id):
-            channel.deleted = True
-            channel.wake()
+            channel.end()
 
     def close(self) -> None:
         """End all streams."""
@@ -173,10 +187,11 @@ class Follower:
         return entries
 
     async def _is_over(self, job_id: str, after: int) -> bool:
-        """Whether nothing can follow `after`: the job is deleted, or it has ended and all its events were sent."""
+        """Return whether no event can follow `after`. False while Redis is unreachable."""
         try:
-            known = await self._store.kind_and_status(job_id)
-            return known is None or (known.status.ended and not await self._store.entries(job_id, after, 1))
+            return await self._store.is_over(job_id, after)
+        except UnreadableJob:
+            return True
         except (RedisError, OSError):
             return False
 

@@ -7,12 +7,15 @@ job removes its record, events, files and index entries. Its idempotency entry s
 import asyncio
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from service.access.rate_limits import RateLimits
-from service.contract.jobs import JobStatus, Record
+from service.contract.errors import UnreadableJob
+from service.contract.jobs import JobStatus
 from service.contract.storage.interface import FileKind, Storage, StoredFile
 from service.contract.store.background import repeat
-from service.contract.store.entries import entry_of
+from service.contract.store.entries import Entry, entry_of, parsing
 from service.contract.store.keys import JOBS, TEXTS, events_key, job_key, swept_key
 from service.contract.store.store import Store
 from service.intake.idempotency import Idempotency
@@ -64,21 +67,17 @@ class Retention:
         return bool(await self._store.redis.set(swept_key(task), 1, nx=True, px=int(every_s * 1000)))
 
     async def delete_job(self, job_id: str) -> None:
-        """Delete a job that has ended or is being cancelled. A worker that still holds its lease is fenced."""
-        record = await self._readable_record(job_id)
+        """Delete a job that has ended, is being cancelled or is unreadable. A worker that holds its lease is fenced."""
+        try:
+            record = await self._store.record(job_id)
+        except UnreadableJob:
+            record = None
         if record is not None:
             await self._idempotency.mark_removed(record)
         await self._store.delete(job_id)
         if record is not None:
             await self._limits.uncount_job(record)
         await self._storage.delete_job_files(job_id)
-
-    async def _readable_record(self, job_id: str) -> Record | None:
-        try:
-            return await self._store.record(job_id)
-        except ValueError:
-            log.exception("%s: cannot read the record", job_id)
-            return None
 
     async def expire(self) -> None:
         """Delete the jobs that ended at least their retention period ago."""
@@ -92,29 +91,38 @@ class Retention:
         while job_ids := await self._store.redis.zrangebyscore(index, "-inf", cutoff_ms, kept, JOBS_PER_READ):
             for job_id, ended_ms in zip(job_ids, await self._end_times_ms(job_ids), strict=True):
                 if ended_ms is not None and ended_ms <= cutoff_ms:
-                    await self.delete_job(job_id)
+                    with _logging_failure(job_id):
+                        await self.delete_job(job_id)
                 else:
                     kept += 1
 
     async def _end_times_ms(self, job_ids: list[str]) -> list[int | None]:
-        """Return the time of each job's final event; None for jobs that have not ended."""
+        """Return the time of each job's final event; None for jobs that have not ended or are unreadable."""
         async with self._store.redis.pipeline(transaction=False) as pipe:
             for job_id in job_ids:
                 pipe.xrevrange(events_key(job_id), count=1)
-            newest = [entry_of(*rows[0]) if rows else None for rows in await pipe.execute()]
+            streams = await pipe.execute()
+        newest = [_newest(job_id, rows) for job_id, rows in zip(job_ids, streams, strict=True)]
         return [entry.at_ms if entry and entry.last else None for entry in newest]
 
     async def sweep(self) -> None:
         """Delete uploads of jobs that have ended, and abandoned files of jobs that do not exist."""
         for file, status in await self._stored_files(FileKind.UPLOAD):
             if status.ended if status else _is_abandoned(file):
-                await self._storage.delete_file(file)
+                await self._delete_file(file)
         for file, status in await self._stored_files(FileKind.KEYFRAMES):
             if status is None and _is_abandoned(file):
-                await self._storage.delete_file(file)
+                await self._delete_file(file)
+
+    async def _delete_file(self, file: StoredFile) -> None:
+        with _logging_failure(file.job_id):
+            await self._storage.delete_file(file)
 
     async def _stored_files(self, kind: FileKind) -> list[tuple[StoredFile, JobStatus | None]]:
-        """Return all stored files of this kind, each with its job's status or None if the job does not exist."""
+        """Return the stored files of this kind, each with its job's status or None if the job does not exist.
+
+        Leaves out the files of unreadable jobs.
+        """
         files = await self._storage.list_files(kind)
         statuses: list[str | None] = []
         for start in range(0, len(files), JOBS_PER_READ):
@@ -122,7 +130,26 @@ class Retention:
                 for file in files[start : start + JOBS_PER_READ]:
                     pipe.hget(job_key(file.job_id), "status")
                 statuses += await pipe.execute()
-        return [(file, JobStatus(status) if status else None) for file, status in zip(files, statuses, strict=True)]
+        readable: list[tuple[StoredFile, JobStatus | None]] = []
+        for file, status in zip(files, statuses, strict=True):
+            with suppress(UnreadableJob), parsing(file.job_id):
+                readable.append((file, None if status is None else JobStatus(status)))
+        return readable
+
+
+@contextmanager
+def _logging_failure(job_id: str) -> Iterator[None]:
+    """Log that files could not be deleted. The next jobs and files follow all the same."""
+    try:
+        yield
+    except OSError as error:
+        log.warning("%s: cannot delete its files: %s", job_id, error)
+
+
+def _newest(job_id: str, rows: list[tuple[str, dict[str, str]]]) -> Entry | None:
+    with suppress(UnreadableJob), parsing(job_id):
+        return entry_of(*rows[0]) if rows else None
+    return None
 
 
 def _is_abandoned(file: StoredFile) -> bool:

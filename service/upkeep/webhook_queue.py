@@ -8,10 +8,13 @@ counts as a failed try.
 
 import logging
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 from yarl import URL
 
+from service.contract.errors import UnreadableJob
 from service.contract.jobs import Record
+from service.contract.store.entries import parsing
 from service.contract.store.keys import JOB_PREFIX, WEBHOOK_TRIES, WEBHOOKS, job_key
 from service.contract.store.scripts import CLOCK, UNFINISHED
 from service.contract.store.store import Store
@@ -110,14 +113,12 @@ class WebhookQueue:
             for job_id in job_ids:
                 pipe.hget(job_key(job_id), "record")
             records = await pipe.execute()
-        return dict(zip(job_ids, map(_receiver, records), strict=True))
+        return {job_id: _receiver(job_id, record) for job_id, record in zip(job_ids, records, strict=True)}
 
 
-def _receiver(record: str | None) -> str:
+def _receiver(job_id: str, record: str | None) -> str:
     """Return the host of the record's `webhook_url`, or '' if it is unreadable: it must not block other webhooks."""
-    try:
+    with suppress(UnreadableJob), parsing(job_id):
         url = Record.model_validate_json(record).options.webhook_url if record else None
         return URL(url or "").raw_host or ""
-    except ValueError:
-        log.exception("cannot read the record of a job with a webhook")
-        return ""
+    return ""

@@ -76,7 +76,8 @@ _WRITE = (
     + f"local OVERHEAD = {EVENT_OVERHEAD_BYTES}"
     + """
 local function newest()
-  return tonumber(string.match(redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1][1], '^(%d+)'))
+  local row = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
+  return row and tonumber(string.match(row[1], '^(%d+)')) or 0  -- 0: the stream was lost
 end
 local function write(seq, kind, data)
   redis.call('XADD', KEYS[2], seq .. '-0', 'type', kind, 'data', data, 'at', now)

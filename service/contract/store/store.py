@@ -4,18 +4,19 @@
 cards (`worker_cards.py`). `RetryingStore` is the workers' variant. The Redis keys are listed in `keys.py`.
 """
 
-import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import count
 from typing import NamedTuple
 
 from redis.asyncio import Redis
 
+from service.contract.errors import UnreadableJob
 from service.contract.events import Cancelled, Delta, Event, Queued, StoredEvent, fold
 from service.contract.jobs import JobKind, JobState, JobStatus, Record
 from service.contract.store import scripts
-from service.contract.store.entries import Entry, entry_of, event_json
+from service.contract.store.entries import Entry, entry_of, event_json, parsing
 from service.contract.store.keys import (
     JOBS,
     LEASES,
@@ -35,7 +36,6 @@ from service.contract.store.scripts import JOB_OVERHEAD_BYTES
 from service.contract.store.turns import Turns, queue_of
 from service.contract.store.worker_cards import WorkerCardStore
 
-log = logging.getLogger(__name__)
 EVENTS_PER_READ = 500
 """How many events are read from Redis at once."""
 DELTA_TYPE = Delta.model_fields["type"].default
@@ -43,13 +43,6 @@ DELTA_TYPE = Delta.model_fields["type"].default
 
 class KindAndStatus(NamedTuple):
     kind: JobKind
-    status: JobStatus
-
-
-class OwnerAndStatus(NamedTuple):
-    """`owner`: id of the API key that created the job; None if it was created without a key."""
-
-    owner: str | None
     status: JobStatus
 
 
@@ -61,7 +54,10 @@ class ListPosition(NamedTuple):
 
 
 class Store(LeaseStore, WorkerCardStore, Turns):
-    """All reads and writes of jobs, events, leases, turns and worker cards. `redis` must decode responses to `str`."""
+    """All reads and writes of jobs, events, leases, turns and worker cards. `redis` must decode responses to `str`.
+
+    A method that parses a job's stored data raises UnreadableJob if it is malformed.
+    """
 
     def __init__(self, redis: Redis) -> None:
         super().__init__(redis)
@@ -116,7 +112,8 @@ class Store(LeaseStore, WorkerCardStore, Turns):
         status = await self._cancel(
             keys=[job_key(job_id), events_key(job_id), LEASES, QUEUED], args=[job_id, event.type, event_json(event)]
         )
-        return JobStatus(status) if status else None
+        with parsing(job_id):
+            return JobStatus(status) if status else None
 
     async def delete(self, job_id: str) -> None:
         """Delete the record and the events; a worker that is still running the job is fenced."""
@@ -150,30 +147,42 @@ class Store(LeaseStore, WorkerCardStore, Turns):
             for job_id in job_ids:
                 pipe.hmget(job_key(job_id), ["record", "status"])
             rows = await pipe.execute()
-        entries = (_record_and_status(job_id, *row) for job_id, row in zip(job_ids, rows, strict=True))
-        return [entry for entry in entries if entry is not None]
+        readable = []
+        for job_id, (record, status) in zip(job_ids, rows, strict=True):
+            if record is not None and status is not None:
+                with suppress(UnreadableJob), parsing(job_id):
+                    readable.append((Record.model_validate_json(record), JobStatus(status)))
+        return readable
 
     async def record(self, job_id: str) -> Record | None:
         """Return the job's record, None for an unknown job."""
         text = await self.redis.hget(job_key(job_id), "record")
-        return Record.model_validate_json(text) if text else None
+        with parsing(job_id):
+            return None if text is None else Record.model_validate_json(text)
 
     async def kind_and_status(self, job_id: str) -> KindAndStatus | None:
         """Return the job's kind and status, None for an unknown job."""
         kind, status = await self.redis.hmget(job_key(job_id), ["kind", "status"])
-        return KindAndStatus(JobKind(kind), JobStatus(status)) if kind else None
+        with parsing(job_id):
+            return KindAndStatus(JobKind(kind), JobStatus(status)) if kind else None
 
-    async def owner_and_status(self, job_id: str) -> OwnerAndStatus | None:
-        """Return the job's owner and status, None for an unknown job."""
-        owner, status = await self.redis.hmget(job_key(job_id), ["owner", "status"])
-        return OwnerAndStatus(owner or None, JobStatus(status)) if status else None
+    async def owner(self, job_id: str) -> str | None:
+        """Return the id of the API key that created the job, '' if there was no key; None for an unknown job."""
+        owner: str | None = await self.redis.hget(job_key(job_id), "owner")
+        return owner
+
+    async def is_over(self, job_id: str, after: int) -> bool:
+        """Return whether no event can follow `after`: the job is deleted, or it has ended before."""
+        known = await self.kind_and_status(job_id)
+        return known is None or (known.status.ended and not await self.entries(job_id, after, 1))
 
     async def job(self, job_id: str) -> JobState | None:
         """Return the job's current state, None for an unknown job."""
         record = await self.record(job_id)
         if record is None:
             return None
-        return fold(record, [stored async for stored in self.events(job_id, deltas=False)])
+        with parsing(job_id):
+            return fold(record, [stored async for stored in self.events(job_id, deltas=False)])
 
     async def events(self, job_id: str, after: int = 0, *, deltas: bool = True) -> AsyncIterator[StoredEvent]:
         """Yield the stored events at positions after `after`, in order, up to the newest."""
@@ -189,24 +198,14 @@ class Store(LeaseStore, WorkerCardStore, Turns):
     async def entries(self, job_id: str, after: int = 0, limit: int = EVENTS_PER_READ) -> list[Entry]:
         """Return up to `limit` stored events, not parsed, at positions after `after`."""
         rows = await self.redis.xrange(events_key(job_id), min=f"({after}-0", count=limit)
-        return [entry_of(*row) for row in rows]
+        with parsing(job_id):
+            return [entry_of(*row) for row in rows]
 
     async def newest(self, job_id: str) -> int:
         """Return the position of the newest event, 0 if the job has no events."""
         rows = await self.redis.xrevrange(events_key(job_id), count=1)
-        return entry_of(*rows[0]).seq if rows else 0
-
-
-def _record_and_status(job_id: str, record: str | None, status: str | None) -> tuple[Record, JobStatus] | None:
-    if record is None or status is None:
-        return None
-    try:
-        return Record.model_validate_json(record), JobStatus(status)
-    except ValueError as error:
-        log.warning(
-            "%s: the stored record is unreadable, so lists leave the job out: %s", job_id, str(error).splitlines()[0]
-        )
-        return None
+        with parsing(job_id):
+            return entry_of(*rows[0]).seq if rows else 0
 
 
 class RetryingStore(Store):

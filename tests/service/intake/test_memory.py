@@ -1,17 +1,19 @@
 """Redis' memory: what one key can fill, and what happens before it is full."""
 
+import asyncio
 import json
 import time
 
 import httpx
 import pytest
+from redis.exceptions import NoPermissionError
 
 from service.access.api_keys import ApiKeyStore, KeyLimits
 from service.contract.store.keys import TEXTS, events_key, job_key, stored_key
 from service.contract.store.store import Store
 from service.intake import memory
 from tests.service.access.test_rate_limits import client_of, key_with, refused
-from tests.service.scripted import ScriptedWorker, Served, recaption_events
+from tests.service.scripted import ScriptedWorker, Serve, Served, recaption_events
 
 NO_WAIT = {"Prefer": "wait=0"}
 LARGE_JOB = {"prompt": "🦊" * 4000, "metadata": {f"{k:064}": "🦊" * 512 for k in range(16)}}
@@ -99,6 +101,45 @@ async def test_the_counted_bytes_are_those_that_redis_uses(
     await store.delete(job_id)
     await store.delete(job_id)
     assert await store.redis.get(stored_key(key.id)) is None
+
+
+@pytest.mark.parametrize(
+    ("config", "warning"),
+    [
+        ({"maxmemory": "0"}, "no memory limit"),
+        ({"maxmemory": "1gb", "maxmemory-policy": "allkeys-lru"}, "jobs can be lost"),
+        ({"maxmemory": "1gb", "maxmemory-policy": "noeviction"}, None),
+    ],
+)
+async def test_a_server_that_cannot_be_guarded_is_reported_at_start(
+    serve: Serve, store: Store, caplog: pytest.LogCaptureFixture, config: dict[str, str], warning: str | None
+) -> None:
+    for name, value in config.items():
+        await store.redis.config_set(name, value)
+    try:
+        async with serve() as gateway:
+            await asyncio.sleep(0.1)
+            for _ in range(2):
+                assert (await queue_then_cancel(gateway.client)).status_code == 202
+    finally:
+        await store.redis.config_set("maxmemory", 0)
+        await store.redis.config_set("maxmemory-policy", "noeviction")
+    warnings = [record.getMessage() for record in caplog.records if record.name == memory.__name__]
+    assert len(warnings) == (1 if warning else 0)
+    assert warning is None or warning in warnings[0]
+
+
+async def test_a_server_that_forbids_info_is_reported(
+    store: Store, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(section: str) -> None:
+        raise NoPermissionError(section)
+
+    monkeypatch.setattr(store.redis, "info", refuse)
+    guard = memory.MemoryGuard(store.redis)
+    await guard.warn_if_ineffective()
+    await guard.check()
+    assert "does not permit INFO" in caplog.text
 
 
 async def test_new_jobs_are_refused_before_the_memory_is_full(

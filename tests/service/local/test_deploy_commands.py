@@ -1,6 +1,7 @@
 """`sharecap deploy`: the secrets are made once, are private, and are enough for the whole service and nothing more."""
 
 import asyncio
+import hashlib
 import re
 import stat
 from collections.abc import Iterator
@@ -54,6 +55,34 @@ def test_the_secrets_are_private_and_made_once(sharecap: Sharecap, tmp_path: Pat
     assert len(list(tmp_path.iterdir())) == 2
     missing = sharecap("deploy", "secrets", str(tmp_path / "missing"))
     assert (missing.status, missing.err.count("\n")) == (1, 1)
+
+
+def test_a_lost_file_is_made_again(sharecap: Sharecap, tmp_path: Path) -> None:
+    def permitted_password() -> str:
+        match = re.search(r"#([0-9a-f]{64})", (tmp_path / "redis.acl").read_text())
+        assert match
+        return match[1]
+
+    def password() -> str:
+        return hashlib.sha256((tmp_path / "redis_url").read_text()[17:81].encode()).hexdigest()
+
+    assert sharecap("deploy", "secrets", str(tmp_path)).status == 0
+    first = password()
+    (tmp_path / "redis.acl").unlink()
+    assert "is in" in sharecap("deploy", "secrets", str(tmp_path)).out
+    assert permitted_password() == password() == first, "running gateways and workers stay connected"
+    assert mode(tmp_path / "redis.acl") == 0o640
+    (tmp_path / "redis_url").unlink()
+    assert sharecap("deploy", "secrets", str(tmp_path)).status == 0
+    assert permitted_password() == password() != first
+
+
+@pytest.mark.parametrize("url", ["", "redis://redis:6379/0", "redis://[", b"\xff"])
+def test_a_url_without_a_password_is_refused(sharecap: Sharecap, tmp_path: Path, url: str | bytes) -> None:
+    (tmp_path / "redis_url").write_bytes(url if isinstance(url, bytes) else url.encode())
+    refused = sharecap("deploy", "secrets", str(tmp_path))
+    assert refused.status == 1 and "contains no password" in refused.err
+    assert not (tmp_path / "redis.acl").exists()
 
 
 async def test_the_first_key_is_made_once_and_closes_the_service(

@@ -6,12 +6,26 @@ import httpx
 import pytest
 
 from service.contract.events import Started
+from service.contract.jobs import JobKind
 from service.contract.storage.local import keyframe_path
-from service.contract.store.keys import ALIVE, job_key
+from service.contract.store.keys import ALIVE, events_key, job_key
 from service.contract.store.leases import CancelRequested, Fenced
 from service.contract.store.store import Store
-from tests.service.scripted import ScriptedWorker, Served, video_events
+from tests.service.scripted import ScriptedWorker, Served, recaption_events, video_events
 
+MALFORMED_RECORDS = {
+    "no JSON": {"record": "{"},
+    "no object": {"record": "[]"},
+    "empty": {"record": ""},
+    "no kind": {"record": '{"options": {}}'},
+    "unknown kind": {"record": '{"kind": [], "options": {}}'},
+}
+MALFORMED_EVENTS = {
+    "no time": {"type": "caption", "data": "{}"},
+    "no type": {"data": "{}", "at": "1"},
+    "bad time": {"type": "started", "data": '{"attempt": 1}', "at": "9" * 30},
+    "bad data": {"type": "started", "data": "[1]", "at": "1"},
+}
 UNKNOWN = "cap_" + "0" * 32
 
 
@@ -59,12 +73,15 @@ async def test_unknown_jobs_and_paths_are_not_found(gateway: Served) -> None:
     assert (await client.put("/captions")).headers["allow"]
 
 
-async def test_an_internal_error_reveals_no_implementation_details(gateway: Served, store: Store) -> None:
+async def test_an_internal_error_reveals_no_implementation_details(
+    gateway: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job_id = await post_recaption(gateway)
-    await store.redis.hset(job_key(job_id), "record", "{broken")
+    monkeypatch.setattr(Store, "job", lambda *_: JobKind("secret"))
     answer = await gateway.client.get(f"/captions/{job_id}")
     assert code(answer) == (500, "internal")
-    assert "pydantic" not in answer.text and "Traceback" not in answer.text
+    assert "secret" not in answer.text and "Traceback" not in answer.text
+    assert answer.headers["connection"] == "close"
     metrics = (await gateway.client.get("/metrics")).text
     assert 'sharecap_http_responses_total{method="GET",route="/captions/{job_id}",status="500"} 1.0' in metrics
 
@@ -98,16 +115,68 @@ async def test_a_list_leaves_out_unreadable_records(
     gateway: Served, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     ids = []
-    for _ in range(5):
-        answer = await gateway.client.post("/recaption", json={"prompt": "A fox"}, headers={"Prefer": "wait=0"})
-        ids.append(answer.json()["id"])
-    for job_id, fields in zip(
-        ids[:4], ({"record": "{"}, {"record": "[]"}, {"record": ""}, {"status": "odd"}), strict=True
-    ):
-        await store.redis.hset(job_key(job_id), mapping=fields)
+    for _ in range(len(MALFORMED_RECORDS) + 2):
+        ids.append(await post_recaption(gateway))
+    for job_id, damage in zip(ids, (*MALFORMED_RECORDS.values(), {"status": "odd"}), strict=False):
+        await store.redis.hset(job_key(job_id), mapping=damage)
     answer = await gateway.client.get("/captions")
-    assert [job["id"] for job in answer.json()["jobs"]] == ids[4:]
-    assert all(job_id in caplog.text for job_id in ids[:4]) and ids[4] not in caplog.text
+    assert [job["id"] for job in answer.json()["jobs"]] == ids[-1:]
+    assert all(job_id in caplog.text for job_id in ids[:-1]) and ids[-1] not in caplog.text
+
+
+@pytest.mark.parametrize("damage", MALFORMED_RECORDS.values(), ids=MALFORMED_RECORDS)
+async def test_an_unreadable_record_is_not_found_and_can_be_deleted(
+    gateway: Served, store: Store, caplog: pytest.LogCaptureFixture, damage: dict[str, str]
+) -> None:
+    job_id = await post_recaption(gateway)
+    await store.redis.hset(job_key(job_id), mapping=damage)
+    for method, path in (("GET", ""), ("POST", "/cancel"), ("POST", "/clips")):
+        answer = await gateway.client.request(method, f"/captions/{job_id}{path}", json={"start_s": 0, "end_s": 1})
+        assert code(answer) == (404, "not_found"), path
+        assert "deleted" in answer.json()["detail"]
+    assert job_id in caplog.text
+    await check_deleted(gateway, store, job_id)
+
+
+@pytest.mark.parametrize("damage", MALFORMED_EVENTS.values(), ids=MALFORMED_EVENTS)
+async def test_an_unreadable_event_is_not_found_and_can_be_deleted(
+    gateway: Served, store: Store, damage: dict[str, str]
+) -> None:
+    job_id = await post_recaption(gateway)
+    await store.redis.xadd(events_key(job_id), damage, id="2-0")
+    assert code(await gateway.client.get(f"/captions/{job_id}")) == (404, "not_found")
+    assert code(await gateway.client.post(f"/captions/{job_id}/cancel")) == (404, "not_found")
+    await check_deleted(gateway, store, job_id)
+
+
+@pytest.mark.parametrize("ended", [False, True])
+async def test_a_job_with_an_unknown_status_can_be_read_and_deleted(
+    gateway: Served, store: Store, worker: ScriptedWorker, *, ended: bool
+) -> None:
+    job_id = await post_recaption(gateway)
+    if ended:
+        await worker.append(await worker.claim(job_id), *recaption_events(job_id))
+    await store.redis.hset(job_key(job_id), "status", "odd")
+    for path in ("", "/events"):
+        answer = await gateway.client.get(f"/captions/{job_id}{path}")
+        assert answer.status_code == 200
+    assert code(await gateway.client.get(f"/captions/{job_id}/events?after=1")) == (404, "not_found")
+    assert code(await gateway.client.post(f"/captions/{job_id}/cancel")) == (404, "not_found")
+    await check_deleted(gateway, store, job_id)
+
+
+async def test_a_job_whose_events_were_lost_can_be_deleted(gateway: Served, store: Store) -> None:
+    job_id = await post_recaption(gateway)
+    await store.redis.delete(events_key(job_id))
+    await check_deleted(gateway, store, job_id)
+
+
+async def check_deleted(gateway: Served, store: Store, job_id: str) -> None:
+    """Delete the job, and check that nothing is left of it."""
+    assert (await gateway.client.delete(f"/captions/{job_id}")).status_code == 204
+    left = await store.redis.keys(f"*{job_id}*")
+    assert [name for name in left if not name.startswith("rq:")] == []
+    assert (await gateway.client.get("/captions")).json()["jobs"] == []
 
 
 async def test_a_list_names_the_invalid_parameter(gateway: Served) -> None:

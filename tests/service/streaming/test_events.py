@@ -135,6 +135,22 @@ async def test_live_events_arrive_within_a_second(gateway: Served, worker: Scrip
             await anext(parts)
 
 
+async def test_a_malformed_event_ends_only_the_streams_of_its_job(
+    gateway: Served, worker: ScriptedWorker, store: Store
+) -> None:
+    broken, other = await create_job(gateway), await create_job(gateway)
+    async with open_stream(gateway, broken) as ending, open_stream(gateway, other) as parts:
+        for stream in (ending, parts):
+            assert [await anext(stream) for _ in range(2)][1].startswith(b"id: 1\n")
+        await store.redis.xadd(events_key(broken), {"type": "started"}, id="2-0")
+        async with asyncio.timeout(2):
+            assert [part async for part in ending if part != b":"] == []
+        await worker.append(await worker.claim(other), *recaption_events(other))
+        async with asyncio.timeout(2):
+            assert len([part async for part in parts if part != b":"]) == len(recaption_events(other))
+    assert b"id: 2" not in (await gateway.client.get(f"/captions/{broken}/events")).content
+
+
 async def test_silent_stream_sends_heartbeats(gateway: Served) -> None:
     async with open_stream(gateway, await create_job(gateway)) as parts:
         received = [await anext(parts) for _ in range(5)]

@@ -11,6 +11,7 @@ import pytest
 from service.access.rate_limits import RateLimits
 from service.contract.jobs import JobKind, RecaptionOptions, Record, new_job_id
 from service.contract.storage import local
+from service.contract.storage.interface import StoredFile
 from service.contract.storage.local import LocalStorage, keyframe_path, upload_path
 from service.contract.store.keys import JOBS, TEXTS, events_key, job_key
 from service.contract.store.store import Store
@@ -95,6 +96,59 @@ async def test_only_expired_jobs_are_deleted(
     await asyncio.gather(*(retention_of(store, tmp_path, 0.2).expire() for _ in range(2)))
     assert set(await store.redis.zrange(JOBS, 0, -1)) == set(ids) - set(ended)
     assert await store.redis.exists(*(job_key(job_id) for job_id in ended)) == 0
+
+
+async def test_unreadable_jobs_do_not_stop_the_deletion_of_others(
+    gateway: Served, store: Store, worker: ScriptedWorker, clip: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The unreadable jobs are older than the readable one, so they come first."""
+    no_kind, no_time, odd_status, readable = [(await gateway.post_video(clip)).json()["id"] for _ in range(4)]
+    for job_id in (no_kind, no_time, odd_status, readable):
+        await worker.append(await worker.claim(job_id), *video_events(job_id))
+    await store.redis.hset(job_key(no_kind), "record", '{"options": {}}')
+    await store.redis.xadd(events_key(no_time), {"type": "completed", "data": "{}"})
+    await store.redis.hset(job_key(odd_status), "status", "odd")
+    retention = retention_of(store, gateway.settings.data_dir, 0.01)
+    await asyncio.sleep(0.1)
+    await retention.sweep()
+    assert gateway.files == [odd_status], "whether its upload is needed is unknown"
+    await retention.expire()
+    assert await store.redis.zrange(JOBS, 0, -1) == [no_time], "when it ended is unknown"
+    assert all(job_id in caplog.text for job_id in (no_kind, no_time, odd_status)) and readable not in caplog.text
+
+
+async def test_files_that_cannot_be_deleted_do_not_stop_the_deletion_of_others(
+    gateway: Served,
+    worker: ScriptedWorker,
+    clip: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = worker.store
+    stuck, other = [(await gateway.post_video(clip)).json()["id"] for _ in range(2)]
+    for job_id in (stuck, other):
+        await worker.append(await worker.claim(job_id), *video_events(job_id))
+    delete_file, delete_job_files = LocalStorage.delete_file, LocalStorage.delete_job_files
+
+    async def fail_for_stuck_file(storage: LocalStorage, file: StoredFile) -> None:
+        if file.job_id == stuck:
+            raise PermissionError(13, "Permission denied")
+        await delete_file(storage, file)
+
+    async def fail_for_stuck_job(storage: LocalStorage, job_id: str) -> None:
+        if job_id == stuck:
+            raise PermissionError(13, "Permission denied")
+        await delete_job_files(storage, job_id)
+
+    monkeypatch.setattr(LocalStorage, "delete_file", fail_for_stuck_file)
+    monkeypatch.setattr(LocalStorage, "delete_job_files", fail_for_stuck_job)
+    retention = retention_of(store, gateway.settings.data_dir, 0.01)
+    await retention.sweep()
+    assert gateway.files == [stuck]
+    await asyncio.sleep(0.1)
+    await retention.expire()
+    assert await store.redis.zcard(JOBS) == 0
+    assert caplog.text.count(f"{stuck}: cannot delete its files") == 2
 
 
 def retention_of(store: Store, data_dir: Path, retention_s: float) -> Retention:

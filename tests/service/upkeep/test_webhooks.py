@@ -268,6 +268,18 @@ async def test_deleted_job_sends_no_webhook(store: Store, receiver: HostileServe
     assert receiver.requests == []
 
 
+@pytest.mark.parametrize("record", ["{", '{"options": {}}'])
+async def test_unreadable_record_does_not_stop_other_webhooks(
+    store: Store, receiver: HostileServer, create_job: CreateJob, monkeypatch: pytest.MonkeyPatch, record: str
+) -> None:
+    monkeypatch.setattr(webhook_queue, "PAUSES_S", (0.1, 0.1))
+    await store.redis.hset(job_key(await create_job(receiver.url("/"))), "record", record)
+    readable = await create_job(receiver.url("/"))
+    async with delivering(store, receiver):
+        await until_queue_is_empty(store)
+    assert [verified(request)["data"]["id"] for request in receiver.requests] == [readable]
+
+
 async def test_job_without_webhook_is_not_queued(serve: Serve, store: Store) -> None:
     async with serve(webhook_secret=SECRET) as gateway:
         assert (await gateway.client.post("/captions", json={"url": "https://files.example/a"})).status_code == 202
