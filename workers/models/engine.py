@@ -106,7 +106,7 @@ class Captioner(Protocol):
 
     @property
     def stalled(self) -> bool:
-        """Whether the engine was ended because it hung. None of its turns is to blame then."""
+        """Whether the engine was killed because it hung. Its jobs then get a stall instead of a strike."""
         ...
 
 

@@ -34,7 +34,13 @@ from workers.models.short_first import ShortFirst
 from workers.models.watchdog import StepCounter, kill_engine, wait_for_stall
 from workers.prompts.choice import choose_prompts
 from workers.prompts.style import PromptStyle
-from workers.settings import TEXT_FIRST_S_ON_CPU, TEXT_FIRST_S_ON_GPU, Settings
+from workers.settings import (
+    ENGINE_STALL_S_ON_CPU,
+    ENGINE_STALL_S_ON_GPU,
+    TEXT_FIRST_S_ON_CPU,
+    TEXT_FIRST_S_ON_GPU,
+    Settings,
+)
 from workers.xcomposer2.checkpoint import read_config
 
 log = logging.getLogger("sharecap.worker")
@@ -65,7 +71,7 @@ class VllmCaptioner:
         self.stalled = False
         self._stop_ids = _stop_ids(llm, renderer)
         self._short_first = ShortFirst(_hold_s(settings))
-        self._watchdog = asyncio.create_task(self._watch(counter, settings.engine_stall_s))
+        self._watchdog = asyncio.create_task(self._watch(counter, _stall_s(settings)))
 
     @classmethod
     def start(cls, settings: Settings) -> "VllmCaptioner":
@@ -165,7 +171,8 @@ def _machine_args(settings: Settings, family: ModelFamily) -> dict[str, Any]:
         arguments["max_model_len"] = settings.max_model_len
     if torch.cuda.is_available():
         return arguments | {"dtype": family.gpu_dtype, "gpu_memory_utilization": settings.gpu_memory_utilization}
-    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # on a CPU the engine runs in the worker's process
+    # The engine always has its own process. With this, it also runs the model there, instead of in a third process.
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     return arguments | {
         "dtype": "float32",
         "kv_cache_memory_bytes": int(settings.cpu_kv_cache_gib * GIB),
@@ -186,6 +193,13 @@ def _hold_s(settings: Settings) -> float:
     if settings.text_first_s is not None:
         return settings.text_first_s
     return TEXT_FIRST_S_ON_GPU if torch.cuda.is_available() else TEXT_FIRST_S_ON_CPU
+
+
+def _stall_s(settings: Settings) -> float:
+    """Return how long one step of the engine may take."""
+    if settings.engine_stall_s is not None:
+        return settings.engine_stall_s
+    return ENGINE_STALL_S_ON_GPU if torch.cuda.is_available() else ENGINE_STALL_S_ON_CPU
 
 
 def _done(prompt: EngineInput, completion_tokens: int, reason: FinishReason) -> Done:

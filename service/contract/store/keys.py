@@ -3,8 +3,8 @@
 Jobs, events, leases (`store.py`, `leases.py`):
 
     sharecap:job:{id}              hash    record (JSON), kind, status, owner, queue, cancel, epoch, holder, until,
-                                           strikes, deadline, bytes (of the record and the events), counted (bytes
-                                           that `sharecap:stored` includes)
+                                           strikes, stalls, deadline, bytes (of the record and the events), counted
+                                           (bytes that `sharecap:stored` includes)
     sharecap:events:{id}           stream  ids 1-0, 2-0, …; fields type, data (JSON), at (ms)
     sharecap:jobs                  zset    all job ids by creation time (ms)
     sharecap:jobs:{owner}          zset    job ids of one API key by creation time (ms)

@@ -9,14 +9,18 @@ Only the Redis server's clock counts. After an outage of the server, no reaper t
 holders can renew their leases first (`scripts.py`).
 
 A *strike* is an attempt that ended badly: its lease expired, or its decoder or engine died. `MAX_STRIKES` strikes in a
-row, with no finished text in between, end the job.
+row, with no finished text in between, end the job. A *stall* is an attempt whose engine hung. The job is less likely to
+be the cause, so it takes `MAX_STALLS` of them.
 """
 
+import asyncio
 import secrets
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 from redis.asyncio import Redis
+from redis.exceptions import NoScriptError
 
 from service.contract.errors import AttemptsExhausted, DeadlineExceeded
 from service.contract.events import Cancelled, Event, Failed
@@ -29,6 +33,7 @@ LEASE_S = 10.0
 RENEW_EVERY_S = 0.3 * LEASE_S
 """Three renewals fit into a lease, so that two may fail."""
 MAX_STRIKES = 3
+MAX_STALLS = 5
 OUTAGE_S = 4.0
 """If no reaper has reached the Redis server for this long, the server was unreachable, and renewals may have failed."""
 REWAKE_AFTER_S = 2.0
@@ -45,6 +50,17 @@ class StreamTruncated(Exception):
 
 class CancelRequested(Exception):
     """The client has requested the job's cancellation."""
+
+
+class Fault(Enum):
+    """How an attempt ended badly. `field` of the job's record counts such attempts; `limit` in a row end the job."""
+
+    STRIKE = "strikes", MAX_STRIKES
+    STALL = "stalls", MAX_STALLS
+
+    def __init__(self, field: str, limit: int) -> None:
+        self.field = field
+        self.limit = limit
 
 
 @dataclass(frozen=True)
@@ -71,6 +87,60 @@ def new_token() -> str:
     return secrets.token_hex(8)
 
 
+class GroupedScript:
+    """A Lua script whose concurrent calls share round trips: a call waits while others are being sent.
+
+    The calls of one round trip also share one sync of the server's append-only file. Each call receives its own reply,
+    or its own error.
+    """
+
+    def __init__(self, redis: Any, text: str) -> None:
+        self._redis = redis
+        self._script = redis.register_script(text)
+        self._waiting: list[_Call] = []
+        self._sending: asyncio.Task[None] | None = None
+
+    async def __call__(self, keys: list[str], args: list[Any]) -> Any:
+        """Return the script's reply."""
+        call = _Call(keys, args, asyncio.get_running_loop().create_future())
+        self._waiting.append(call)
+        if self._sending is None or self._sending.done():
+            self._sending = asyncio.create_task(self._send())
+        return await call.reply
+
+    async def _send(self) -> None:
+        while calls := self._waiting:
+            self._waiting = []
+            for call, reply in zip(calls, await self._replies(calls), strict=True):
+                if call.reply.done():  # the caller was cancelled
+                    continue
+                if isinstance(reply, BaseException):
+                    call.reply.set_exception(reply)
+                else:
+                    call.reply.set_result(reply)
+
+    async def _replies(self, calls: list["_Call"]) -> list[Any]:
+        """Return the reply to each call, or the exception that it failed with."""
+        try:
+            if len(calls) > 1:
+                async with self._redis.pipeline(transaction=False) as pipe:
+                    for call in calls:
+                        pipe.evalsha(self._script.sha, len(call.keys), *call.keys, *call.args)
+                    replies: list[Any] = await pipe.execute(raise_on_error=False)
+                if not any(isinstance(reply, NoScriptError) for reply in replies):
+                    return replies
+            return [await self._script(keys=call.keys, args=call.args) for call in calls]
+        except Exception as error:
+            return [error] * len(calls)
+
+
+@dataclass(frozen=True)
+class _Call:
+    keys: list[str]
+    args: list[Any]
+    reply: "asyncio.Future[Any]"
+
+
 class LeaseStore:
     """The part of the store that workers and reapers write through. `redis` must decode responses to `str`."""
 
@@ -79,13 +149,14 @@ class LeaseStore:
         self._claim = redis.register_script(scripts.CLAIM)
         self._renew = redis.register_script(scripts.RENEW)
         self._release = redis.register_script(scripts.RELEASE)
-        self._append = redis.register_script(scripts.APPEND)
+        self._append = GroupedScript(self.redis, scripts.APPEND)
         self._due = redis.register_script(scripts.DUE)
         self._reap = redis.register_script(scripts.REAP)
 
-    async def strikes(self, job_id: str) -> int:
-        """Return how many attempts in a row have ended badly."""
-        return int(await self.redis.hget(job_key(job_id), "strikes") or 0)
+    async def on_last_chance(self, job_id: str) -> bool:
+        """Return whether one more strike or one more stall would end the job."""
+        counts = await self.redis.hmget(job_key(job_id), [fault.field for fault in Fault])
+        return any(int(count or 0) >= fault.limit - 1 for fault, count in zip(Fault, counts, strict=True))
 
     async def claim(self, job_id: str, token: str | None = None) -> Lease | None:
         """Lease a job; return None if it is already leased, ended or unknown.
@@ -104,14 +175,14 @@ class LeaseStore:
         if reply == 2:
             raise CancelRequested(lease.job_id)
 
-    async def release(self, lease: Lease, *, strike: bool = False) -> bool:
-        """Return an unfinished job to the queue; the caller wakes another worker.
+    async def release(self, lease: Lease, fault: Fault | None = None) -> bool:
+        """Return an unfinished job to the queue and count `fault`; the caller wakes another worker.
 
-        Returns False if this strike would be the job's last: the lease is kept, and the caller must end the job.
+        Returns False if this fault would be the job's last: the lease is kept, and the caller must end the job.
         """
         reply = await self._release(
             keys=[job_key(lease.job_id), LEASES, QUEUED],
-            args=[lease.job_id, lease.token, "1" if strike else "", MAX_STRIKES],
+            args=[lease.job_id, lease.token, *((fault.field, fault.limit) if fault else ("", 0))],
         )
         return bool(reply != 2)
 

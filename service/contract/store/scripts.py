@@ -158,17 +158,18 @@ return cancel and 2 or 1
 """
 )
 
-# KEYS job leases queued; ARGV id token strike('1' or '') max_strikes. Returns an unfinished job to the queue; the
-# caller sends the wake-up. Returns 1 released, 0 lease lost, 2 if this would be the last strike: nothing has changed.
+# KEYS job leases queued; ARGV id token fault, limit. Returns an unfinished job to the queue; the caller sends the
+# wake-up. `fault`: '', or the field that counts the faults of this kind. Returns 1 released, 0 lease lost, 2 if the
+# count would reach its limit: nothing has changed.
 RELEASE = (
     _START
     + """
-local holder, status, strikes = unpack(redis.call('HMGET', KEYS[1], 'holder', 'status', 'strikes'))
+local holder, status = unpack(redis.call('HMGET', KEYS[1], 'holder', 'status'))
 if holder ~= ARGV[2] or not unfinished(status) then return 0 end
 if ARGV[3] ~= '' then
-  strikes = tonumber(strikes or 0) + 1
-  if strikes >= tonumber(ARGV[4]) then return 2 end
-  redis.call('HSET', KEYS[1], 'strikes', strikes)
+  local count = tonumber(redis.call('HGET', KEYS[1], ARGV[3]) or 0) + 1
+  if count >= tonumber(ARGV[4]) then return 2 end
+  redis.call('HSET', KEYS[1], ARGV[3], count)
 end
 redis.call('HDEL', KEYS[1], 'holder', 'until')
 redis.call('ZREM', KEYS[2], ARGV[1])
@@ -190,7 +191,7 @@ if place <= seq then return 'DUP' end
 if not unfinished(status) then return 'FENCED' end
 if place ~= seq + 1 then return 'GAP' end
 write(place, ARGV[4], ARGV[5])
-if ARGV[8] ~= '' then redis.call('HDEL', KEYS[1], 'strikes') end
+if ARGV[8] ~= '' then redis.call('HDEL', KEYS[1], 'strikes', 'stalls') end
 if ARGV[7] ~= '' then close(ARGV[1], ARGV[6])
 elseif ARGV[6] ~= '' then redis.call('HSET', KEYS[1], 'status', ARGV[6]) end
 return cancel and 'CANCEL' or 'OK'

@@ -30,7 +30,7 @@ from service.contract.store.keys import (
     stored_key,
     turns_key,
 )
-from service.contract.store.leases import Lease, LeaseStore, new_token
+from service.contract.store.leases import Fault, Lease, LeaseStore, new_token
 from service.contract.store.retry import retry_redis
 from service.contract.store.scripts import JOB_OVERHEAD_BYTES
 from service.contract.store.turns import Turns, queue_of
@@ -214,8 +214,8 @@ class RetryingStore(Store):
     Worker cards are not retried, because the next card follows within seconds.
     """
 
-    async def strikes(self, job_id: str) -> int:
-        return await retry_redis(partial(super().strikes, job_id))
+    async def on_last_chance(self, job_id: str) -> bool:
+        return await retry_redis(partial(super().on_last_chance, job_id))
 
     async def claim(self, job_id: str, token: str | None = None) -> Lease | None:
         return await retry_redis(partial(super().claim, job_id, token or new_token()))
@@ -226,8 +226,8 @@ class RetryingStore(Store):
     async def renew(self, lease: Lease) -> None:
         await retry_redis(partial(super().renew, lease))
 
-    async def release(self, lease: Lease, *, strike: bool = False) -> bool:
-        return await retry_redis(partial(super().release, lease, strike=strike))
+    async def release(self, lease: Lease, fault: Fault | None = None) -> bool:
+        return await retry_redis(partial(super().release, lease, fault))
 
     async def append(self, lease: Lease, seq: int, event: Event) -> None:
         await retry_redis(partial(super().append, lease, seq, event))

@@ -23,9 +23,11 @@ from service.contract.jobs import (
 from service.contract.store.keys import ALIVE, LEASES, QUEUED, events_key, job_key
 from service.contract.store.leases import (
     LEASE_S,
+    MAX_STALLS,
     MAX_STRIKES,
     OUTAGE_S,
     REWAKE_AFTER_S,
+    Fault,
     Fenced,
     StreamTruncated,
     new_token,
@@ -199,7 +201,7 @@ async def test_every_write_may_be_repeated(store: Store) -> None:
     lease = await store.claim(record.id, token)
     assert lease and await store.claim(record.id, token) == lease
     assert await store.claim(record.id) is None
-    assert await store.release(lease, strike=True) and await store.release(lease, strike=True)
+    assert await store.release(lease, Fault.STRIKE) and await store.release(lease, Fault.STRIKE)
     assert await store.redis.hget(job_key(record.id), "strikes") == "1"
     again = await claim(store, record.id)
     assert again.epoch == 2
@@ -253,13 +255,26 @@ async def test_the_last_strike_fails_the_job_once(store: Store) -> None:
     assert await store.claim(job_id) is None and await store.due(10, 10) == []
 
 
-async def test_release_leaves_ending_the_job_after_the_last_strike_to_the_worker(store: Store) -> None:
+@pytest.mark.parametrize("fault", Fault)
+async def test_release_leaves_ending_the_job_after_the_last_fault_to_the_worker(store: Store, fault: Fault) -> None:
     job_id = await create_job(store)
-    for strike in range(1, MAX_STRIKES + 1):
+    for count in range(1, fault.limit + 1):
+        assert await store.on_last_chance(job_id) is (count == fault.limit)
         lease = await store.claim(job_id)
-        assert lease and await store.release(lease, strike=True) is (strike < MAX_STRIKES)
+        assert lease and await store.release(lease, fault) is (count < fault.limit)
     await store.append(lease, 2, Failed.of(DecodeFailed("Its decoder died.")))
     assert await event_types(store, job_id) == [(1, "queued"), (2, "failed")]
+
+
+async def test_strikes_and_stalls_are_counted_separately_and_reset_by_a_finished_text(store: Store) -> None:
+    job_id = await create_job(store)
+    for fault in [Fault.STALL] * (MAX_STALLS - 1) + [Fault.STRIKE]:
+        assert await store.release(await claim(store, job_id), fault)
+    assert await store.redis.hmget(job_key(job_id), ["strikes", "stalls"]) == ["1", str(MAX_STALLS - 1)]
+    lease = await claim(store, job_id)
+    await store.append(lease, 2, Differential(keyframe=0, time_s=0, text="x"))
+    assert await store.redis.hmget(job_key(job_id), ["strikes", "stalls"]) == [None, None]
+    assert not await store.on_last_chance(job_id)
 
 
 async def test_a_finished_text_resets_the_strikes(store: Store) -> None:

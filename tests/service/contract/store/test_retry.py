@@ -49,14 +49,14 @@ async def test_other_errors_are_not_retried() -> None:
 async def test_the_workers_store_retries_reads_and_writes(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     record = new_record()
     await store.create(record)
-    for name in ("claim", "record", "entries", "strikes", "kind_and_status"):
+    for name in ("claim", "record", "entries", "on_last_chance", "kind_and_status"):
         monkeypatch.setattr(Store, name, _failing_once(getattr(Store, name)))
     retrying = RetryingStore(store.redis)
     lease = await retrying.claim(record.id)
     assert lease and lease.epoch == 1
     assert await retrying.record(record.id) == record
     assert [stored.seq async for stored in retrying.events(record.id)] == [1]
-    assert await retrying.strikes(record.id) == 0 and await retrying.kind_and_status(record.id)
+    assert not await retrying.on_last_chance(record.id) and await retrying.kind_and_status(record.id)
 
 
 def _failing_once(method):
