@@ -34,13 +34,16 @@ async def wait_for_stall(llm: AsyncLLM, counter: StepCounter, stall_s: float) ->
 
     Only time in which this event loop ran counts: after this process was frozen, the engine gets its full time again.
     """
+    # The first request makes this call before it counts as unfinished, and then waits for the engine's answer.
+    first_call = asyncio.create_task(llm.get_supported_tasks())
     steps, silent_s, checked_at = counter.steps, 0.0, time.monotonic()
     while silent_s < stall_s:
         await asyncio.sleep(CHECK_EVERY_S)
         now = time.monotonic()
         silent_s += min(now - checked_at, 2 * CHECK_EVERY_S)
         checked_at = now
-        if counter.steps != steps or llm.get_num_unfinished_requests() == 0:
+        idle = first_call.done() and llm.get_num_unfinished_requests() == 0
+        if counter.steps != steps or idle:
             steps, silent_s = counter.steps, 0.0
 
 
