@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the modules 
 
 from bench.concurrency import Round, all_at_once, caption, one_at_a_time
 from bench.service_processes import CpuTimes, cpu_times
-from bench.stub_engine import stub_round, write_720p_clip
+from bench.stub_engine import WORDS, stub_round, write_720p_clip
 from service.local.up import UpSettings, free_port, local_service
 from workers.demo import scenes, world
 
@@ -198,7 +198,7 @@ async def run(options: argparse.Namespace, directory: Path) -> tuple[str, dict[s
     if options.stub:
         clip = directory / "clip.mp4"
         write_720p_clip(clip)
-        result = await stub_round(directory, clip, options.clips, options.concurrency)
+        result = await stub_round(directory, clip, options.clips, options.concurrency, options.words)
         return result.table(), result.figures(), STUB_TARGETS
     many, one = await measure(options, directory)
     return engine_table(many, one), figures(many, one), TARGETS
@@ -212,6 +212,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--stub", action="store_true", help="measure with the stub engine")
     options.add_argument("--clips", type=int, default=60, help="clips captioned with --stub")
     options.add_argument("--concurrency", type=int, default=32, help="clips in flight with --stub")
+    options.add_argument("--words", type=int, default=WORDS, help="words of an answer of the stub engine")
     options.add_argument("--smoke", action="store_true", help="the smallest size: shows only that the benchmark works")
     options.add_argument("--json", type=Path, help="write the figures to this file")
     return options
@@ -221,7 +222,7 @@ def main() -> int:
     options = parser().parse_args()
     if options.smoke:
         options.videos = options.single = options.rounds = 1
-        options.clips, options.concurrency = 2, 2
+        options.clips, options.concurrency, options.words = 2, 2, 10
     with tempfile.TemporaryDirectory(prefix="sharecap-bench-") as name:
         table, measured, targets = asyncio.run(run(options, Path(name)))
     print(f"{platform.machine()}, {os.cpu_count()} CPU cores, {time.strftime('%Y-%m-%d')}\n")

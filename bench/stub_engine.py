@@ -31,7 +31,7 @@ from workers.process import Models, work
 from workers.prompts.trained import TRAINED_PROMPTS
 from workers.settings import Settings
 
-STEP_S, WORDS = "0.02", "120"
+STEP_S, WORDS = 0.02, 120
 READY_TIMEOUT_S = 60.0
 JOB_TIMEOUT_S = 300.0
 IMAGE_TOKENS = 1500
@@ -120,11 +120,11 @@ class StubResult:
         return "\n".join([*rows, *(f"| {name.removesuffix('_s')} | {value:.3f} |" for name, value in per_clip.items())])
 
 
-async def stub_round(directory: Path, clip: Path, clips: int, concurrency: int) -> StubResult:
-    """Caption `clip` as often as `clips` says, `concurrency` at a time, through a service with the stub engine."""
+async def stub_round(directory: Path, clip: Path, clips: int, concurrency: int, words: int = WORDS) -> StubResult:
+    """Caption `clip` as often as `clips` says, `concurrency` at a time. The stub's answers have `words` words."""
     in_flight = asyncio.Semaphore(concurrency)
     async with (
-        _service(directory / "data", concurrency) as url,
+        _service(directory / "data", concurrency, words) as url,
         httpx.AsyncClient(base_url=url, timeout=JOB_TIMEOUT_S, trust_env=False, limits=httpx.Limits()) as http,
     ):
 
@@ -140,11 +140,11 @@ async def stub_round(directory: Path, clip: Path, clips: int, concurrency: int) 
 
 
 @asynccontextmanager
-async def _service(data_dir: Path, slots: int) -> AsyncIterator[str]:
+async def _service(data_dir: Path, slots: int, words: int) -> AsyncIterator[str]:
     """Start Valkey, the gateway and a worker with stub models. Yields the gateway's URL."""
     port, socket_path = free_port(), data_dir / "valkey" / "valkey.sock"
     env = {"REDIS_URL": f"unix://{socket_path}", "DATA_DIR": str(data_dir), "SLOTS": str(slots)}
-    stub = {"STUB_STEP_S": STEP_S, "STUB_WORDS": WORDS, **env}
+    stub = {"STUB_STEP_S": str(STEP_S), "STUB_WORDS": str(words), **env}
     data_dir.mkdir(parents=True)
     async with Supervisor(data_dir / LOGS) as supervisor:
         supervisor.start(valkey(data_dir / "valkey", socket_path))

@@ -15,6 +15,10 @@ from workers.publisher import EventSink
 from workers.shares import Permit
 
 DELTA_EVERY_S = 0.1
+"""A job sends at most one delta in each interval of this length, apart from the last one of each text.
+
+All jobs of a worker have the same intervals, so their deltas are stored together (`service/contract/store/leases.py`).
+"""
 MIN_ANSWER_TOKENS = 16
 MAX_BEAM_SEARCHES = 2
 """How many beam searches of one job run at once. Each is up to eight sequences in the engine."""
@@ -73,7 +77,7 @@ class TurnRunner:
         self._patience_s = patience_s
         self._beam_searches = asyncio.Semaphore(MAX_BEAM_SEARCHES)
         self._count = 0
-        self._sent_at = -DELTA_EVERY_S
+        self._sent_in = -1
         self.usage = Usage()
 
     async def run(self, turn: Turn, target: DeltaTarget | None) -> Answer:
@@ -98,11 +102,10 @@ class TurnRunner:
                     case Done():
                         self.usage += part.usage
                         finish_reason = part.finish_reason
-                if target and self._wait_s() <= 0:
+                if target and self._interval() != self._sent_in:
                     await self._send(target, text.take())
         rest = text.take()
-        if target and rest:
-            await asyncio.sleep(self._wait_s())
+        if target:
             await self._send(target, rest)
         return Answer(text.taken, finish_reason)
 
@@ -116,12 +119,13 @@ class TurnRunner:
             )
         return turn.with_max_tokens(min(turn.max_tokens, free_tokens))
 
-    def _wait_s(self) -> float:
-        return max(0.0, self._sent_at + DELTA_EVERY_S - asyncio.get_running_loop().time())
+    def _interval(self) -> int:
+        """Return the number of the current interval of `DELTA_EVERY_S`."""
+        return int(asyncio.get_running_loop().time() / DELTA_EVERY_S)
 
     async def _send(self, target: DeltaTarget, text: str) -> None:
         if text:
-            self._sent_at = asyncio.get_running_loop().time()
+            self._sent_in = self._interval()
             await self._events.append(target.delta(text))
 
 

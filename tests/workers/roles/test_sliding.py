@@ -51,7 +51,7 @@ def echo(turn: Turn) -> str:
 
 
 async def test_each_shot_starts_with_a_description_of_its_first_frame(bench: Bench, clip: Path) -> None:
-    captioner = FakeCaptioner([echo] * 100, delay_s=0.01)
+    captioner = FakeCaptioner([echo] * 100, delay_s=0.05)
     job_id = await bench.video(clip, **OPTIONS)
     job = await bench.run(bench.runner(captioner), job_id)
     assert job.status is JobStatus.COMPLETED, job.error
