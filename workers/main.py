@@ -24,6 +24,7 @@ ENGINE_ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "PYTHONWARNINGS": "ignore::FutureWarning",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
     "TORCH_LOGS": "-torch._library.triton",  # Triton is absent on machines without a GPU
 }
 """Defaults for the environment of the engine's processes, so that a normal start logs nothing but our own lines."""

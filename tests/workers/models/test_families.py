@@ -61,7 +61,7 @@ def test_each_checkpoint_has_a_family() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # importing vLLM in this process warns
-def test_the_captioner_uses_the_row(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_captioner_uses_the_row(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only vLLM's engine is replaced."""
     from workers.models import vllm_captioner  # noqa: PLC0415 (see the warning)
 
@@ -74,7 +74,8 @@ def test_the_captioner_uses_the_row(model: str, monkeypatch: pytest.MonkeyPatch)
         def create_engine_config(self, _: object) -> Any:
             return SimpleNamespace(model_config=None)
 
-    engine = SimpleNamespace(renderer=None, model_config=SimpleNamespace(max_model_len=512), errored=False)
+    config = SimpleNamespace(max_model_len=512, try_get_generation_config=dict)
+    engine = SimpleNamespace(renderer=SimpleNamespace(get_eos_token_id=lambda: 2), model_config=config, errored=False)
     monkeypatch.setattr(vllm_captioner, "AsyncEngineArgs", EngineArgs)
     monkeypatch.setattr(vllm_captioner, "AsyncLLM", SimpleNamespace(from_vllm_config=lambda *_args, **_options: engine))
     captioner = vllm_captioner.VllmCaptioner.start(Settings(model=model))
@@ -85,7 +86,10 @@ def test_the_captioner_uses_the_row(model: str, monkeypatch: pytest.MonkeyPatch)
     assert (captioner.context_tokens, captioner.defaults.hd_num) == (512, 3)
 
 
-def test_the_commands_use_the_row(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_commands_use_the_row(
+    model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generate, "_silence_libraries", lambda: None)  # it silences this process for good
     assert vllm_args.main([model]) == 0
     assert capsys.readouterr().out == "--tokenizer-mode novel\n"
     assert generate.main(["--model", model, "--prompt", "hi"]) == 1
