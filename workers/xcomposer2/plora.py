@@ -10,9 +10,9 @@ recorded) how much to compute. The decision is made once for all layers of a bat
   is skipped. Reason: text follows every image, and the scheduler shortens a prompt's chunk to one token only when its
   token budget is used up. A batch of single tokens cannot use up a budget larger than the number of requests
   (`check_scheduler`). vLLM records its full CUDA graphs for exactly these batches.
-- Otherwise, the rows of image tokens are gathered. This reads the mask from the GPU, once for each batch.
-- On a GPU, the term is computed for all rows and masked if at least half of the rows are image tokens, and while a CUDA
-  graph is recorded, because the graph must serve any mask.
+- Otherwise, the term is computed for the rows of image tokens only. The tokens of an image are consecutive, so these
+  rows are a few slices and nothing is copied. Finding them reads the mask from the GPU, once for each batch.
+- While a CUDA graph is recorded, the term is computed for all rows and masked, because the graph must serve any mask.
 """
 
 from typing import Any, cast
@@ -32,7 +32,8 @@ from vllm.model_executor.layers.quantization import QuantizationConfig
 from vllm.utils.torch_utils import direct_register_custom_op
 
 _LIBRARY = library.Library("sharecap_xcomposer2", "FRAGMENT")
-_IMAGE_ROWS = "sharecap_image_rows"  # attribute of the forward context
+_IMAGE_RUNS = "sharecap_image_runs"  # attribute of the forward context
+Run = tuple[int, int]
 
 
 def check_scheduler(config: VllmConfig) -> None:
@@ -55,15 +56,20 @@ def _is_decoding() -> bool:
     return all(getattr(layer, "max_query_len", 0) == 1 for layer in layers)
 
 
-def _image_rows(is_image: Tensor) -> Tensor:
-    """Return the numbers of the rows of image tokens. The first layer computes them for all layers of a batch."""
+def _image_runs(is_image: Tensor) -> list[Run]:
+    """Return the runs of image tokens in this batch. The first layer computes them for all layers."""
     if not is_forward_context_available():
-        return is_image.nonzero().squeeze(1)
+        return runs_of(is_image)
     context: Any = get_forward_context()  # a new object for each batch
-    if not hasattr(context, _IMAGE_ROWS):
-        rows = is_image.new_empty(0, dtype=torch.long) if _is_decoding() else is_image.nonzero().squeeze(1)
-        setattr(context, _IMAGE_ROWS, rows)
-    return cast(Tensor, getattr(context, _IMAGE_ROWS))
+    if not hasattr(context, _IMAGE_RUNS):
+        setattr(context, _IMAGE_RUNS, [] if _is_decoding() else runs_of(is_image))
+    return cast(list[Run], getattr(context, _IMAGE_RUNS))
+
+
+def runs_of(mask: Tensor) -> list[Run]:
+    """Return (first, one past the last) of each run of true values in a mask [tokens]."""
+    edges = F.pad(mask.to(torch.int8), (1, 1)).diff().nonzero().squeeze(1).tolist()
+    return list(zip(edges[::2], edges[1::2], strict=True))
 
 
 def _add_partial_lora(  # noqa: PLR0917
@@ -74,13 +80,8 @@ def _add_partial_lora(  # noqa: PLR0917
         if not _is_decoding():
             add_masked(y, x, is_image, a, b, scale)
         return
-    rows = _image_rows(is_image)
-    if len(rows) == 0:
-        return
-    if x.is_cuda and 2 * len(rows) >= len(x):
-        add_masked(y, x, is_image, a, b, scale)
-    else:
-        y.index_add_(0, rows, F.linear(F.linear(x[rows], a), b), alpha=scale)
+    for start, stop in _image_runs(is_image):
+        y[start:stop].addmm_(F.linear(x[start:stop], a), b.t(), alpha=scale)
 
 
 def add_masked(  # noqa: PLR0917
