@@ -10,7 +10,11 @@ import pytest
 BENCH = Path(__file__).parents[2] / "bench"
 
 
-@pytest.mark.parametrize("command", [("engine_share.py", "--stub"), ("turn_cost.py",), ("preprocess.py",), ("partial_lora.py",)], ids=" ".join)
+@pytest.mark.parametrize(
+    "command",
+    [("engine_share.py", "--stub"), ("turn_cost.py",), ("preprocess.py",), ("partial_lora.py",)],
+    ids=" ".join,
+)
 def test_a_benchmark_runs_at_its_smallest_size(command: tuple[str, ...], tmp_path: Path) -> None:
     script, *options = command
     figures = tmp_path / "figures.json"
