@@ -79,11 +79,11 @@ def timed_decoder() -> Iterator[Steps]:
         steps.append((len(input_ids), clock_s() - start))
         return result
 
-    xcomposer2_model.InternLM2Model.forward = timed
+    xcomposer2_model.InternLM2Model.forward = timed  # type: ignore[method-assign]
     try:
         yield steps
     finally:
-        xcomposer2_model.InternLM2Model.forward = forward
+        xcomposer2_model.InternLM2Model.forward = forward  # type: ignore[method-assign]
 
 
 @contextmanager
