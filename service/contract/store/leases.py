@@ -14,14 +14,12 @@ be the cause, so it takes `MAX_STALLS` of them.
 """
 
 import asyncio
-import asyncio
 import secrets
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 from redis.asyncio import Redis
-from redis.exceptions import NoScriptError
 from redis.exceptions import NoScriptError
 
 from service.contract.errors import AttemptsExhausted, DeadlineExceeded
@@ -87,60 +85,6 @@ class Reaped:
 def new_token() -> str:
     """Return a random token that identifies one claim."""
     return secrets.token_hex(8)
-
-
-class GroupedScript:
-    """A Lua script whose concurrent calls share round trips: a call waits while others are being sent.
-
-    The calls of one round trip also share one sync of the server's append-only file. Each call receives its own reply,
-    or its own error.
-    """
-
-    def __init__(self, redis: Any, text: str) -> None:
-        self._redis = redis
-        self._script = redis.register_script(text)
-        self._waiting: list[_Call] = []
-        self._sending: asyncio.Task[None] | None = None
-
-    async def __call__(self, keys: list[str], args: list[Any]) -> Any:
-        """Return the script's reply."""
-        call = _Call(keys, args, asyncio.get_running_loop().create_future())
-        self._waiting.append(call)
-        if self._sending is None or self._sending.done():
-            self._sending = asyncio.create_task(self._send())
-        return await call.reply
-
-    async def _send(self) -> None:
-        while calls := self._waiting:
-            self._waiting = []
-            for call, reply in zip(calls, await self._replies(calls), strict=True):
-                if call.reply.done():  # the caller was cancelled
-                    continue
-                if isinstance(reply, BaseException):
-                    call.reply.set_exception(reply)
-                else:
-                    call.reply.set_result(reply)
-
-    async def _replies(self, calls: list["_Call"]) -> list[Any]:
-        """Return the reply to each call, or the exception that it failed with."""
-        try:
-            if len(calls) > 1:
-                async with self._redis.pipeline(transaction=False) as pipe:
-                    for call in calls:
-                        pipe.evalsha(self._script.sha, len(call.keys), *call.keys, *call.args)
-                    replies: list[Any] = await pipe.execute(raise_on_error=False)
-                if not any(isinstance(reply, NoScriptError) for reply in replies):
-                    return replies
-            return [await self._script(keys=call.keys, args=call.args) for call in calls]
-        except Exception as error:
-            return [error] * len(calls)
-
-
-@dataclass(frozen=True)
-class _Call:
-    keys: list[str]
-    args: list[Any]
-    reply: "asyncio.Future[Any]"
 
 
 class GroupedScript:
