@@ -122,8 +122,6 @@ async def _create_stream(client: httpx.AsyncClient) -> str:
 
 SLOW, PER_S, OPEN_FILES, HEAD_TIMEOUT_S = (2000, 500, (1024, None), 10.0) if SOAK else (300, 200, (256,), 3.0)
 P99_MS = 200 if SOAK else 1000
-NOISE = 1.5
-"""On a busy machine, the p99 may also be this many times the p99 before the flood."""
 
 
 async def flood(url: str) -> list[float]:
@@ -161,7 +159,5 @@ async def test_slow_connections_do_not_disturb_normal_use(
     )
     assert len(durations) > 0.9 * SLOW
     assert max(durations) < HEAD_TIMEOUT_S + 5
-    idle_ms, busy_ms = p99_ms["/captions"]
-    assert busy_ms < max(P99_MS, NOISE * idle_ms)
-    assert p99_ms["/healthz"][1] < 1000
+    assert all(busy_ms < P99_MS for _, busy_ms in p99_ms.values())
     assert open_files is None or during.peak_descriptors < open_files
