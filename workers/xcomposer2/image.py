@@ -19,23 +19,34 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 WHITE = (255, 255, 255)
 
 
-def pad_image(image: Image.Image, tiling: Tiling) -> Image.Image:
-    """Return `image` as RGB, resized and padded with white to `tiling.padded_size`."""
+def padded_pixels(image: Image.Image, tiling: Tiling) -> np.ndarray:
+    """Return uint8 [height, width, 3]: `image` as RGB, resized and padded with white to `tiling.padded_size`."""
+    width, height = tiling.padded_size
+    pixels = np.full((height, width, 3), WHITE, np.uint8)
+    shown = slice(tiling.pad_before, tiling.pad_before + tiling.resized[1])
+    pixels[(slice(None), shown) if tiling.transposed else shown] = np.asarray(_resized(image, tiling))
+    return pixels
+
+
+def _resized(image: Image.Image, tiling: Tiling) -> Image.Image:
+    """Return `image` as RGB, resized and not padded.
+
+    Pillow resizes each row, rounds, and then resizes each column. A tall image is resized in the opposite order, which
+    gives the same pixels as transposing it, resizing, and transposing back.
+    """
     if image.mode != "RGB":
         image = image.convert("RGB")
-    if tiling.transposed:
-        image = image.transpose(Image.Transpose.TRANSPOSE)
-    image = image.resize(tiling.resized, Image.Resampling.BILINEAR)
     width, height = tiling.resized
-    padded = Image.new("RGB", (width, tiling.pad_before + height + tiling.pad_after), WHITE)
-    padded.paste(image, (0, tiling.pad_before))
-    return padded.transpose(Image.Transpose.TRANSPOSE) if tiling.transposed else padded
+    if not tiling.transposed:
+        return image.resize((width, height), Image.Resampling.BILINEAR)
+    stretched = image.resize((image.width, width), Image.Resampling.BILINEAR)
+    return stretched.resize((height, width), Image.Resampling.BILINEAR)
 
 
 def cut_tiles(image: Image.Image, tiling: Tiling) -> Tensor:
     """Return uint8 [rows * cols, crop, crop, 3]: the tiles of the padded image in row order."""
     side = tiling.crop
-    pixels = np.asarray(pad_image(image, tiling)).reshape(tiling.rows, side, tiling.cols, side, 3)
+    pixels = padded_pixels(image, tiling).reshape(tiling.rows, side, tiling.cols, side, 3)
     return torch.from_numpy(pixels.swapaxes(1, 2).copy()).view(-1, side, side, 3)
 
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from workers.xcomposer2.hd_tiling import plan_tiling
-from workers.xcomposer2.image import CLIP_MEAN, CLIP_STD, crops, pad_image
+from workers.xcomposer2.image import CLIP_MEAN, CLIP_STD, crops, padded_pixels
 
 
 def test_published_example() -> None:
@@ -67,20 +67,30 @@ def test_crops_are_the_tiles_of_the_padded_image(size: tuple[int, int]) -> None:
     cut = crops(image, tiling)
     assert cut.shape == (1 + tiling.rows * tiling.cols, 3, 28, 28)
     assert cut.dtype == torch.float32
-    padded = pad_image(image, tiling)
-    assert padded.size == tiling.padded_size
+    padded = padded_pixels(image, tiling)
+    assert padded.shape == (*reversed(tiling.padded_size), 3)
     pixels = (cut * torch.tensor(CLIP_STD).view(3, 1, 1) + torch.tensor(CLIP_MEAN).view(3, 1, 1)) * 255
     for n in range(tiling.rows * tiling.cols):
         x, y = n % tiling.cols * 28, n // tiling.cols * 28
-        tile = np.asarray(padded.crop((x, y, x + 28, y + 28)))
+        tile = padded[y : y + 28, x : x + 28]
         assert np.abs(pixels[1 + n].permute(1, 2, 0).numpy() - tile).max() < 1e-2
 
 
 def test_padding_is_white_and_extends_the_short_side() -> None:
     black = Image.new("RGB", (300, 100))
-    wide = np.asarray(pad_image(black, plan_tiling(300, 100, hd_num=2, crop=28)))
+    wide = padded_pixels(black, plan_tiling(300, 100, hd_num=2, crop=28))
     assert (wide[0] == 255).all()
     assert (wide[-1] == 255).all()
-    tall = np.asarray(pad_image(black.rotate(90, expand=True), plan_tiling(100, 300, hd_num=2, crop=28)))
+    tall = padded_pixels(black.rotate(90, expand=True), plan_tiling(100, 300, hd_num=2, crop=28))
     assert (tall[:, 0] == 255).all()
     assert np.array_equal(tall, wide.transpose(1, 0, 2))
+
+
+@pytest.mark.parametrize("size", [(60, 90), (17, 61), (9, 300), (1, 40), (200, 201), (700, 1100)])
+def test_a_tall_image_has_the_pixels_of_its_transposed_image(size: tuple[int, int]) -> None:
+    tall = np.random.default_rng(1).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    wide = np.ascontiguousarray(tall.transpose(1, 0, 2))
+    for hd_num in (1, 6, 9):
+        expected = padded_pixels(Image.fromarray(wide), plan_tiling(size[1], size[0], hd_num, crop=28))
+        actual = padded_pixels(Image.fromarray(tall), plan_tiling(*size, hd_num, crop=28))
+        assert np.array_equal(actual, expected.transpose(1, 0, 2))

@@ -25,7 +25,7 @@ from workers.demo import scenes
 from workers.demo.world import BACKGROUNDS, CHANGES, COLOURS, SHAPES, Scene, State
 from workers.video.collage import PAIR_GAP_PX, stack_pair
 from workers.xcomposer2.hd_tiling import plan_tiling
-from workers.xcomposer2.image import CLIP_MEAN, CLIP_STD, pad_image
+from workers.xcomposer2.image import CLIP_MEAN, CLIP_STD, padded_pixels
 
 CROP_PX = 112
 SAMPLE_S, FPS = 2, 12  # the service samples a clip every 2 s
@@ -81,7 +81,7 @@ def opposite(kind: str) -> str:
 
 def crop_of(image: Image.Image) -> npt.NDArray[np.uint8]:
     """Return the padded image `[112, 112, 3]`. With one crop it is both the global view and the only tile."""
-    return np.asarray(pad_image(image, plan_tiling(image.width, image.height, 1, CROP_PX)))
+    return padded_pixels(image, plan_tiling(image.width, image.height, 1, CROP_PX))
 
 
 def pair_picture(images: list[Image.Image], states: list[State], scene: Scene, kind: str) -> Picture:

@@ -10,7 +10,7 @@ from workers.demo.training import columns
 from workers.demo.training.data import CROP_PX
 from workers.demo.world import CHANGES, COLOURS, SHAPES, State
 from workers.xcomposer2.hd_tiling import plan_tiling
-from workers.xcomposer2.image import pad_image
+from workers.xcomposer2.image import padded_pixels
 
 
 @pytest.mark.parametrize("size", [(320, 180), (180, 320), (384, 160)])
@@ -19,7 +19,7 @@ def test_patch_labels_name_the_colour_under_the_patch(size: tuple[int, int], cou
     states = tuple(State("circle", list(COLOURS)[k], "white", x=0.4, radius=0.35) for k in range(count))
     column = columns.column_of(size, states, ("none",) * count, random.Random(0))
     tiling = plan_tiling(*column.image.size, columns.FAST_HD_NUM, CROP_PX)
-    padded = np.asarray(pad_image(column.image, tiling)).astype(int)
+    padded = padded_pixels(column.image, tiling).astype(int)
     shapes, colours = columns.patch_labels(column, tiling)
     half = columns.PATCH_PX // 2
     centres = padded[half :: columns.PATCH_PX, half :: columns.PATCH_PX]
