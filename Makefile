@@ -33,8 +33,10 @@ demo: $(STAMP) ## start everything, caption a sample clip, recaption a prompt, s
 serve: $(STAMP) ## run everything on this machine until Ctrl-C
 	@$(BIN)/sharecap up
 
-test: $(STAMP) test-other-pythons ## run all tests that need neither a GPU nor the internet
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+test: $(STAMP) ## run all tests that need neither a GPU nor the internet
+	@requirements/test-other-pythons.sh & others=$$!; status=0; \
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile || status=$$?; \
+	wait $$others || status=$$?; exit $$status
 
 test-other-pythons: ## run the tests of client and gateway on Python 3.11, 3.12 and 3.13, if installed
 	@requirements/test-other-pythons.sh

@@ -1,5 +1,6 @@
 """Fixtures for all tests: a Valkey server, clips encoded with PyAV, and optional test data beside the checkout."""
 
+import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from fractions import Fraction
 from importlib.util import find_spec
@@ -19,6 +20,17 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 Draw = Callable[[float], np.ndarray]
 MakeClip = Callable[..., Path]
 needs_worker = pytest.mark.skipif(find_spec("vllm") is None, reason="the packages of the worker are not installed")
+
+
+@pytest.fixture(autouse=True)
+def normal_priority() -> Iterator[None]:
+    """Undo what the AV1 encoder SVT-AV1 does if root runs it: it gives the calling thread real-time priority.
+
+    All processes that later tests start would inherit it, and one that waits busily would stop the machine.
+    """
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    yield
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,12 @@
 """The web page and the page of the API: headers, no inline code, no other hosts, and agreement with the API."""
 
 import asyncio
+import os
 import re
 import shutil
+import signal
 from asyncio.subprocess import DEVNULL, PIPE
+from contextlib import suppress
 from html.parser import HTMLParser
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
@@ -141,8 +144,12 @@ async def _shown_by_browser(url: str, profile: Path) -> str:
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"]
     network = ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--no-proxy-server"]
     command = [CHROMIUM, *options, *network, "--virtual-time-budget=8000", "--dump-dom", url]
-    browser = await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=DEVNULL)
-    shown, _ = await asyncio.wait_for(browser.communicate(), 60)
+    browser = await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=DEVNULL, start_new_session=True)
+    try:
+        shown, _ = await asyncio.wait_for(browser.communicate(), 60)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(browser.pid, signal.SIGKILL)
     return shown.decode()
 
 

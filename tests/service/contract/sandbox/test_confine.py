@@ -203,7 +203,7 @@ for name, code in {CALLS!r}:
 """
     before = canary.stat()
     assert confined(script, clip, canary, other_process.pid) == ""
-    assert (canary.read_text(), canary.stat(), other_process.poll()) == ("secret", before, None)
+    assert (canary.stat(), canary.read_text(), other_process.poll()) == (before, "secret", None)
     assert sorted(canary.parent.iterdir()) == sorted([canary, clip])
 
 
