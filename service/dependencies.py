@@ -22,6 +22,7 @@ from service.contract.store.store import Store
 from service.contract.store.wakeups import Wakeups
 from service.intake.idempotency import Idempotency
 from service.intake.memory import MemoryGuard
+from service.job_states import JobStates
 from service.metrics import Metrics
 from service.settings import Settings
 from service.streaming.follower import Follower
@@ -42,6 +43,7 @@ class Gateway:
     store: Store
     storage: Storage
     wakeups: Wakeups
+    states: JobStates
     follower: Follower
     metrics: Metrics
     authenticator: Authenticator
@@ -77,6 +79,7 @@ def _build_gateway(settings: Settings, metrics: Metrics, store: Store, reader: S
         store=store,
         storage=storage,
         wakeups=Wakeups(settings.redis_url),
+        states=JobStates(store),
         follower=Follower(store, reader),
         metrics=metrics,
         authenticator=Authenticator(keys, limits, origins, always_closed=settings.exposed),

@@ -9,6 +9,7 @@ from service.access.api_keys import ApiKey
 from service.contract.errors import NotFound
 from service.contract.jobs import JOB_ID_PATTERN, JobState
 from service.contract.store.store import Store
+from service.job_states import JobStates
 
 _JOB_ID = re.compile(JOB_ID_PATTERN)
 
@@ -28,10 +29,10 @@ async def check_job_access(store: Store, key: ApiKey | None, job_id: str) -> Non
         raise _not_found()
 
 
-async def load_job(store: Store, key: ApiKey | None, job_id: str) -> JobState:
+async def load_job(states: JobStates, key: ApiKey | None, job_id: str) -> JobState:
     """Return the job's current state if the caller may access the job. Raises NotFound like `check_job_access`."""
-    await check_job_access(store, key, job_id)
-    job = await store.job(job_id)
+    await check_job_access(states.store, key, job_id)
+    job = await states.job(job_id)
     if job is None:
         raise _not_found()
     return job

@@ -160,13 +160,19 @@ class StoredEvent(BaseModel):
 
 def fold(record: Record, events: Iterable[StoredEvent]) -> JobState:
     """Return the job's state after `events`, which must start with the first event of the job."""
-    job = JobState(
-        **{
-            name: getattr(record, name)
-            for name in ("id", "kind", "options", "source", "parent", "metadata", "created_at")
-        },
-        status=JobStatus.QUEUED,
-    )
+    return advance(initial_state(record), events)
+
+
+def initial_state(record: Record) -> JobState:
+    """Return the state of a job without events."""
+    names = ("id", "kind", "options", "source", "parent", "metadata", "created_at")
+    return JobState(**{name: getattr(record, name) for name in names}, status=JobStatus.QUEUED)
+
+
+def advance(state: JobState, events: Iterable[StoredEvent]) -> JobState:
+    """Return the state after the next `events`. `state` itself does not change."""
+    lists = {"keyframes": [*state.keyframes], "differentials": [*state.differentials]}
+    job = state.model_copy(update=lists)
     for stored in events:
         _apply(job, stored)
     return job

@@ -212,7 +212,7 @@ async def _wait_for_end(gateway: Gateway, job_id: str) -> None:
 async def _current_state(gateway: Gateway, submission: Submission, accepted: Accepted) -> JobState:
     """Return the job's state. If Redis fails now, return the initial state: an error would make the client resend."""
     try:
-        return await load_job(gateway.store, submission.key, accepted.id)
+        return await load_job(gateway.states, submission.key, accepted.id)
     except (RedisError, OSError):
         if accepted.record is None:
             raise

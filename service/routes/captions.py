@@ -181,7 +181,7 @@ def _parse_cursor(cursor: str) -> ListPosition:
 @router.get("/captions/{job_id}", responses=responses(NotFound))
 async def show_job(job_id: str, gateway: GatewayDep, key: CallerKey) -> Job:
     """Show the job with all its results so far."""
-    return present_job(await load_job(gateway.store, key, job_id))
+    return present_job(await load_job(gateway.states, key, job_id))
 
 
 @router.get(
@@ -210,7 +210,7 @@ async def cancel_job(job_id: str, gateway: GatewayDep, key: CallerKey) -> Job:
     status = await gateway.store.cancel(job_id)
     if status is not None and status.ended:
         await gateway.storage.delete_upload(job_id)
-    return present_job(await load_job(gateway.store, key, job_id))
+    return present_job(await load_job(gateway.states, key, job_id))
 
 
 @router.delete("/captions/{job_id}", status_code=204, responses=responses(NotFound))
@@ -221,4 +221,5 @@ async def delete_job(job_id: str, gateway: GatewayDep, key: CallerKey) -> Respon
         await gateway.store.cancel(job_id)
     await gateway.retention.delete_job(job_id)
     gateway.follower.forget(job_id)
+    gateway.states.forget(job_id)
     return Response(status_code=204)

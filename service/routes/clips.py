@@ -36,7 +36,7 @@ ROUNDING_S = 0.1
 )
 async def caption_clip(job_id: str, request: Request, gateway: GatewayDep, key: CallerKey) -> Response:
     """Caption a clip from the differential captions that the job has so far. No frames are decoded again."""
-    parent = await load_job(gateway.store, key, job_id)
+    parent = await load_job(gateway.states, key, job_id)
     submission = await begin(gateway, request, key)
     clip_options, metadata = options.from_json(ClipOptions, await options.json_body(request))
     _check_bounds(parent, clip_options)

@@ -6,6 +6,7 @@ cards (`worker_cards.py`). `RetryingStore` is the workers' variant. The Redis ke
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
 from typing import NamedTuple
@@ -51,6 +52,36 @@ class ListPosition(NamedTuple):
 
     created_ms: int
     job_id: str
+
+
+@dataclass
+class History:
+    """A job's record, as it is stored, and its events from some position on.
+
+    `first` and `last` are the first and the last of these events, and `events` are those that are not deltas.
+    """
+
+    record: str
+    first: Entry | None
+    last: Entry | None = None
+    events: list[Entry] = field(default_factory=list)
+
+    def add(self, page: list[Entry]) -> None:
+        """Add the next events."""
+        self.events += [entry for entry in page if entry.type != DELTA_TYPE]
+        self.last = page[-1] if page else self.last
+
+    def after(self, seq: int) -> "History":
+        """Return the part after position `seq`."""
+        return replace(self, events=[entry for entry in self.events if entry.seq > seq])
+
+    @property
+    def chars(self) -> int:
+        """Length of the JSON texts of the `events`."""
+        return sum(len(entry.data) for entry in self.events)
+
+    def parse(self) -> list[StoredEvent]:
+        return [entry.parse() for entry in self.events]
 
 
 class Store(LeaseStore, WorkerCardStore, Turns):
@@ -178,11 +209,28 @@ class Store(LeaseStore, WorkerCardStore, Turns):
 
     async def job(self, job_id: str) -> JobState | None:
         """Return the job's current state, None for an unknown job."""
-        record = await self.record(job_id)
+        history = await self.history(job_id)
+        if history is None:
+            return None
+        with parsing(job_id):
+            return fold(Record.model_validate_json(history.record), history.parse())
+
+    async def history(self, job_id: str, first: int = 1) -> History | None:
+        """Return the job's record and its events from position `first` on, None for an unknown job."""
+        async with self.redis.pipeline(transaction=False) as pipe:
+            pipe.hget(job_key(job_id), "record")
+            pipe.xrange(events_key(job_id), min=f"{first}-0", count=EVENTS_PER_READ)
+            record, rows = await pipe.execute()
         if record is None:
             return None
         with parsing(job_id):
-            return fold(record, [stored async for stored in self.events(job_id, deltas=False)])
+            page = [entry_of(*row) for row in rows]
+        history = History(record, page[0] if page else None)
+        history.add(page)
+        while len(page) == EVENTS_PER_READ:
+            page = await self.entries(job_id, page[-1].seq)
+            history.add(page)
+        return history
 
     async def events(self, job_id: str, after: int = 0, *, deltas: bool = True) -> AsyncIterator[StoredEvent]:
         """Yield the stored events at positions after `after`, in order, up to the newest."""

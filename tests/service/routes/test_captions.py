@@ -11,6 +11,7 @@ from service.contract.storage.local import keyframe_path
 from service.contract.store.keys import ALIVE, events_key, job_key
 from service.contract.store.leases import CancelRequested, Fenced
 from service.contract.store.store import Store
+from service.job_states import JobStates
 from tests.service.scripted import ScriptedWorker, Served, recaption_events, video_events
 
 MALFORMED_RECORDS = {
@@ -77,7 +78,7 @@ async def test_an_internal_error_reveals_no_implementation_details(
     gateway: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job_id = await post_recaption(gateway)
-    monkeypatch.setattr(Store, "job", lambda *_: JobKind("secret"))
+    monkeypatch.setattr(JobStates, "job", lambda *_: JobKind("secret"))
     answer = await gateway.client.get(f"/captions/{job_id}")
     assert code(answer) == (500, "internal")
     assert "secret" not in answer.text and "Traceback" not in answer.text
