@@ -10,10 +10,13 @@ from workers.xcomposer2.checkpoint import ARCHITECTURE, check_architecture, chec
 
 NAME = "xcomposer2"  # the plugin's config format, tokenizer mode and renderer
 _MODEL = f"{__package__}.model:{ARCHITECTURE}"
+IMAGE_BLOCKS = 8
+"""Blocks of 16 MiB that Pillow may keep for the next image. Without them, the kernel clears new pages in each turn."""
 
 
 def register() -> None:
     """Register the architecture, its config format, tokenizer and renderer with vLLM. May be called repeatedly."""
+    from PIL import Image  # noqa: PLC0415
     from vllm.model_executor.models.registry import ModelRegistry  # noqa: PLC0415
     from vllm.renderers.registry import RENDERER_REGISTRY  # noqa: PLC0415
     from vllm.tokenizers.registry import TokenizerRegistry  # noqa: PLC0415
@@ -23,6 +26,7 @@ def register() -> None:
 
     if ARCHITECTURE in ModelRegistry.get_supported_archs():
         return
+    Image.core.set_blocks_max(IMAGE_BLOCKS)  # type: ignore[attr-defined]  # Pillow's C module
     TokenizerRegistry.register(NAME, f"{__package__}.processor", "TokenizerLoader")
     RENDERER_REGISTRY.register(NAME, f"{__package__}.renderer", "XComposer2Renderer")
     register_config_parser(NAME)(XComposer2ConfigParser)
