@@ -1,10 +1,13 @@
 # Two images from one file:  docker build --target gateway .   and   docker build --target worker .
 #
-# Every package is checked against the SHA-256 in requirements/hashed. The base images are named by tag; to fix them to
-# one build, append @sha256:… from `docker buildx imagetools inspect IMAGE`.
+# Every package is checked against the SHA-256 in requirements/hashed. The base images are named by tag. To fix one to its
+# digest, append it: --build-arg PYTHON_IMAGE=python:3.11-slim-bookworm@sha256:…  (deploy/gpu.md shows where it is found)
+
+ARG PYTHON_IMAGE=python:3.11-slim-bookworm
+ARG VLLM_IMAGE=vllm/vllm-openai:v0.32.0
 
 # -- packages: the wheels of this repository, pure Python, for both images
-FROM python:3.11-slim-bookworm AS packages
+FROM ${PYTHON_IMAGE} AS packages
 
 WORKDIR /src
 COPY requirements/hashed/build.txt requirements/hashed/build.txt
@@ -17,7 +20,7 @@ RUN pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels 
 
 
 # -- gateway: HTTP API and event streams; no torch, no engine
-FROM python:3.11-slim-bookworm AS gateway
+FROM ${PYTHON_IMAGE} AS gateway
 
 WORKDIR /app
 COPY requirements/hashed/gateway.txt requirements/hashed/gateway.txt
@@ -41,7 +44,7 @@ CMD ["python", "-P", "-m", "service"]
 
 
 # -- worker: one per GPU; torch, CUDA and the engine are part of vLLM's image
-FROM vllm/vllm-openai:v0.32.0 AS worker
+FROM ${VLLM_IMAGE} AS worker
 
 WORKDIR /app
 COPY requirements/hashed/worker.txt requirements/hashed/worker.txt

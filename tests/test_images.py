@@ -93,6 +93,16 @@ def test_no_secret_is_in_an_environment_or_in_the_images() -> None:
     )
 
 
+def test_each_base_image_can_be_fixed_to_a_digest_by_one_variable() -> None:
+    defaults = dict(line.removeprefix("ARG ").split("=") for line in LINES if line.startswith("ARG "))
+    assert {line.split()[1] for line in LINES if line.startswith("FROM ")} == {f"${{{name}}}" for name in defaults}
+    assert {name: ENV_FILE[name] for name in defaults} == defaults
+    builds = [service["build"] for service in SERVICES.values() if "build" in service]
+    assert all(build["args"] == {name: f"${{{name}:?see deploy/compose.env}}" for name in defaults} for build in builds)
+    images = [service["image"] for service in SERVICES.values() if "build" not in service]
+    assert images == ["${REDIS_IMAGE:?see deploy/compose.env}"]
+
+
 def test_the_gateway_starts_only_with_a_key() -> None:
     assert "ALLOW_PUBLIC_BIND" not in "".join(LINES) + str(COMPOSE)
     assert [line for line in LINES if "HOST=0.0.0.0" in line] and GatewaySettings(host="0.0.0.0").exposed

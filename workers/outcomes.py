@@ -30,6 +30,20 @@ class EngineStalled(EngineFailed):
         super().__init__(f"The captioning engine hung in {MAX_STALLS} attempts in a row.")
 
 
+def after_engine_death(reason: Exception, *, lost_turn: bool, stalled: bool) -> Exception:
+    """Return why an attempt ends after the engine has died, if it was interrupted by `reason`.
+
+    The death counts only against jobs that had a turn in the engine. Other interrupted jobs are given back. A reason
+    that does not come from the engine stays, such as a cancellation.
+    """
+    own_reason = isinstance(reason, SharecapError | Fenced | CancelRequested | StreamTruncated)
+    if own_reason and not isinstance(reason, EngineFailed):
+        return reason
+    if not lost_turn:
+        return Released()
+    return EngineStalled() if stalled else EngineDied("The captioning engine stopped.")
+
+
 class Outcomes:
     """Ends attempts so that each job has exactly one final event."""
 

@@ -22,7 +22,7 @@ from service.contract.store.wakeups import RESUMED, TEXT_QUEUES, Wakeups
 from service.contract.store.worker_cards import CARD_EVERY_S, EngineState, WorkerCard
 from workers import pipeline
 from workers.attempt import Attempt, WorkerContext
-from workers.outcomes import EngineDied, EngineStalled, Outcomes, Released
+from workers.outcomes import Outcomes, Released, after_engine_death
 from workers.publisher import Publisher
 from workers.shares import JobPlace, VideoPlaces
 
@@ -223,14 +223,10 @@ class JobRunner:
     async def _end(self, attempt: Attempt, lease: Lease, reason: Exception) -> None:
         if not self._context.captioner.alive:
             self._report_engine_death()
-            reason = self._reason_of_engine_death()
+            # If this worker was stopping before, Ctrl-C may have reached the engine, too.
+            lost_turn = self.engine_died and attempt.turn_runner.lost_turn
+            reason = after_engine_death(reason, lost_turn=lost_turn, stalled=self._context.captioner.stalled)
         await self._outcomes.end(attempt, lease, reason)
-
-    def _reason_of_engine_death(self) -> Exception:
-        """Return the reason with which attempts end after the engine has died."""
-        if self._stopping:  # Ctrl-C may have reached the engine as well as this worker
-            return Released()
-        return EngineStalled() if self._context.captioner.stalled else EngineDied("The captioning engine stopped.")
 
     # -- all jobs
 

@@ -25,6 +25,7 @@ SWEEP_EVERY_S = 3600.0
 MAX_EXPIRE_EVERY_S = 60.0
 ABANDONED_AFTER_S = 24 * 3600
 """A file without a job may belong to an upload in progress, unless nothing was written to it for this long."""
+UNFINISHED = frozenset(status for status in JobStatus if not status.ended)
 JOBS_PER_READ = 100
 """How many jobs or files are looked up in Redis at once."""
 
@@ -88,22 +89,35 @@ class Retention:
     async def _expire(self, index: str, cutoff_ms: int) -> None:
         """Delete the jobs in `index` that ended before the cutoff."""
         kept = 0
-        while job_ids := await self._store.redis.zrangebyscore(index, "-inf", cutoff_ms, kept, JOBS_PER_READ):
-            for job_id, ended_ms in zip(job_ids, await self._end_times_ms(job_ids), strict=True):
+        while rows := await self._store.redis.zrangebyscore(
+            index, "-inf", cutoff_ms, kept, JOBS_PER_READ, withscores=True
+        ):
+            created_ms = {job_id: int(score) for job_id, score in rows}
+            for job_id, ended_ms in (await self._end_times_ms(created_ms)).items():
                 if ended_ms is not None and ended_ms <= cutoff_ms:
                     with _logging_failure(job_id):
                         await self.delete_job(job_id)
                 else:
                     kept += 1
 
-    async def _end_times_ms(self, job_ids: list[str]) -> list[int | None]:
-        """Return the time of each job's final event; None for jobs that have not ended or are unreadable."""
+    async def _end_times_ms(self, created_ms: dict[str, int]) -> dict[str, int | None]:
+        """Return the time at which each job ended, None if it has not. `created_ms` has the jobs' creation times.
+
+        If the final event of an ended job is lost or unreadable, the time of its creation is returned instead.
+        """
         async with self._store.redis.pipeline(transaction=False) as pipe:
-            for job_id in job_ids:
+            for job_id in created_ms:
+                pipe.hget(job_key(job_id), "status")
                 pipe.xrevrange(events_key(job_id), count=1)
-            streams = await pipe.execute()
-        newest = [_newest(job_id, rows) for job_id, rows in zip(job_ids, streams, strict=True)]
-        return [entry.at_ms if entry and entry.last else None for entry in newest]
+            replies = await pipe.execute()
+        end_times_ms: dict[str, int | None] = {}
+        for (job_id, created), status, rows in zip(created_ms.items(), replies[::2], replies[1::2], strict=True):
+            entry = _newest(job_id, rows)
+            if entry and entry.last:
+                end_times_ms[job_id] = entry.at_ms
+            else:
+                end_times_ms[job_id] = None if status in UNFINISHED else created
+        return end_times_ms
 
     async def sweep(self) -> None:
         """Delete uploads of jobs that have ended, and abandoned files of jobs that do not exist."""

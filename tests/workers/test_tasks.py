@@ -242,6 +242,46 @@ async def test_a_stalled_engine_ends_the_worker_and_its_jobs_get_no_strike(bench
     assert (await bench.run(bench.runner(FakeCaptioner()), job_id)).status is JobStatus.COMPLETED
 
 
+async def engine_dies(runner: JobRunner, captioner: FakeCaptioner, *, stalled: bool) -> None:
+    """Let the engine die while its turns are unanswered, and stop the worker as soon as it notices."""
+    captioner.stalled, captioner.alive = stalled, False
+    async with asyncio.timeout(10):
+        while not runner.engine_died:
+            await asyncio.sleep(0.02)
+    await runner.stop(0)
+
+
+@pytest.mark.parametrize(("stalled", "counts"), [(True, [None, "1"]), (False, ["1", None])], ids=["stalled", "died"])
+async def test_a_dead_engine_counts_against_the_jobs_that_had_a_turn_in_it(
+    bench: Bench, clip: Path, stalled: bool, counts: list[str | None]
+) -> None:
+    captioner, encoder = FakeCaptioner(delay_s=60), GatedEncoder(0)
+    runner = bench.runner(captioner, encoder=encoder)
+    answering, selecting = await bench.recaption("a cat"), await bench.video(clip)
+    for job_id in (answering, selecting):
+        await asyncio.to_thread(runner.run_job, job_id)
+    await bench.until(selecting, lambda job: job.interval_s is not None)
+    await bench.until(answering, lambda _: len(captioner.running) == 1)
+    await engine_dies(runner, captioner, stalled=stalled)
+    for job_id, expected in ((answering, counts), (selecting, [None, None])):
+        assert await bench.store.redis.hmget(job_key(job_id), ["strikes", "stalls"]) == expected
+        assert (await bench.run(bench.runner(FakeCaptioner()), job_id)).status is JobStatus.COMPLETED
+
+
+async def test_a_job_that_is_cancelled_while_the_engine_is_dead_ends_cancelled(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks, "RENEW_EVERY_S", 0.1)
+    captioner = FakeCaptioner(delay_s=60)
+    runner = bench.runner(captioner)
+    job_id = await bench.recaption("a cat")
+    await asyncio.to_thread(runner.run_job, job_id)
+    await bench.until(job_id, lambda _: len(captioner.running) == 1)
+    captioner.alive = False
+    await bench.store.cancel(job_id)
+    assert (await bench.ended(job_id)).status is JobStatus.CANCELLED
+
+
 async def test_a_job_that_stalls_every_engine_gets_five_attempts(bench: Bench) -> None:
     job_id = await bench.recaption("a cat")
     for attempt in range(1, MAX_STALLS + 1):

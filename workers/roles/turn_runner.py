@@ -4,7 +4,8 @@ All roles call the model through `TurnRunner`.
 """
 
 import asyncio
-from contextlib import aclosing, nullcontext
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 
 from service.contract.errors import InvalidOption
@@ -67,6 +68,7 @@ class TurnRunner:
     """Runs the turns of one attempt. `usage` is the total of its turns; `name` prefixes their request ids.
 
     A turn waits for the `permit` of its API key before it is sent to the engine. `patience_s` is that of its turns.
+    `lost_turn`: the engine died while it had a turn of this attempt.
     """
 
     def __init__(self, captioner: Captioner, events: EventSink, name: str, permit: Permit, patience_s: float) -> None:
@@ -78,6 +80,7 @@ class TurnRunner:
         self._beam_searches = asyncio.Semaphore(MAX_BEAM_SEARCHES)
         self._count = 0
         self._sent_in = -1
+        self.lost_turn = False
         self.usage = Usage()
 
     async def run(self, turn: Turn, target: DeltaTarget | None) -> Answer:
@@ -93,6 +96,7 @@ class TurnRunner:
         async with (
             self._beam_searches if turn.decoding.num_beams > 1 else nullcontext(),
             self._permit(turn.decoding.num_beams),
+            self._noting_engine_death(),
             aclosing(self._captioner.generate(turn, request_id)) as parts,
         ):
             async for part in parts:
@@ -108,6 +112,15 @@ class TurnRunner:
         if target:
             await self._send(target, rest)
         return Answer(text.taken, finish_reason)
+
+    @asynccontextmanager
+    async def _noting_engine_death(self) -> AsyncIterator[None]:
+        """Set `lost_turn` if the engine dies in this context."""
+        was_alive = self._captioner.alive
+        try:
+            yield
+        finally:
+            self.lost_turn = self.lost_turn or (was_alive and not self._captioner.alive)
 
     async def _limited(self, turn: Turn) -> Turn:
         """Return `turn` with `max_tokens` reduced to the space that its prompt leaves in the context."""

@@ -222,6 +222,12 @@ class LeaseStore:
         args = [int(REWAKE_AFTER_S * 1000), max_leased, max_queued, int(OUTAGE_S * 1000), _lease_ms()]
         return list(await self._due(keys=[LEASES, QUEUED, ALIVE], args=args))
 
+    async def postpone(self, job_id: str, delay_s: float) -> None:
+        """Leave the job out of `due` for `delay_s` seconds."""
+        seconds, micros = await self.redis.time()
+        for index in (LEASES, QUEUED):
+            await self.redis.zadd(index, {job_id: int(1000 * (seconds + delay_s) + micros / 1000)}, xx=True)
+
     async def reap(self, job_id: str) -> Reaped | None:
         """Take the job from a worker whose lease has expired, and end a job that is past its deadline.
 

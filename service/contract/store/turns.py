@@ -44,7 +44,7 @@ end
 local in_line, woken_queue, woken_owner = false, nil, nil
 if woken ~= '' then
   local claimable, new, queue, owner = look_up(woken)
-  in_line = new and queue and redis.call('ZSCORE', line_of(queue, owner), woken)
+  in_line = new and queue and owner and redis.call('ZSCORE', line_of(queue, owner), woken)
   if claimable and not in_line then return woken end
   woken_queue, woken_owner, shortest_wait = queue, owner, 0
 end

@@ -88,8 +88,8 @@ async def test_only_expired_jobs_are_deleted(
     ended = [job_id for number, job_id in enumerate(ids) if number % 3]
     for job_id in ended:
         await worker.append(await worker.claim(job_id), *recaption_events(job_id))
-    broken = ended.pop()
-    await store.redis.xtrim(events_key(broken), maxlen=0)
+    await store.redis.xtrim(events_key(ended[0]), maxlen=0)
+    await store.redis.xtrim(events_key(ids[0]), maxlen=0)
     await retention_of(store, tmp_path, 60).expire()
     assert await store.redis.zcard(JOBS) == len(ids), "no job has expired yet"
     await asyncio.sleep(0.3)
@@ -102,19 +102,24 @@ async def test_unreadable_jobs_do_not_stop_the_deletion_of_others(
     gateway: Served, store: Store, worker: ScriptedWorker, clip: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The unreadable jobs are older than the readable one, so they come first."""
-    no_kind, no_time, odd_status, readable = [(await gateway.post_video(clip)).json()["id"] for _ in range(4)]
+    jobs = [(await gateway.post_video(clip)).json()["id"] for _ in range(6)]
+    queued, no_job, no_kind, no_time, odd_status, readable = jobs
     for job_id in (no_kind, no_time, odd_status, readable):
         await worker.append(await worker.claim(job_id), *video_events(job_id))
+    await store.redis.xadd(events_key(queued), {"type": "started", "data": "{}"})
+    await store.redis.delete(job_key(no_job))
     await store.redis.hset(job_key(no_kind), "record", '{"options": {}}')
     await store.redis.xadd(events_key(no_time), {"type": "completed", "data": "{}"})
     await store.redis.hset(job_key(odd_status), "status", "odd")
     retention = retention_of(store, gateway.settings.data_dir, 0.01)
     await asyncio.sleep(0.1)
     await retention.sweep()
-    assert gateway.files == [odd_status], "whether its upload is needed is unknown"
+    assert gateway.files == sorted([queued, no_job, odd_status]), "whether an upload is needed may be unknown"
     await retention.expire()
-    assert await store.redis.zrange(JOBS, 0, -1) == [no_time], "when it ended is unknown"
-    assert all(job_id in caplog.text for job_id in (no_kind, no_time, odd_status)) and readable not in caplog.text
+    assert await store.redis.zrange(JOBS, 0, -1) == [queued], "an unfinished job stays"
+    assert (
+        all(job_id in caplog.text for job_id in (queued, no_kind, no_time, odd_status)) and readable not in caplog.text
+    )
 
 
 async def test_files_that_cannot_be_deleted_do_not_stop_the_deletion_of_others(
