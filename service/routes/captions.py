@@ -28,13 +28,13 @@ from service.contract.errors import (
 from service.contract.jobs import JobKind, JobStatus, Source, VideoOptions
 from service.contract.outbound.ssrf import check_url
 from service.contract.sandbox.probe import VideoInfo, probe
-from service.contract.store.store import ListPosition
 from service.dependencies import Gateway, GatewayDep
 from service.intake import options, uploads
 from service.intake.submission import Accepted, JobRequest, Submission, begin, check_wait_s, job_response, submit
 from service.presentation import Job, JobSummary, present_job, present_summary
 from service.problems import responses
 from service.routes import request_bodies as bodies
+from service.routes.cursors import cursor_of, parse_cursor
 
 router = APIRouter(tags=["captions"])
 _KEYFRAME_NAME = re.compile(r"([0-9]{1,7})\.jpg")
@@ -144,7 +144,7 @@ async def list_jobs(
     cursor: str | None = None,
 ) -> JobPage:
     """List the caller's jobs, newest first, without their results."""
-    before = _parse_cursor(cursor) if cursor else None
+    before = parse_cursor(cursor)
     jobs: list[JobSummary] = []
     for _ in range(max(1, MAX_SCANNED // limit)):
         positions = await gateway.store.page(before, limit, owner_of(key))
@@ -155,27 +155,16 @@ async def list_jobs(
             if job and status in (None, job.status) and kind in (None, job.kind):
                 jobs.append(job)
             if len(jobs) == limit:
-                return JobPage(jobs=jobs, cursor=_cursor(position))
+                return JobPage(jobs=jobs, cursor=cursor_of(position))
         if len(positions) < limit:
             return JobPage(jobs=jobs)
-    return JobPage(jobs=jobs, cursor=_cursor(before) if before else None)
+    return JobPage(jobs=jobs, cursor=cursor_of(before) if before else None)
 
 
 async def _summaries(gateway: Gateway, job_ids: list[str]) -> dict[str, JobSummary]:
     """Return the summaries of those jobs that still exist, by job id."""
     records = await gateway.store.records(job_ids)
     return {record.id: present_summary(record, status) for record, status in records}
-
-
-def _cursor(position: ListPosition) -> str:
-    return f"{position.created_ms}-{position.job_id}"
-
-
-def _parse_cursor(cursor: str) -> ListPosition:
-    match = _CURSOR.fullmatch(cursor)
-    if match is None:
-        raise InvalidOption("cursor: must be the `cursor` of the previous page")
-    return ListPosition(int(match[1]), match[2])
 
 
 @router.get("/captions/{job_id}", responses=responses(NotFound))

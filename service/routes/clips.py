@@ -1,28 +1,41 @@
 """Clips: a caption for a part of a video, generated from the video's differential captions alone."""
 
-from fastapi import APIRouter, Request, Response
+from contextlib import suppress
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel
 
 from service.access.authentication import CallerKey
-from service.access.job_access import load_job
+from service.access.job_access import check_job_access, load_job
 from service.contract.errors import (
     IdempotencyConflict,
     InvalidOption,
     NotFound,
     NoWorker,
     StorageFull,
+    UnreadableJob,
     UnsupportedMedia,
 )
 from service.contract.jobs import ClipOptions, JobKind, JobState
 from service.dependencies import GatewayDep
 from service.intake import options
 from service.intake.submission import JobRequest, begin, check_wait_s, job_response, submit
-from service.presentation import Job
+from service.presentation import Job, present_job
 from service.problems import responses
 from service.routes import request_bodies as bodies
+from service.routes.cursors import cursor_of, parse_cursor
 
 router = APIRouter(tags=["clips"])
 ROUNDING_S = 0.1
 """`end_s` may exceed the duration by this much, because clients round the duration up."""
+
+
+class ClipPage(BaseModel):
+    """One page of the clips of a video job, newest first. `cursor` selects the next page; null on the last page."""
+
+    clips: list[Job]
+    cursor: str | None = None
 
 
 @router.post(
@@ -43,6 +56,26 @@ async def caption_clip(job_id: str, request: Request, gateway: GatewayDep, key: 
     wait_s = await check_wait_s(gateway, request, submission, options.DEFAULT_WAIT_S)
     accepted = await submit(gateway, submission, JobRequest(JobKind.CLIP, clip_options, metadata, parent=job_id))
     return await job_response(gateway, submission, accepted, wait_s)
+
+
+@router.get("/captions/{job_id}/clips", responses=responses(NotFound))
+async def list_clips(
+    *,
+    job_id: str,
+    gateway: GatewayDep,
+    key: CallerKey,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    cursor: str | None = None,
+) -> ClipPage:
+    """List the clips of a video job with their results, newest first."""
+    await check_job_access(gateway.store, key, job_id)
+    positions = await gateway.store.page(parse_cursor(cursor), limit + 1, parent=job_id)  # one more: is there another?
+    clips = []
+    for position in positions[:limit]:
+        with suppress(UnreadableJob):
+            if clip := await gateway.states.job(position.job_id):
+                clips.append(present_job(clip))
+    return ClipPage(clips=clips, cursor=cursor_of(positions[limit - 1]) if len(positions) > limit else None)
 
 
 def _check_bounds(parent: JobState, clip: ClipOptions) -> None:

@@ -2,12 +2,13 @@
 
 Jobs, events, leases (`store.py`, `leases.py`):
 
-    sharecap:job:{id}              hash    record (JSON), kind, status, owner, queue, cancel, epoch, holder, until,
-                                           strikes, stalls, deadline, bytes (of the record and the events), counted
-                                           (bytes that `sharecap:stored` includes)
+    sharecap:job:{id}              hash    record (JSON), kind, status, owner, parent (of a clip: the video job), queue,
+                                           cancel, epoch, holder, until, strikes, stalls, deadline, bytes (of the record
+                                           and the events), counted (bytes that `sharecap:stored` includes)
     sharecap:events:{id}           stream  ids 1-0, 2-0, …; fields type, data (JSON), at (ms)
     sharecap:jobs                  zset    all job ids by creation time (ms)
     sharecap:jobs:{owner}          zset    job ids of one API key by creation time (ms)
+    sharecap:clips:{id}            zset    ids of the clips of a video job by creation time (ms)
     sharecap:texts                 zset    ids of recaptions and clips by creation time (ms)
     sharecap:stored:{owner}        string  bytes that the jobs of one API key occupy in Redis
     sharecap:leases                zset    ids of leased jobs by the end of their lease (ms)
@@ -67,6 +68,10 @@ def job_key(job_id: str) -> str:
 
 def owned_key(owner: str) -> str:
     return f"{JOBS}:{owner}"
+
+
+def clips_key(job_id: str) -> str:
+    return f"sharecap:clips:{job_id}"
 
 
 def stored_key(owner: str) -> str:

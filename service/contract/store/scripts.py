@@ -99,8 +99,8 @@ end
 )
 
 # KEYS job events jobs queued, a key that stops expiring, turns, then any number of zsets that receive the job's id;
-# ARGV id record kind type data owner, deadline_ms from now or '', queue, and bytes that the job occupies. Returns 1, or
-# 0 if another job has the id.
+# ARGV id record kind type data owner, deadline_ms from now or '', queue, bytes that the job occupies, and parent or ''.
+# Returns 1, or 0 if another job has the id.
 CREATE = (
     _START
     + _COUNT_BYTES
@@ -113,6 +113,7 @@ redis.call('ZADD', KEYS[3], now, ARGV[1])
 redis.call('ZADD', KEYS[4], now, ARGV[1])
 if ARGV[7] ~= '' then redis.call('HSET', KEYS[1], 'deadline', now + ARGV[7]) end
 redis.call('HSET', KEYS[1], 'queue', ARGV[8], 'bytes', ARGV[9])
+if ARGV[10] ~= '' then redis.call('HSET', KEYS[1], 'parent', ARGV[10]) end
 redis.call('PERSIST', KEYS[5])
 redis.call('ZADD', KEYS[6], 'NX', now, ARGV[6])
 for i = 7, #KEYS do redis.call('ZADD', KEYS[i], now, ARGV[1]) end
@@ -121,13 +122,13 @@ return 1
 """
 )
 
-# KEYS job events stored turns line, then other zsets that contain the job's id; ARGV id owner. Deletes the job.
+# KEYS job events clips stored turns line, then other zsets that contain the job's id; ARGV id owner. Deletes the job.
 DELETE = """
 local counted = redis.call('HGET', KEYS[1], 'counted')
-redis.call('DEL', KEYS[1], KEYS[2])  -- first: a server without memory then allows the rest
-if counted and redis.call('DECRBY', KEYS[3], counted) <= 0 then redis.call('DEL', KEYS[3]) end
-for i = 5, #KEYS do redis.call('ZREM', KEYS[i], ARGV[1]) end
-if redis.call('EXISTS', KEYS[5]) == 0 then redis.call('ZREM', KEYS[4], ARGV[2]) end
+redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])  -- first: a server without memory then allows the rest
+if counted and redis.call('DECRBY', KEYS[4], counted) <= 0 then redis.call('DEL', KEYS[4]) end
+for i = 6, #KEYS do redis.call('ZREM', KEYS[i], ARGV[1]) end
+if redis.call('EXISTS', KEYS[6]) == 0 then redis.call('ZREM', KEYS[5], ARGV[2]) end
 """
 
 # KEYS job leases queued alive; ARGV id token lease_ms. Returns the epoch, or 0 if the job cannot be claimed.

@@ -24,6 +24,7 @@ from service.contract.store.keys import (
     QUEUED,
     TEXTS,
     WEBHOOKS,
+    clips_key,
     events_key,
     job_key,
     line_key,
@@ -117,6 +118,7 @@ class Store(LeaseStore, WorkerCardStore, Turns):
                     turns_key(queue),
                     line_key(queue, owner),
                     *([owned_key(owner)] if owner else ()),
+                    *([clips_key(record.parent)] if record.parent else ()),
                     *([TEXTS] if record.kind is not JobKind.VIDEO else ()),
                     *([WEBHOOKS] if record.options.webhook_url else ()),
                 ],
@@ -130,6 +132,7 @@ class Store(LeaseStore, WorkerCardStore, Turns):
                     "" if deadline_s is None else int(deadline_s * 1000),
                     queue,
                     len(text.encode()) + JOB_OVERHEAD_BYTES,
+                    record.parent or "",
                 ],
             )
         )
@@ -148,18 +151,21 @@ class Store(LeaseStore, WorkerCardStore, Turns):
 
     async def delete(self, job_id: str) -> None:
         """Delete the record and the events; a worker that is still running the job is fenced."""
-        owner, queue = await self.redis.hmget(job_key(job_id), ["owner", "queue"])
-        owner, queue = owner or "", queue or ""
-        job = [job_key(job_id), events_key(job_id), stored_key(owner), turns_key(queue), line_key(queue, owner)]
-        indexes = [JOBS, LEASES, QUEUED, TEXTS, *([owned_key(owner)] if owner else ())]
-        await self._delete(keys=[*job, *indexes], args=[job_id, owner])
+        values = await self.redis.hmget(job_key(job_id), ["owner", "queue", "parent"])
+        owner, queue, parent = (value or "" for value in values)
+        job = [job_key(job_id), events_key(job_id), clips_key(job_id)]
+        shared = [stored_key(owner), turns_key(queue), line_key(queue, owner)]
+        own = [*([owned_key(owner)] if owner else ()), *([clips_key(parent)] if parent else ())]
+        await self._delete(keys=[*job, *shared, JOBS, LEASES, QUEUED, TEXTS, *own], args=[job_id, owner])
 
-    async def page(self, before: ListPosition | None, limit: int, owner: str | None = None) -> list[ListPosition]:
+    async def page(
+        self, before: ListPosition | None, limit: int, owner: str | None = None, parent: str | None = None
+    ) -> list[ListPosition]:
         """Return the positions of up to `limit` jobs, newest first, starting after `before`.
 
-        With `owner`, only jobs of that API key are listed.
+        With `owner`, only jobs of that API key are listed; with `parent`, only the clips of that video job.
         """
-        index = owned_key(owner) if owner else JOBS
+        index = clips_key(parent) if parent else owned_key(owner) if owner else JOBS
         newest_ms, page = (before.created_ms if before else "+inf"), []
         for start in count(0, limit):
             rows = await self.redis.zrevrangebyscore(index, newest_ms, "-inf", start=start, num=limit, withscores=True)
