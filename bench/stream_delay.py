@@ -37,6 +37,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
+import psutil
 
 from service.contract.events import Completed, Delta, Started
 from service.contract.jobs import JobKind, RecaptionOptions, Record, Timings, Usage, new_job_id
@@ -173,22 +174,34 @@ async def until_healthy(url: str) -> None:
                 return
 
 
-async def measure(directory: Path, load: Load) -> list[Delivery]:
-    """Run everything once and return all deliveries."""
+@dataclass(frozen=True)
+class Measured:
+    """All deliveries of a run, and by how much memory the gateway grew for each reader that connected."""
+
+    deliveries: list[Delivery]
+    reader_bytes: float
+
+
+async def measure(directory: Path, load: Load) -> Measured:
+    """Run everything once."""
     log, writer_log = directory / "gateway.json", directory / "writer.json"
     port, socket_path = free_port(), directory / "valkey.sock"
     redis_url, url = f"unix://{socket_path}", f"http://127.0.0.1:{port}"
     env = {"REDIS_URL": redis_url, "DATA_DIR": str(directory), "PORT": str(port), "MIN_FREE_BYTES": "0"}
+    env |= {"MAX_CONNECTIONS": "16384", "MAX_CONNECTIONS_PER_ADDRESS": "8192"}  # all readers have one address
     received: dict[str, list[int]] = {}
     spawn = multiprocessing.get_context("spawn")
     with ExitStack() as stack:
         server = [*valkey(directory / "valkey", socket_path).command, "--appendfsync", load.appendfsync]
-        stack.enter_context(_program(server, {}))
+        stack.enter_context(program(server, {}))
         job_ids = await create_jobs(redis_url, load.jobs)
-        gateway = stack.enter_context(_program([sys.executable, __file__, "--gateway-log", str(log)], env))
+        gateway = stack.enter_context(program([sys.executable, __file__, "--gateway-log", str(log)], env))
         await until_healthy(url)
+        memory = psutil.Process(gateway.pid).memory_info
+        before = memory().rss
         readers = [asyncio.create_task(read(url, job_ids[k % load.jobs], received)) for k in range(load.readers)]
-        await asyncio.sleep(2)
+        await until_following(url, load.readers)
+        reader_bytes = (memory().rss - before) / load.readers
         processes = [spawn.Process(target=burn) for _ in range(load.burners)]
         processes.append(spawn.Process(target=run_writer, args=(redis_url, job_ids, load, writer_log)))
         for process in processes:
@@ -201,11 +214,24 @@ async def measure(directory: Path, load: Load) -> list[Delivery]:
         gateway.send_signal(signal.SIGTERM)
         await asyncio.to_thread(gateway.wait, 60)
     times = json.loads(log.read_text())
-    return list(deliveries(json.loads(writer_log.read_text()), times["read"], times["formatted"], received))
+    measured = deliveries(json.loads(writer_log.read_text()), times["read"], times["formatted"], received)
+    return Measured(list(measured), reader_bytes)
+
+
+async def until_following(url: str, readers: int) -> None:
+    """Wait until the gateway's metrics show this number of open streams."""
+    pattern = re.compile(r"^sharecap_event_streams (\S+)", re.MULTILINE)
+    async with asyncio.timeout(START_TIMEOUT_S), httpx.AsyncClient(trust_env=False) as client:
+        while True:
+            gauge = pattern.search((await client.get(f"{url}/metrics")).text)
+            if gauge and float(gauge[1]) >= readers:
+                return
+            await asyncio.sleep(0.2)
 
 
 @contextmanager
-def _program(command: Sequence[str], env: dict[str, str]) -> Iterator["subprocess.Popen[bytes]"]:
+def program(command: Sequence[str], env: dict[str, str]) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run a program in this environment until the context ends."""
     with subprocess.Popen(command, env={**os.environ, **env}, stdout=subprocess.DEVNULL) as process:
         try:
             yield process
@@ -260,7 +286,9 @@ def main() -> None:
         return
     load = Load(options.readers, options.jobs, options.rate, options.seconds, options.burners, options.appendfsync)
     with tempfile.TemporaryDirectory(prefix="sharecap-bench-") as directory:
-        print(report(asyncio.run(measure(Path(directory), load))))
+        measured = asyncio.run(measure(Path(directory), load))
+    print(report(measured.deliveries))
+    print(f"gateway memory per reader: {measured.reader_bytes / 1024:.0f} KB")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,14 @@ BENCH = Path(__file__).parents[2] / "bench"
 
 @pytest.mark.parametrize(
     "command",
-    [("engine_share.py", "--stub"), ("turn_cost.py",), ("preprocess.py",), ("partial_lora.py",)],
+    [
+        ("engine_share.py", "--stub"),
+        ("turn_cost.py",),
+        ("preprocess.py",),
+        ("partial_lora.py",),
+        ("gateway.py",),
+        ("start.py",),
+    ],
     ids=" ".join,
 )
 def test_a_benchmark_runs_at_its_smallest_size(command: tuple[str, ...], tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ class _LocalIncomingVideo(IncomingVideo):
         self._file = file
         self._max_bytes = max_bytes
         self._sha256 = hashlib.sha256()
-        self._pending = bytearray()
+        self._pending: bytes | bytearray = bytearray()
 
     @property
     def sha256(self) -> str:
@@ -152,7 +152,10 @@ class _LocalIncomingVideo(IncomingVideo):
         self.size += len(data)
         if self.size > self._max_bytes:
             raise too_large(self._max_bytes)
-        self._pending += data
+        if self._pending or len(data) < WRITE_BYTES:
+            self._pending += data
+        else:
+            self._pending = data  # written as it is, without copying it
         if len(self._pending) >= WRITE_BYTES:
             await to_thread.run_sync(self._flush)
 
