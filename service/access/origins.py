@@ -3,7 +3,8 @@
 A browser on this machine can reach the service, and so can every page that it shows: by submitting a form, or by DNS
 rebinding, in which the page's own host name resolves to this machine. Until the first key is created, `Host` must
 therefore name this machine, and a request from a page must come from the service's own page: its `Origin` has the same
-host and port as `Host`. The same host with another port is another site. `TRUSTED_HOSTS` and `ALLOWED_ORIGINS` add
+host and port as `Host`. The same host with another port is another site. Browsers send no `Origin` when a page embeds
+an image or a script; then `Sec-Fetch-Site` says where the page is from. `TRUSTED_HOSTS` and `ALLOWED_ORIGINS` add
 exceptions. A service with keys does not need the check, because pages of other sites do not know a key.
 """
 
@@ -63,7 +64,9 @@ class OriginCheck:
         if len(hosts) != 1 or len(origins) > 1:
             return False
         host = hosts[0].lower()
-        return self._trusts(host) and all(self._allows(origin.lower(), host) for origin in origins)
+        if not self._trusts(host) or not all(self._allows(origin.lower(), host) for origin in origins):
+            return False
+        return bool(origins) or not _is_embedded_by_another_site(headers)
 
     def _trusts(self, host: str) -> bool:
         match = _HOST.fullmatch(host)
@@ -71,3 +74,10 @@ class OriginCheck:
 
     def _allows(self, origin: str, host: str) -> bool:
         return origin in {f"http://{host}", f"https://{host}"} | self.allowed_origins
+
+
+def _is_embedded_by_another_site(headers: Headers) -> bool:
+    """Return whether a browser sends the request for a page of another site, and not because a link was followed."""
+    if headers.get("sec-fetch-site", "none") in ("none", "same-origin"):
+        return False
+    return headers.get("sec-fetch-dest") != "document"

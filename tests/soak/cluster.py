@@ -34,6 +34,7 @@ from tests.soak import worker
 
 ROOT = Path(__file__).resolve().parents[2]
 START_TIMEOUT_S = 60.0
+REPORT_EVERY_S = 20.0
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["tests.soak.worker"])
 
@@ -199,10 +200,14 @@ class Cluster:
     # -- jobs
 
     async def until_ended(self, jobs: Sequence[str], timeout_s: float) -> None:
-        """Wait until all jobs have ended; restart workers that die."""
+        """Wait until all jobs have ended; restart workers that die. Prints the progress of a long wait."""
+        reported_at = time.monotonic()
         async with asyncio.timeout(timeout_s):
             while unfinished := await self.unfinished(jobs):
                 self.replace_dead_workers()
+                if time.monotonic() - reported_at > REPORT_EVERY_S:
+                    print(f"\n{len(jobs) - len(unfinished)} of {len(jobs)} jobs have ended", end="", flush=True)
+                    reported_at = time.monotonic()
                 await asyncio.sleep(0.1 if len(unfinished) < 20 else 0.5)
 
     async def unfinished(self, jobs: Sequence[str]) -> list[str]:

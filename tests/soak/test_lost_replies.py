@@ -175,5 +175,7 @@ async def test_each_reply_lost_in_turn(silent: bool, valkey_server: ValkeyServer
     skip = 0
     while await run_with_lost_reply(valkey_server, tmp_path, b"", skip, silent=silent):
         skip += 1
+        if skip % 10 == 0:
+            print(f"\n{skip} replies lost", end="", flush=True)
     print(f"\n{skip} replies lost, one at a time; silent: {silent}")
     assert skip > 50

@@ -51,6 +51,30 @@ async def test_only_the_services_own_page_is_admitted(
     assert (listed.status_code, posted.status_code) == ((200, 415) if admitted else (401, 401))
 
 
+@pytest.mark.parametrize(
+    ("fetch", "admitted"),
+    [
+        ({"site": "cross-site", "mode": "no-cors"}, False),
+        ({"site": "same-site", "mode": "no-cors"}, False),
+        ({"site": "cross-site"}, False),
+        ({"site": "same-origin", "mode": "no-cors"}, True),
+        ({"site": "none", "mode": "navigate", "dest": "document"}, True),
+        ({"site": "cross-site", "mode": "navigate", "dest": "document"}, True),
+        ({"site": "cross-site", "mode": "navigate", "dest": "iframe"}, False),
+    ],
+)
+def test_pages_of_other_sites_cannot_embed_anything(fetch: dict[str, str], admitted: bool) -> None:
+    """Browsers send no `Origin` for images, scripts and `fetch` with the mode `no-cors`. A link may be followed."""
+    headers = Headers({"host": "localhost:8000", **{f"sec-fetch-{name}": value for name, value in fetch.items()}})
+    assert OriginCheck().admits(headers) is admitted
+
+
+def test_an_allowed_origin_is_another_site() -> None:
+    headers = {"host": "localhost:8000", "origin": "https://app.example", "sec-fetch-site": "cross-site"}
+    assert OriginCheck(allowed_origins=frozenset({"https://app.example"})).admits(Headers(headers))
+    assert not OriginCheck().admits(Headers(headers))
+
+
 def test_a_repeated_or_missing_host_is_refused() -> None:
     local, foreign = (b"host", b"localhost:8000"), (b"host", b"evil.example")
     assert OriginCheck().admits(Headers(raw=[local]))
