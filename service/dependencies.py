@@ -14,6 +14,8 @@ from service.access.authentication import Authenticator
 from service.access.origins import OriginCheck
 from service.access.rate_limits import RateLimits
 from service.contract.places import Places
+from service.contract.sandbox.probe import LIBRARIES
+from service.contract.sandbox.subprocesses import ChildStarter
 from service.contract.storage.backends import open_storage
 from service.contract.storage.interface import Storage
 from service.contract.store.connection import connect
@@ -52,6 +54,7 @@ class Gateway:
     retention: Retention
     memory: MemoryGuard
     probes: Places
+    starter: ChildStarter
 
 
 @asynccontextmanager
@@ -60,7 +63,8 @@ async def open_gateway(settings: Settings, metrics: Metrics) -> AsyncIterator[Ga
     async with AsyncExitStack() as stack:
         store = Store(await stack.enter_async_context(_redis(settings, GATEWAY_CONNECTIONS)))
         reader = Store(await stack.enter_async_context(_redis(settings, 1)))
-        gateway = _build_gateway(settings, metrics, store, reader)
+        starter = await stack.enter_async_context(ChildStarter(LIBRARIES))
+        gateway = _build_gateway(settings, metrics, store, reader, starter)
         stack.callback(gateway.wakeups.close)
         async with _running(_background_tasks(gateway)):
             try:
@@ -69,7 +73,7 @@ async def open_gateway(settings: Settings, metrics: Metrics) -> AsyncIterator[Ga
                 gateway.follower.close()
 
 
-def _build_gateway(settings: Settings, metrics: Metrics, store: Store, reader: Store) -> Gateway:
+def _build_gateway(settings: Settings, metrics: Metrics, store: Store, reader: Store, starter: ChildStarter) -> Gateway:
     storage = open_storage(settings)
     storage.prepare()
     limits, idempotency, keys = RateLimits(store.redis), Idempotency(store.redis), ApiKeyStore(store.redis)
@@ -90,6 +94,7 @@ def _build_gateway(settings: Settings, metrics: Metrics, store: Store, reader: S
         ),
         memory=MemoryGuard(store.redis),
         probes=Places(CONCURRENT_PROBES, PROBES_PER_KEY),
+        starter=starter,
     )
 
 

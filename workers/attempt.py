@@ -13,6 +13,7 @@ from typing import Literal
 
 from service.contract.events import Keyframes, StoredEvent, fold
 from service.contract.jobs import JobState, Record, Timings
+from service.contract.sandbox.subprocesses import ChildStarter
 from service.contract.storage.interface import Storage
 from workers.models.engine import Captioner, FrameEncoder
 from workers.publisher import EventSink
@@ -40,7 +41,7 @@ class WorkerContext:
     """What all jobs of a worker share.
 
     `decoders` limits how many videos are decoded at once, `engine_shares` how much of the engine one API key uses.
-    `find_job` finds the parent job of a clip.
+    `find_job` finds the parent job of a clip. `starter` starts the children that open videos; None: one for each child.
     """
 
     settings: Settings
@@ -51,6 +52,7 @@ class WorkerContext:
     decode_limits: DecodeLimits = field(default_factory=DecodeLimits)
     find_job: JobLookup = no_other_jobs
     engine_shares: EngineShares = field(default_factory=EngineShares)
+    starter: ChildStarter | None = None
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from redis.asyncio import Redis as AsyncRedis
 from redis.exceptions import RedisError
 from rq.exceptions import StopRequested
 
+from service.contract.sandbox.subprocesses import ChildStarter
 from service.contract.storage.backends import open_storage
 from service.contract.store.connection import connect
 from service.contract.store.reaper import Reaper
@@ -34,6 +35,7 @@ from workers.shares import EngineShares
 from workers.slot_worker import SlotWorker
 from workers.tasks import JobRunner
 from workers.video.decoders import Decoders
+from workers.video.frames import LIBRARIES
 
 WORKER_CONNECTIONS = 64
 REPLY_TIMEOUT_S = 2.0
@@ -85,9 +87,12 @@ def worker_card(settings: Settings, slots: int) -> WorkerCard:
 class Worker:
     """Everything that runs on the event loop: models, jobs and reaper."""
 
-    def __init__(self, runner: JobRunner, models: Models, redis: AsyncRedis, reaper: Reaper) -> None:
+    def __init__(
+        self, runner: JobRunner, models: Models, redis: AsyncRedis, reaper: Reaper, starter: ChildStarter
+    ) -> None:
         self.runner = runner
         self._models = models
+        self._starter = starter
         self._redis = redis
         self._reaping = asyncio.create_task(reaper.run())
 
@@ -98,6 +103,8 @@ class Worker:
         store, wakeups = RetryingStore(redis), Wakeups(settings.redis_url)
         storage = open_storage(settings)
         models = load(settings)
+        starter = ChildStarter(LIBRARIES)
+        starter.start()  # after the engine, which would inherit its socket
         context = WorkerContext(
             settings,
             storage,
@@ -106,16 +113,18 @@ class Worker:
             Decoders(settings.decoders, settings.key_share),
             find_job=store.job,
             engine_shares=EngineShares(models.key_sequences),
+            starter=starter,
         )
         card = worker_card(settings, models.slots)
         runner = JobRunner(context, store, wakeups, card, on_engine_death=stop_main_thread)
         log.info("ready: %s, %d slots", settings.model, models.slots)
-        return cls(runner, models, redis, Reaper(store, wakeups, storage))
+        return cls(runner, models, redis, Reaper(store, wakeups, storage), starter)
 
     async def stop(self, drain_s: float) -> None:
         """Give running jobs `drain_s` seconds to finish, give the others back, and end the engine."""
         self._reaping.cancel()
         await self.runner.stop(drain_s)
+        self._starter.close()
         self._models.stop()
         await self._redis.aclose()
 

@@ -91,7 +91,7 @@ async def _from_upload(request: Request, gateway: Gateway, submission: Submissio
         video_options, metadata = options.from_form(VideoOptions, upload.form.fields)
         video_options = _with_max_keyframes(video_options, gateway.settings.max_keyframes)
         async with gateway.probes.hold(owner_of(submission.key)):
-            info = await probe(upload.video.path, gateway.settings.video_limits)
+            info = await probe(upload.video.path, gateway.settings.video_limits, gateway.starter)
         _check_start(video_options, info)
         job_request = JobRequest(JobKind.VIDEO, video_options, metadata, _source(upload, info))
         return await submit(gateway, submission, job_request, upload)

@@ -79,9 +79,9 @@ class Memory:
         """Poll the memory of all child processes until cancelled."""
         parents = [psutil.Process(pid) for pid in self.pids.values()]
         while True:
-            for child in [child for parent in parents for child in parent.children()]:
+            for child in [child for parent in parents for child in parent.children(recursive=True)]:
                 with suppress(psutil.Error, ProcessLookupError, FileNotFoundError):
-                    for name in CHILD_MB.keys() & {Path(word).name for word in child.cmdline()}:
+                    if (name := child.name()) in CHILD_MB:
                         self.children_mb[name] = max(self.children_mb[name], peak_mb(child.pid))
             await asyncio.sleep(0.05)
 

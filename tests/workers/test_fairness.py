@@ -10,6 +10,7 @@ import pytest
 
 from service.contract.jobs import JobState, JobStatus
 from service.contract.sandbox.probe import VideoInfo, VideoLimits, probe
+from service.contract.sandbox.subprocesses import ChildStarter
 from service.contract.store.keys import LEASES
 from service.contract.store.turns import FETCH
 from tests.fake_captioner import FakeCaptioner
@@ -119,11 +120,11 @@ async def test_slow_decoding_of_one_key_leaves_a_decoder_free(
     slow = [await bench.video(clip) for _ in range(3)]
     decoding: list[str] = []
 
-    async def slow_probe(video: Path, limits: VideoLimits) -> VideoInfo:
+    async def slow_probe(video: Path, limits: VideoLimits, starter: ChildStarter | None) -> VideoInfo:
         if any(job_id in str(video) for job_id in slow):
             decoding.append(str(video))
             await asyncio.sleep(600)
-        return await probe(video, limits)
+        return await probe(video, limits, starter)
 
     monkeypatch.setattr(keyframes, "probe", slow_probe)
     runner = bench.runner(FakeCaptioner(), slots=8, decoders=2)

@@ -8,8 +8,6 @@ import asyncio
 import json
 import math
 import signal
-import sys
-from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -20,14 +18,16 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
 from service.contract.errors import DecodeFailed, DecoderDied, DecoderKilled, InvalidOption
+from service.contract.sandbox.probe import LIBRARIES as PROBE_LIBRARIES
 from service.contract.sandbox.probe import VideoInfo
-from service.contract.sandbox.subprocesses import child_arguments, kill_and_wait
+from service.contract.sandbox.subprocesses import ChildProcess, ChildStarter
 from workers.video.decode_child import FRAME_HEADER, Spec
 
 T = TypeVar("T")
 CHILD = Path(__file__).with_name("decode_child.py")
+LIBRARIES = (*PROBE_LIBRARIES, "numpy", "PIL.Image")
+"""What probe and decode child import; a `ChildStarter` has imported it before."""
 MAX_SIDE_PX = 1024
-PIPE_BUFFER_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Frame:
 class Frames:
     """The samples of one video; can be iterated once. `interval_s` is the sampling interval used."""
 
-    def __init__(self, child: Process, limits: DecodeLimits) -> None:
+    def __init__(self, child: ChildProcess, limits: DecodeLimits) -> None:
         self._child = child
         self._limits = limits
         self._deadline = asyncio.get_running_loop().time() + limits.wall_s
@@ -85,7 +85,7 @@ class Frames:
     async def open(self) -> None:
         """Read the child's description of the video. Raises DecodeFailed; InvalidOption if the part has no frame."""
         try:
-            video = Description.model_validate_json(await self._read(self._stdout.readline()))
+            video = Description.model_validate_json(await self._read(self._child.output.readline()))
         except ValueError:
             raise await self._failure() from None
         self.interval_s, self.duration_s, self.fps = video.interval_s, video.duration_s, video.fps
@@ -95,24 +95,19 @@ class Frames:
     async def __aiter__(self) -> AsyncGenerator[Frame, None]:
         """Yield the samples in order. Raises DecodeFailed if the child fails or yields no sample."""
         count = 0
-        while header := await self._read(self._stdout.read(1)):
+        while header := await self._read(self._child.output.read(1)):
             try:
-                header += await self._read(self._stdout.readexactly(FRAME_HEADER.size - 1))
+                header += await self._read(self._child.output.readexactly(FRAME_HEADER.size - 1))
                 time_s, width, height = FRAME_HEADER.unpack(header)
                 if not (0 < width <= MAX_SIDE_PX and 0 < height <= MAX_SIDE_PX and math.isfinite(time_s)):
                     raise DecodeFailed("The video's decoder returned a frame with an impossible size or time.")
-                pixels = await self._read(self._stdout.readexactly(width * height * 3))
+                pixels = await self._read(self._child.output.readexactly(width * height * 3))
             except asyncio.IncompleteReadError:
                 raise await self._failure() from None
             count += 1
             yield Frame(time_s, Image.frombytes("RGB", (width, height), pixels))
         if await self._read(self._child.wait()) or not count:
             raise await self._failure()
-
-    @property
-    def _stdout(self) -> asyncio.StreamReader:
-        assert self._child.stdout is not None
-        return self._child.stdout
 
     async def _read(self, reading: Awaitable[T]) -> T:
         loop = asyncio.get_running_loop()
@@ -139,8 +134,17 @@ class Frames:
 
 
 @asynccontextmanager
-async def open_frames(path: Path, info: VideoInfo, part: Part, limits: DecodeLimits) -> AsyncIterator[Frames]:
-    """Start a child that decodes `part` of a probed file. The child is killed when the context ends."""
+async def open_frames(
+    path: Path, info: VideoInfo, part: Part, limits: DecodeLimits, starter: ChildStarter | None = None
+) -> AsyncIterator[Frames]:
+    """Start a child that decodes `part` of a probed file. The child is killed when the context ends.
+
+    `starter` starts the child; without one, a starter is created for this video.
+    """
+    if starter is None:
+        async with ChildStarter(LIBRARIES) as temporary, open_frames(path, info, part, limits, temporary) as frames:
+            yield frames
+        return
     spec = Spec(
         path=str(path.resolve()),
         demuxer=info.container,
@@ -149,18 +153,7 @@ async def open_frames(path: Path, info: VideoInfo, part: Part, limits: DecodeLim
         cpu_s=limits.cpu_s,
         **asdict(part),
     )
-    child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-B", *child_arguments(CHILD, json.dumps(asdict(spec)))),
-        stdin=DEVNULL,
-        stdout=PIPE,
-        stderr=DEVNULL,
-        env={"OPENBLAS_NUM_THREADS": "1"},  # NumPy would start a thread per core, each with 40 MB of address space
-        start_new_session=True,
-        limit=PIPE_BUFFER_BYTES,
-    )
-    try:
+    async with starter.child(CHILD, json.dumps(asdict(spec))) as child:
         frames = Frames(child, limits)
         await frames.open()
         yield frames
-    finally:
-        await kill_and_wait(child)

@@ -43,9 +43,10 @@ async def _select(attempt: Attempt, options: VideoOptions, log: KeyframeLog) -> 
     try:
         async with attempt.context.decoders.place(attempt.record.owner):
             video = await attempt.context.storage.local_upload(attempt.record.id)
-            info = await probe(video, attempt.context.settings.video_limits)
+            starter = attempt.context.starter
+            info = await probe(video, attempt.context.settings.video_limits, starter)
             part, limits = _part(attempt, options), attempt.context.decode_limits
-            async with open_frames(video, info, part, limits) as frames:
+            async with open_frames(video, info, part, limits, starter) as frames:
                 await _publish_video(attempt, info, frames)
                 with attempt.timed("keyframes"):
                     await _store_selected(attempt, options, log, frames)

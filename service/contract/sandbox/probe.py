@@ -11,7 +11,6 @@ import logging
 import signal
 import subprocess
 import sys
-from asyncio.subprocess import DEVNULL, PIPE, Process
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +20,11 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from service.contract.errors import DecoderKilled, NotAVideo, UnsupportedMedia, VideoTooLarge, VideoTooLong
 from service.contract.sandbox.formats import CODECS, CONTAINERS
-from service.contract.sandbox.subprocesses import child_arguments, kill_and_wait
+from service.contract.sandbox.subprocesses import ChildProcess, ChildStarter, child_arguments
 
 CHILD = Path(__file__).with_name("probe_child.py")
+LIBRARIES = ("av", "av.logging", "av.subtitles.codeccontext", "av.subtitles.stream", "av.video.stream")
+"""What the child imports; a `ChildStarter` has imported it before."""
 MAX_STREAMS = 32
 MAX_FPS = 1000
 MAX_OUTPUT_BYTES = 16_384
@@ -103,7 +104,7 @@ def check_sandbox() -> None:
     Raises NoSandbox if the child cannot be confined, RuntimeError if it fails for another reason, and
     subprocess.TimeoutExpired if it does not end.
     """
-    command = _command(CHILD, max_pixels=1)
+    command = (sys.executable, *child_arguments(CHILD, str(CHILD), "1"))
     child = subprocess.run(command, capture_output=True, text=True, env={}, timeout=START_TIMEOUT_S, check=False)
     if child.returncode:
         reason = (child.stderr.strip().splitlines() or [f"exit status {child.returncode}"])[-1]
@@ -117,15 +118,19 @@ def check_sandbox() -> None:
         log.warning("this system grants no user namespace: videos are decoded without an own network namespace")
 
 
-async def probe(path: Path, limits: VideoLimits | None = None) -> VideoInfo:
+async def probe(path: Path, limits: VideoLimits | None = None, starter: ChildStarter | None = None) -> VideoInfo:
     """Return the properties of the video at `path`; `duration_s` is None if the file does not state it.
 
-    Raises NotAVideo, UnsupportedMedia, VideoTooLarge, VideoTooLong, or DecoderKilled.
+    `starter` starts the child; without one, a starter is created for this call. Raises NotAVideo, UnsupportedMedia,
+    VideoTooLarge, VideoTooLong, or DecoderKilled.
     """
+    if starter is None:
+        async with ChildStarter(LIBRARIES) as temporary:
+            return await probe(path, limits, temporary)
     limits = limits or VideoLimits()
     if path.stat().st_size == 0:
         raise NotAVideo("The file is empty.")
-    match await _run_child(path, limits):
+    match await _run_child(path, limits, starter):
         case VideoReport() as info:
             check(info, limits)
             return info
@@ -155,30 +160,21 @@ def check(info: VideoInfo, limits: VideoLimits) -> None:
         raise UnsupportedMedia(f"The file has {info.streams} streams; the maximum is {MAX_STREAMS}.")
 
 
-async def _run_child(path: Path, limits: VideoLimits) -> Report:
-    child = await asyncio.create_subprocess_exec(
-        *_command(path.resolve(), limits.max_pixels),
-        stdin=DEVNULL,
-        stdout=PIPE,
-        stderr=DEVNULL,
-        env={},
-        start_new_session=True,
-    )
-    try:
-        async with asyncio.timeout(limits.wall_s):
-            output = await _read_output(child)
-        return _REPORT.validate_json(output)
-    except TimeoutError:
-        raise NotAVideo(f"The file could not be inspected within {limits.wall_s:.0f} s.") from None
-    except ValueError:
-        if await _exit_status(child) == -signal.SIGKILL:
-            raise DecoderKilled from None
-        raise NotAVideo("The file crashed the probe.") from None
-    finally:
-        await kill_and_wait(child)
+async def _run_child(path: Path, limits: VideoLimits, starter: ChildStarter) -> Report:
+    async with starter.child(CHILD, str(path.resolve()), str(limits.max_pixels)) as child:
+        try:
+            async with asyncio.timeout(limits.wall_s):
+                output = await _read_output(child)
+            return _REPORT.validate_json(output)
+        except TimeoutError:
+            raise NotAVideo(f"The file could not be inspected within {limits.wall_s:.0f} s.") from None
+        except ValueError:
+            if await _exit_status(child) == -signal.SIGKILL:
+                raise DecoderKilled from None
+            raise NotAVideo("The file crashed the probe.") from None
 
 
-async def _exit_status(child: Process) -> int | None:
+async def _exit_status(child: ChildProcess) -> int | None:
     """Return the exit status of a child that has closed its output, None if it does not exit."""
     with suppress(TimeoutError):
         async with asyncio.timeout(EXIT_TIMEOUT_S):
@@ -186,14 +182,9 @@ async def _exit_status(child: Process) -> int | None:
     return None
 
 
-def _command(path: Path, max_pixels: int) -> tuple[str, ...]:
-    return sys.executable, *child_arguments(CHILD, str(path), str(max_pixels))
-
-
-async def _read_output(child: Process) -> bytes:
+async def _read_output(child: ChildProcess) -> bytes:
     """Return everything the child prints, up to slightly more than `MAX_OUTPUT_BYTES`: a real report is shorter."""
-    assert child.stdout is not None
     output = b""
-    while len(output) <= MAX_OUTPUT_BYTES and (more := await child.stdout.read(MAX_OUTPUT_BYTES)):
+    while len(output) <= MAX_OUTPUT_BYTES and (more := await child.output.read(MAX_OUTPUT_BYTES)):
         output += more
     return output

@@ -19,6 +19,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from service.access.api_keys import ApiKeyStore, KeyLimits
 from service.contract.jobs import JobKind, Record
 from service.contract.sandbox.probe import VideoInfo, VideoLimits, probe
+from service.contract.sandbox.subprocesses import ChildStarter
 from service.contract.store.keys import JOBS
 from service.contract.store.store import Store
 from service.contract.store.wakeups import TASK
@@ -429,12 +430,12 @@ async def test_slow_probes_of_one_key_leave_a_probe_free(
     slow = clip.read_bytes() + b"slow"
     probing = 0
 
-    async def slow_probe(path: Path, limits: VideoLimits) -> VideoInfo:
+    async def slow_probe(path: Path, limits: VideoLimits, starter: ChildStarter) -> VideoInfo:
         nonlocal probing
         if path.read_bytes() == slow:
             probing += 1
             await asyncio.sleep(600)
-        return await probe(path, limits)
+        return await probe(path, limits, starter)
 
     monkeypatch.setattr(captions, "probe", slow_probe)
     greedy, patient = [(await ApiKeyStore(store.redis).add(name, KeyLimits()))[1] for name in ("greedy", "patient")]

@@ -26,9 +26,9 @@ async def sample(path: Path, limits: DecodeLimits | None = None, **part: float |
 def decoders() -> list[psutil.Process]:
     """Return the decode children of this process, which also has other children."""
     children = []
-    for child in psutil.Process().children():
+    for child in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-            if str(CHILD) in child.cmdline():
+            if child.name() == CHILD.name:
                 children.append(child)
     return children
 

@@ -1,5 +1,6 @@
-"""Confinement: a confined child tries everything that a compromised decoder would try."""
+"""Confinement: a confined child, forked as in the service, tries everything that a compromised decoder would try."""
 
+import asyncio
 import ctypes
 import json
 import platform
@@ -10,10 +11,14 @@ from pathlib import Path
 import pytest
 
 from service.contract.sandbox.probe import CHILD
+from service.contract.sandbox.subprocesses import ChildStarter
+from workers.video.frames import LIBRARIES
 
 CONFINE = CHILD.with_name("confine.py")
 LIBC = ctypes.CDLL(None)
 CONFINED = """
+import sys
+sys.stderr = sys.stdout
 import ctypes, errno, os, platform, runpy, signal, socket, subprocess, sys, threading
 CLIP, CANARY, OTHER = sys.argv[1], sys.argv[2], int(sys.argv[3])
 BUFFER = ctypes.create_string_buffer(4096)
@@ -24,20 +29,15 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 """
 
 
-def confined(script: str, *arguments: object) -> str:
+async def confined(directory: Path, script: str, *arguments: object) -> str:
     """Run `script` in a confined child and return what it prints."""
-    code = CONFINED.format(confine=str(CONFINE)) + script
-    result = subprocess.run(
-        [sys.executable, "-I", "-c", code, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={},
-        stdin=subprocess.DEVNULL,
-        check=False,
-        timeout=60,
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+    file = directory / "child.py"
+    file.write_text(CONFINED.format(confine=str(CONFINE)) + script)
+    async with ChildStarter(LIBRARIES) as starter, starter.child(file, *map(str, arguments)) as child:
+        async with asyncio.timeout(60):
+            output = (await child.output.read()).decode()
+            assert await child.wait() == 0, output
+            return output
 
 
 @pytest.fixture
@@ -56,8 +56,8 @@ def other_process():
         process.kill()
 
 
-def test_a_confined_child_reads_its_file_and_starts_threads_and_nothing_else(
-    clip: Path, canary: Path, other_process: "subprocess.Popen[bytes]"
+async def test_a_confined_child_reads_its_file_and_starts_threads_and_nothing_else(
+    tmp_path_factory: pytest.TempPathFactory, clip: Path, canary: Path, other_process: "subprocess.Popen[bytes]"
 ) -> None:
     script = """
 def attempt(name, action):
@@ -83,7 +83,8 @@ attempt("kill", lambda: os.kill(OTHER, 0))
 attempt("memory", lambda: bytearray(3 << 30))
 attempt("files", lambda: [os.dup(0) for _ in range(20)])
 """
-    assert confined(script, clip, canary, other_process.pid).split() == ["video", "thread"]
+    directory = tmp_path_factory.mktemp("script")
+    assert (await confined(directory, script, clip, canary, other_process.pid)).split() == ["video", "thread"]
 
 
 FUNCTIONS = {
@@ -192,7 +193,9 @@ CALLS = [
 ]
 
 
-def test_every_escape_is_refused(clip: Path, canary: Path, other_process: "subprocess.Popen[bytes]") -> None:
+async def test_every_escape_is_refused(
+    tmp_path_factory: pytest.TempPathFactory, clip: Path, canary: Path, other_process: "subprocess.Popen[bytes]"
+) -> None:
     script = f"""
 REFUSED = {{errno.EPERM, errno.EACCES, errno.ENOSYS}}
 for name, code in {CALLS!r}:
@@ -202,7 +205,7 @@ for name, code in {CALLS!r}:
         print(name, result, ctypes.get_errno())
 """
     before = canary.stat()
-    assert confined(script, clip, canary, other_process.pid) == ""
+    assert await confined(tmp_path_factory.mktemp("script"), script, clip, canary, other_process.pid) == ""
     assert (canary.stat(), canary.read_text(), other_process.poll()) == (before, "secret", None)
     assert sorted(canary.parent.iterdir()) == sorted([canary, clip])
 

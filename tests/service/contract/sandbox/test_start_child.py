@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -49,6 +50,36 @@ def test_the_probe_ends_with_its_parent_at_any_time(tmp_path: Path, after_s: flo
     """Opening the pipe blocks, so this probe never ends by itself."""
     os.mkfifo(pipe := tmp_path / "video.mp4")
     assert kill_parent_of(CHILD, str(pipe), "1000000", after_s=after_s)
+
+
+FORKING = """
+import asyncio, sys
+from pathlib import Path
+from service.contract.sandbox.probe import CHILD, LIBRARIES
+from service.contract.sandbox.subprocesses import ChildStarter
+
+async def main():
+    async with ChildStarter(LIBRARIES) as starter, starter.child(CHILD, sys.argv[1], "1000000") as child:
+        print("started", flush=True)
+        await child.wait()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("after_s", [0, 0.02, 0.1, 0.5, 2])
+def test_the_fork_server_and_its_children_end_with_the_parent_at_any_time(tmp_path: Path, after_s: float) -> None:
+    os.mkfifo(pipe := tmp_path / "video.mp4")
+    with psutil.Popen([sys.executable, "-c", FORKING, str(pipe)], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout.readline()
+        time.sleep(after_s)
+        family = parent.children(recursive=True)
+        assert family
+        parent.kill()
+    left = psutil.wait_procs(family, timeout=END_WITHIN_S)[1]
+    for process in left:
+        process.kill()
+    assert not left
 
 
 def test_a_child_whose_parent_is_gone_does_not_start(tmp_path: Path) -> None:
