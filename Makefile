@@ -51,6 +51,7 @@ soak: export SOAK_GOOD ?= 20
 soak: export SOAK_EVERY_STEP ?= 1
 soak: $(STAMP) ## run the fault tests at full size: kill processes at random for some minutes
 	@$(BIN)/python -m pytest tests/soak tests/hostile tests/service/streaming/test_streams.py tests/service/connections \
+		tests/workers/xcomposer2/test_engines.py tests/workers/xcomposer2/test_tensor_parallel.py \
 		-s -vv --durations 10 --timeout 3600
 
 check: $(STAMP) ## check style, types and the import rules

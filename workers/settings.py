@@ -5,9 +5,9 @@ Settings that the gateway also has are in `service/contract/settings.py`.
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from service.contract.settings import SharedSettings
 from workers.prompts.choice import PromptSetting
@@ -21,6 +21,18 @@ ENGINE_STALL_S_ON_CPU = 900.0
 ENGINE_STALL_S_ON_GPU = 60.0
 KEY_SEQUENCES_ON_CPU = 8
 KEY_SEQUENCES_ON_GPU = 96
+FIXED_ENGINE_ARGS = frozenset(
+    {
+        "additional_config",
+        "limit_mm_per_prompt",
+        "max_logprobs",
+        "model",
+        "scheduler_cls",
+        "scheduling_policy",
+        "trust_remote_code",
+    }
+)
+"""Engine arguments that the worker depends on, so that `ENGINE_ARGS` may not contain them."""
 
 
 class Settings(SharedSettings):
@@ -57,6 +69,9 @@ class Settings(SharedSettings):
     """Bytes per second. A download that is slower for 20 s is aborted. Large files must arrive faster on average, to be
     complete within `fetch_timeout_s`: see `workers/video/fetch.py`. 0 disables both rules."""
 
+    engine_args: dict[str, Any] = Field(default_factory=dict)
+    """Further engine arguments of vLLM, as a JSON object: `{"quantization": "fp8_per_tensor"}`. They override those
+    that the worker chooses, except the ones in `FIXED_ENGINE_ARGS`."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Fraction of the GPU's memory that the engine may use."""
     max_model_len: Annotated[int, Field(ge=256)] | None = None
@@ -69,3 +84,10 @@ class Settings(SharedSettings):
     of prompts. None selects 900 s on a CPU, where a large model needs minutes for that, and 60 s on a GPU."""
     cpu_kv_cache_gib: Annotated[float, Field(gt=0)] = 1.0
     """Size of the engine's key-value cache on a machine without a GPU."""
+
+    @field_validator("engine_args")
+    @classmethod
+    def _only_free_arguments(cls, engine_args: dict[str, Any]) -> dict[str, Any]:
+        if fixed := sorted(FIXED_ENGINE_ARGS & engine_args.keys()):
+            raise ValueError(f"ENGINE_ARGS must not contain {', '.join(fixed)}")
+        return engine_args

@@ -10,7 +10,7 @@ plugin needs them and imports nothing else from this repository.
 Importing this module is fast. The functions of a row import torch and vLLM when they are called.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,15 @@ if TYPE_CHECKING:
 MAX_IMAGES_PER_TURN = 2
 """A differential shows two keyframes."""
 
+GPU_BATCHES = {"max_num_batched_tokens": 8192, "max_num_seqs": 256}
+"""Batch limits on a GPU, chosen by calculation and not measured.
+
+For an embedded engine vLLM's own defaults are 2048 tokens and 128 sequences. A step of 2048 tokens holds one image turn
+(about 1750 tokens), so the vision tower would encode one image at a time. 8192 is vLLM's default for its server on GPUs
+like the H100. 256 sequences are two for each of the 128 slots: the turns of parallel shots, beams, clips and
+recaptions. vLLM's default CUDA graphs cover decode batches of that size. ENGINE_ARGS overrides both.
+"""
+
 
 @dataclass(frozen=True)
 class ModelFamily:
@@ -36,8 +45,8 @@ class ModelFamily:
     """Returns whether a checkpoint with this config.json belongs to the family."""
     engine_args: Callable[[str], dict[str, Any]]
     """Returns vLLM's engine arguments for a checkpoint (directory or hub id)."""
-    gpu_dtype: str
-    """vLLM's `dtype` on a GPU."""
+    gpu_args: Mapping[str, Any]
+    """Further engine arguments on a GPU."""
     prompts: StyleName
     """The prompts that PROMPT_DIALECT=automatic selects."""
     images_per_turn: "Callable[[ModelConfig], int]"
@@ -90,7 +99,7 @@ FAMILIES: Sequence[ModelFamily] = (
         name="xcomposer2",
         matches=is_xcomposer2,
         engine_args=plugin.engine_args,
-        gpu_dtype="bfloat16",
+        gpu_args={"dtype": "bfloat16", **GPU_BATCHES},
         prompts="xcomposer2",
         images_per_turn=lambda _: 1,
         turn_renderer=_xcomposer2_renderer,
@@ -102,7 +111,7 @@ FAMILIES: Sequence[ModelFamily] = (
         name="chat",  # any other model that vLLM serves itself
         matches=lambda _: True,
         engine_args=_chat_engine_args,
-        gpu_dtype="auto",
+        gpu_args={"dtype": "auto", **GPU_BATCHES},
         prompts="hierarchical",
         images_per_turn=_chat_images_per_turn,
         turn_renderer=_chat_renderer,

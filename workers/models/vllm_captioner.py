@@ -153,9 +153,9 @@ class VllmCaptioner:
 def _engine_config(settings: Settings, family: ModelFamily) -> VllmConfig:
     """Return vLLM's configuration of the model for this machine. Raises CannotWork."""
     try:
-        arguments = family.engine_args(settings.model) | _machine_args(settings, family)
+        arguments = family.engine_args(settings.model) | _machine_args(settings, family) | settings.engine_args
         return AsyncEngineArgs(**arguments).create_engine_config(UsageContext.ENGINE_CONTEXT)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # TypeError: ENGINE_ARGS contains an unknown argument
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
         raise CannotWork(f"vLLM cannot serve {settings.model}: {reason}") from error
 
@@ -170,7 +170,7 @@ def _machine_args(settings: Settings, family: ModelFamily) -> dict[str, Any]:
     if settings.max_model_len is not None:
         arguments["max_model_len"] = settings.max_model_len
     if torch.cuda.is_available():
-        return arguments | {"dtype": family.gpu_dtype, "gpu_memory_utilization": settings.gpu_memory_utilization}
+        return arguments | {**family.gpu_args, "gpu_memory_utilization": settings.gpu_memory_utilization}
     # The engine always has its own process. With this, it also runs the model there, instead of in a third process.
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     return arguments | {

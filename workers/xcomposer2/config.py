@@ -87,6 +87,8 @@ class XComposer2Config(PretrainedConfig):
         config.vision_config = vision
         config.plora = {**_PLORA, **(published.get("plora") or {})}
         config.hd_num = (published.get("sharecap") or {}).get("hd_num", DEFAULT_HD_NUM)
+        if quantization := published.get("quantization_config"):
+            config.quantization_config = quantization  # vLLM reads it
         return config
 
     @property

@@ -35,13 +35,17 @@ class Tiling:
         return self.cols * self.crop, self.rows * self.crop
 
     def image_tokens(self, merged_side: int) -> int:
-        """Return the number of tokens of this image. A crop has `merged_side` x `merged_side` (12 x 12 for CLIP-L/336).
+        """Return the number of tokens of this image. A crop has `merged_side`² tokens, 12 x 12 for CLIP-L/336."""
+        return grid_tokens(self.rows, self.cols, merged_side)
 
-        The sequence is: the global view, one `plora_glb_GN`, the tiles in one grid. One `plora_sub_GN` follows each row
-        of the global view and of the grid.
-        """
-        crops = self.rows * self.cols + 1
-        return crops * merged_side**2 + 1 + (self.rows + 1) * merged_side
+
+def grid_tokens(rows: int, cols: int, merged_side: int) -> int:
+    """Return the number of tokens of an image with `rows` x `cols` tiles.
+
+    The sequence is: the global view, one `plora_glb_GN`, the tiles in one grid. One `plora_sub_GN` follows each row of
+    the global view and of the grid.
+    """
+    return (rows * cols + 1) * merged_side**2 + 1 + (rows + 1) * merged_side
 
 
 def plan_tiling(width: int, height: int, hd_num: int, crop: int = CLIP_CROP_PX) -> Tiling:

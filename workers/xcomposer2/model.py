@@ -29,10 +29,11 @@ from vllm.model_executor.models.interfaces import SupportsMultiModal
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from workers.xcomposer2.config import MERGE, XComposer2Config
+from workers.xcomposer2.encoder_graph import EncoderCudaGraph, Grid, crop_counts, image_grids
 from workers.xcomposer2.image import normalised_crops
 from workers.xcomposer2.plora import PartialLoRAColumnLinear, PartialLoRARowLinear, check_scheduler
 from workers.xcomposer2.processor import XComposer2DummyInputs, XComposer2ProcessingInfo, XComposer2Processor
-from workers.xcomposer2.weights import check_tensors
+from workers.xcomposer2.weights import check_tensors, expected_shapes
 
 _QKV = {".q_proj.": "q", ".k_proj.": "k", ".v_proj.": "v"}  # the tower stores these three in one parameter
 
@@ -188,7 +189,7 @@ class InternLM2Model(nn.Module):
 @MULTIMODAL_REGISTRY.register_processor(
     XComposer2Processor, info=XComposer2ProcessingInfo, dummy_inputs=XComposer2DummyInputs
 )
-class InternLMXComposer2ForCausalLM(nn.Module, SupportsMultiModal):
+class InternLMXComposer2ForCausalLM(EncoderCudaGraph, nn.Module, SupportsMultiModal):
     """The model that vLLM registers under the architecture's name."""
 
     requires_raw_input_tokens = True
@@ -219,15 +220,24 @@ class InternLMXComposer2ForCausalLM(nn.Module, SupportsMultiModal):
 
     def embed_multimodal(self, **kwargs: Any) -> list[Tensor]:
         """Return the embeddings [tokens, hidden] of each image prepared by `HDImageProcessor`."""
-        tiles: Tensor | None = kwargs.get("pixel_values")  # uint8 [tiles of all images, crop, crop, 3]
-        if tiles is None:
+        if kwargs.get("pixel_values") is None:
             return []
-        grids = [(int(rows), int(cols)) for rows, cols in kwargs["grid"]]
+        return self.embed_images(self.encode_crops(self.crops(kwargs)), image_grids(kwargs))
+
+    def crops(self, inputs: dict[str, Any]) -> Tensor:
+        tiles: Tensor = inputs["pixel_values"]  # uint8 [tiles of all images, crop, crop, 3]
+        grids = image_grids(inputs)
         images = zip(tiles.split([rows * cols for rows, cols in grids]), grids, strict=True)
-        crops = torch.cat([normalised_crops(image, *grid) for image, grid in images])  # [crops, 3, crop, crop]
-        merged = self.vit(crops.to(self.plora_sub_GN.dtype)).split([rows * cols + 1 for rows, cols in grids])
+        crops = torch.cat([normalised_crops(image, *grid) for image, grid in images])
+        return crops.to(self.plora_sub_GN.dtype)
+
+    def encode_crops(self, crops: Tensor) -> Tensor:
+        return self.vit(crops)
+
+    def embed_images(self, merged: Tensor, grids: list[Grid]) -> list[Tensor]:
         row_end, view_end = self.plora_sub_GN.flatten(), self.plora_glb_GN.flatten()
-        sequences = [image_sequence(crops, *grid, row_end, view_end) for crops, grid in zip(merged, grids, strict=True)]
+        images = zip(merged.split(crop_counts(grids)), grids, strict=True)
+        sequences = [image_sequence(crops, *grid, row_end, view_end) for crops, grid in images]
         projected = self.vision_proj(torch.cat(sequences))
         return list(projected.split([len(sequence) for sequence in sequences]))
 
@@ -260,17 +270,32 @@ class InternLMXComposer2ForCausalLM(nn.Module, SupportsMultiModal):
         return None if logits is None else F.pad(logits, (0, 1), value=float("-inf"))
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
-        """Load the published tensors. Raises ValueError for an unknown, misshapen or missing tensor."""
+        """Load the checkpoint's tensors. Raises ValueError for an unknown, misshapen or missing tensor."""
         parameters = dict(self.named_parameters())
+        shapes = expected_shapes(self.config, self._quantised_layers())
         loaded = set()
-        for name, tensor in check_tensors(iter(weights), self.config):
+        for name, tensor in check_tensors(iter(weights), shapes):
             part = next((part for part in _QKV if part in name), None)
             target = name.replace(part, ".qkv_proj.") if part else name
             parameter = parameters[target]
             loader: Any = getattr(parameter, "weight_loader", default_weight_loader)
-            loader(parameter, tensor, _QKV[part]) if part else loader(parameter, tensor)
+            try:
+                loader(parameter, tensor, _QKV[part]) if part else loader(parameter, tensor)
+            except (AssertionError, RuntimeError) as error:
+                if shapes[name] is not None:
+                    raise
+                raise ValueError(f"checkpoint: {name} has an unexpected shape, {list(tensor.shape)}") from error
             loaded.add(target)
         return loaded
+
+    def _quantised_layers(self) -> dict[str, list[str]]:
+        """Return the language model's linear layers that hold more than a plain weight, and their parameters' names."""
+        layers = {
+            name: [parameter for parameter, _ in layer.named_parameters(recurse=False)]
+            for name, layer in self.named_modules()
+            if isinstance(layer, (PartialLoRAColumnLinear, PartialLoRARowLinear, ParallelLMHead))
+        }
+        return {name: parameters for name, parameters in layers.items() if parameters != ["weight"]}
 
 
 def _join(prefix: str, name: str) -> str:

@@ -28,7 +28,7 @@ from vllm.multimodal.processing import (
 from vllm.tokenizers.hf import get_cached_tokenizer
 
 from workers.xcomposer2.config import XComposer2Config
-from workers.xcomposer2.hd_tiling import Tiling, plan_tiling
+from workers.xcomposer2.hd_tiling import Tiling, grid_tokens, plan_tiling
 from workers.xcomposer2.image import cut_tiles
 from workers.xcomposer2.tokenizer import load_tokenizer
 
@@ -115,7 +115,7 @@ class XComposer2ProcessingInfo(BaseProcessingInfo):
 def max_image_tokens(hd_num: int, merged_side: int) -> int:
     """Return the largest token count of any grid within the budget. Tall grids need the most separators."""
     return max(
-        Tiling(True, rows, cols, (0, 0), 0, 0, 0).image_tokens(merged_side)
+        grid_tokens(rows, cols, merged_side)
         for cols in range(1, hd_num + 1)
         for rows in range(cols, hd_num // cols + 1)
     )

@@ -1,9 +1,10 @@
 """Names and shapes of a checkpoint's published tensors, and the check of the tensors that are loaded.
 
-Used by `model.py`. Shapes are those on disk, before any tensor parallelism.
+Used by `model.py`. Shapes are those on disk, before any tensor parallelism. A quantised checkpoint contains other
+tensors instead of the weights of the language model's linear layers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 from torch import Tensor
 
@@ -22,21 +23,36 @@ def is_unused(name: str) -> bool:
 
 
 def published_shapes(config: XComposer2Config) -> dict[str, Shape]:
-    """Return name -> shape of every tensor that a checkpoint must contain."""
+    """Return name -> shape of every tensor that an unquantised checkpoint must contain."""
     return dict([*_language_model(config), *_vision_tower(config), *_connector(config)])
 
 
-def check_tensors(weights: "Iterator[tuple[str, Tensor]]", config: XComposer2Config) -> "Iterator[tuple[str, Tensor]]":
+def expected_shapes(config: XComposer2Config, quantised: Mapping[str, Collection[str]]) -> Mapping[str, Shape | None]:
+    """Return name -> shape of every tensor that a checkpoint must contain.
+
+    `quantised` maps the name of a quantised linear layer to the names of its tensors, such as `qweight`. They replace
+    `weight`. Their shape is None, because only the layer knows it.
+    """
+    shapes: dict[str, Shape | None] = {**published_shapes(config)}
+    for layer, names in quantised.items():
+        weight = shapes.pop(f"{layer}.weight")
+        shapes |= {f"{layer}.{name}": weight if name == "weight" else None for name in names}
+    return shapes
+
+
+def check_tensors(
+    weights: "Iterator[tuple[str, Tensor]]", shapes: Mapping[str, Shape | None]
+) -> "Iterator[tuple[str, Tensor]]":
     """Yield the used tensors in file order. Raises ValueError for an unknown, misshapen or missing tensor."""
-    shapes = published_shapes(config)
     seen: set[str] = set()
     for name, tensor in weights:
         if is_unused(name):
             continue
         if name not in shapes:
             raise ValueError(f"checkpoint: unexpected tensor {name}")
-        if tuple(tensor.shape) != shapes[name]:
-            raise ValueError(f"checkpoint: {name} has shape {list(tensor.shape)}, expected {list(shapes[name])}")
+        shape = shapes[name]
+        if shape is not None and tuple(tensor.shape) != shape:
+            raise ValueError(f"checkpoint: {name} has shape {list(tensor.shape)}, expected {list(shape)}")
         seen.add(name)
         yield name, tensor
     missing = [name for name in shapes if name not in seen]

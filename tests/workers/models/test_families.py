@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from workers.commands import generate, vllm_args
 from workers.models import families
@@ -38,7 +39,7 @@ NOVEL = ModelFamily(
     name="novel",
     matches=lambda config: "Novel" in config["architectures"],
     engine_args=lambda model: {"model": model, "tokenizer_mode": "novel"},
-    gpu_dtype="bfloat16",
+    gpu_args={"dtype": "bfloat16"},
     prompts="xcomposer2",
     images_per_turn=lambda _: 1,
     turn_renderer=lambda *_: NovelRenderer(),
@@ -78,12 +79,20 @@ async def test_the_captioner_uses_the_row(model: str, monkeypatch: pytest.Monkey
     engine = SimpleNamespace(renderer=SimpleNamespace(get_eos_token_id=lambda: 2), model_config=config, errored=False)
     monkeypatch.setattr(vllm_captioner, "AsyncEngineArgs", EngineArgs)
     monkeypatch.setattr(vllm_captioner, "AsyncLLM", SimpleNamespace(from_vllm_config=lambda *_args, **_options: engine))
+    monkeypatch.setenv("ENGINE_ARGS", '{"max_num_seqs": 7, "tokenizer_mode": "other"}')
     captioner = vllm_captioner.VllmCaptioner.start(Settings(model=model))
-    assert (received["model"], received["tokenizer_mode"]) == (model, "novel")
+    assert (received["model"], received["tokenizer_mode"], received["max_num_seqs"]) == (model, "other", 7)
     assert isinstance(captioner.prompts, TrainedPrompts)
     assert captioner.count_tokens("three short words") == 3
     assert captioner.takes_hd_num
     assert (captioner.context_tokens, captioner.defaults.hd_num) == (512, 3)
+
+
+@pytest.mark.parametrize("name", ["model", "trust_remote_code", "scheduling_policy"])
+def test_engine_args_cannot_replace_what_the_worker_depends_on(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ENGINE_ARGS", json.dumps({name: "x"}))
+    with pytest.raises(ValidationError, match=f"ENGINE_ARGS must not contain {name}"):
+        Settings()
 
 
 def test_the_commands_use_the_row(

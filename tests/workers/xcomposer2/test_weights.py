@@ -12,7 +12,7 @@ from tests.reference.checkpoint import random_tensors, write_checkpoint
 from workers.xcomposer2.checkpoint import read_config
 from workers.xcomposer2.config import XComposer2Config
 from workers.xcomposer2.plugin import engine_args
-from workers.xcomposer2.weights import check_tensors, published_shapes
+from workers.xcomposer2.weights import check_tensors, expected_shapes, published_shapes
 
 PUBLISHED = {
     "architectures": ["InternLMXComposer2ForCausalLM"],
@@ -48,7 +48,7 @@ def tensors(config: XComposer2Config) -> dict[str, torch.Tensor]:
 
 
 def load(tensors: dict[str, torch.Tensor], config: XComposer2Config) -> list[str]:
-    return [name for name, _ in check_tensors(iter(tensors.items()), config)]
+    return [name for name, _ in check_tensors(iter(tensors.items()), published_shapes(config))]
 
 
 def test_the_published_sizes() -> None:
@@ -68,6 +68,20 @@ def test_the_published_sizes() -> None:
 def test_every_published_tensor_is_loaded(tensors: dict[str, torch.Tensor], config: XComposer2Config) -> None:
     loaded = load(tensors, config)
     assert {name for name in tensors if "post_layernorm" not in name} == set(loaded) == set(published_shapes(config))
+
+
+def test_a_quantised_layer_has_other_tensors_than_a_weight(
+    tensors: dict[str, torch.Tensor], config: XComposer2Config
+) -> None:
+    layer = "model.layers.0.attention.wo"
+    shapes = expected_shapes(config, {layer: ["qweight", "scales"]})
+    tensors[f"{layer}.qweight"] = tensors.pop(f"{layer}.weight")[:1]
+    with pytest.raises(ValueError, match=rf"missing tensor {layer}\.scales"):
+        list(check_tensors(iter(tensors.items()), shapes))
+    tensors[f"{layer}.scales"] = torch.zeros(1)
+    assert f"{layer}.qweight" in dict(check_tensors(iter(tensors.items()), shapes))
+    with pytest.raises(ValueError, match=rf"unexpected tensor {layer}\.qweight"):
+        load(tensors, config)
 
 
 def drop(tensors: dict[str, torch.Tensor], name: str) -> None:
