@@ -137,20 +137,13 @@ def judge_fast(scene: Scene, job: Job, tally: Tally) -> None:
     tally.count("fast: caption, both", opening and changes)
 
 
-async def finished(client: AsyncClient, job_id: str) -> Job:
-    async for _ in client.follow(job_id):
-        pass
-    return await client.job(job_id)
-
-
 async def judge_clip_of(client: AsyncClient, job: Job, tally: Tally) -> None:
     """Caption the part from the second keyframe to the last but one, and count what its caption repeats."""
     differentials = job.differentials[1:-1]
     if len(differentials) < 2:
         return
-    times = {"start_s": differentials[0].time_s, "end_s": differentials[-1].time_s}
-    response = await client.http.post(f"/captions/{job.id}/clips", json=times, headers={"Prefer": "wait=0"})
-    clip = await finished(client, response.raise_for_status().json()["id"])
+    submitted = await client.clip(job.id, differentials[0].time_s, differentials[-1].time_s)
+    clip = await submitted.wait(check=False)
     right = stated_changes(clip.caption or "") == all_stated_changes(differentials)
     tally.count("sliding: caption of a part, the differentials' changes in order", right)
 
@@ -158,10 +151,9 @@ async def judge_clip_of(client: AsyncClient, job: Job, tally: Tally) -> None:
 async def judge_video(client: AsyncClient, seed: int, way: str, folder: Path, tally: Tally) -> None:
     scene, path = scenes.make_scene(seed), folder / f"{way}-{seed}.mp4"
     await asyncio.to_thread(scenes.write_clip, path, scene)
-    with path.open("rb") as video:
-        job_id = await client.submit_file(video, path.name, {"keyframes": "semantic", **OPTIONS[way]})
+    submitted = await client.caption(path, keyframes="semantic", **OPTIONS[way])
     path.unlink()
-    job = await finished(client, job_id)
+    job = await submitted.wait(check=False)
     tally.count(f"{way}: jobs completed", job.status is JobStatus.COMPLETED)
     if job.status is not JobStatus.COMPLETED:
         return
@@ -177,7 +169,7 @@ async def judge_video(client: AsyncClient, seed: int, way: str, folder: Path, ta
 async def judge_recaption(client: AsyncClient, seed: int, tally: Tally) -> None:
     prompt, expected = examples.recaption(random.Random(seed))
     brief = prompt.split("caption: ", 1)[1]
-    text = (await finished(client, await client.submit_recaption(brief))).caption or ""
+    text = (await (await client.recaption(brief)).wait(check=False)).caption or ""
     right = language.read_thing(text) == language.read_thing(expected)
     right = right and language.read_background(text) == language.read_background(expected)
     right = right and stated_changes(text) == stated_changes(expected)

@@ -1,155 +1,215 @@
-"""A client of a running service: submit a video, follow its events, read the result.
+"""The asynchronous client: submits videos, follows jobs and reads their results.
 
-`sharecap caption` uses this module. A request that fails raises `RequestFailed` with the service's error detail.
-Following a job reconnects when the connection breaks and resumes after the last event received.
+This module contains what the service's requests mean. How they are sent and repeated is in `transport.py`, and how an
+event stream resumes in `streams.py`. `blocking.py` offers the same methods without `await`.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+import json
+import os
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 import httpx
-from httpx_sse import EventSource, ServerSentEvent, SSEError
+from typing_extensions import Unpack
 
-from sharecap_client.events import Event, parse
-from sharecap_client.models import Job
+from sharecap_client.errors import ApiError, JobCancelled, error_class
+from sharecap_client.events import Event
+from sharecap_client.models import ClipPage, Job, JobPage, JobStatus, JobSummary
+from sharecap_client.options import JobOptions, VideoOptions
+from sharecap_client.streams import follow
+from sharecap_client.transport import Transport
 
-CONNECT_TIMEOUT_S = 10.0
-HEARTBEAT_S = 15.0
-"""The service writes to a silent event stream this often. A test compares this with the service's default."""
-STREAM_TIMEOUT_S = 3 * HEARTBEAT_S
-"""A stream that is silent for this long is treated as broken."""
-RECONNECT_AFTER_S = 2.0
-MAX_RECONNECTS = 30
-"""Failed connections in a row after which following a job gives up."""
+DEFAULT_URL = "http://127.0.0.1:8000"
+RETRIES = 4
+PAGE_SIZE = 100
+NO_WAIT = {"Prefer": "wait=0"}
 
-
-class RequestFailed(Exception):
-    """The service refused the request or cannot be reached. `status` is None if there was no response."""
-
-    def __init__(self, detail: str, status: int | None = None, code: str | None = None) -> None:
-        super().__init__(detail)
-        self.status, self.code = status, code
+Video = str | os.PathLike[str] | BinaryIO
+"""A path, an http(s) URL, or a file that is open for reading bytes."""
 
 
 class AsyncClient:
-    """Talks to one service at `url`. Close it with `async with`. Tests pass their own `transport`."""
+    """Talks to the service at `url`. Close it with `async with` or `aclose`.
 
-    def __init__(self, url: str, api_key: str | None = None, transport: httpx.AsyncBaseTransport | None = None) -> None:
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        timeout = httpx.Timeout(None, connect=CONNECT_TIMEOUT_S)
-        self.url = url.rstrip("/")
-        self.http = httpx.AsyncClient(base_url=self.url, headers=headers, timeout=timeout, transport=transport)
+    `retries`: how often a request is repeated if the service is temporarily unreachable or refuses it with a retryable
+    error. All methods raise `SharecapError`. Tests pass their own `transport`.
+    """
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        api_key: str | None = None,
+        *,
+        retries: int = RETRIES,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._transport = Transport(url, api_key, retries, transport)
+        self.url = self._transport.url
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
-        await self.http.aclose()
+        await self.aclose()
 
-    async def submit_file(self, video: BinaryIO, name: str, options: Mapping[str, object]) -> str:
-        """Upload a video, reading the file while it is sent. Returns the new job's id."""
-        files = {"file": (Path(name).name, video, "application/octet-stream")}
-        fields = {key: str(value) for key, value in options.items()}
-        try:
-            return _job_id(await self._request("POST", "/captions", files=files, data=fields))
-        except RequestFailed as error:
-            if error.status is None:
-                # The service may have refused the upload and closed the connection before httpx read why, for example
-                # because the key is not valid. Then it refuses this request too, which has no body.
-                await self._request("GET", "/captions", params={"limit": 1})
-            raise
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._transport.http.aclose()
 
-    async def submit_url(self, video_url: str, options: Mapping[str, object]) -> str:
-        """Ask the service to download and caption a video. Returns the new job's id."""
-        return _job_id(await self._request("POST", "/captions", json={"url": video_url, **options}))
+    async def caption(
+        self,
+        video: Video,
+        *,
+        filename: str | None = None,
+        idempotency_key: str | None = None,
+        **options: Unpack[VideoOptions],
+    ) -> "AsyncSubmittedJob":
+        """Upload a video, or let the service fetch a URL, and return the new job.
 
-    async def submit_recaption(self, prompt: str) -> str:
-        """Ask for the dense caption of a short prompt. Returns the new job's id without waiting for the caption."""
-        headers = {"Prefer": "wait=0"}
-        return _job_id(await self._request("POST", "/recaption", json={"prompt": prompt}, headers=headers))
+        `filename` is the name that the job shows; the default is that of the file. With `idempotency_key`, a repeated
+        call returns the same job. Raises OSError if the file cannot be read.
+        """
+        if isinstance(video, str) and video.startswith(("http://", "https://")):
+            return await self._submit("/captions", idempotency_key, json={"url": video, **options})
+        if isinstance(video, str | os.PathLike):
+            with Path(video).open("rb") as file:
+                return await self._upload(file, filename or Path(video).name, idempotency_key, options)
+        name = filename or Path(str(getattr(video, "name", "video"))).name
+        return await self._upload(video, name, idempotency_key, options)
+
+    async def recaption(
+        self, prompt: str, *, idempotency_key: str | None = None, **options: Unpack[JobOptions]
+    ) -> "AsyncSubmittedJob":
+        """Expand a short prompt into a dense caption. Returns the new job."""
+        body = {"prompt": prompt, **options}
+        return await self._submit("/recaption", idempotency_key, json=body, headers=NO_WAIT)
+
+    async def clip(
+        self,
+        job_id: str,
+        start_s: float,
+        end_s: float,
+        *,
+        idempotency_key: str | None = None,
+        **options: Unpack[JobOptions],
+    ) -> "AsyncSubmittedJob":
+        """Caption a part of a video from the differential captions of its job. Returns the new job."""
+        body = {"start_s": start_s, "end_s": end_s, **options}
+        return await self._submit(f"/captions/{job_id}/clips", idempotency_key, json=body, headers=NO_WAIT)
 
     async def job(self, job_id: str) -> Job:
         """Return the job with its results so far."""
-        return Job.model_validate(await self._request("GET", f"/captions/{job_id}"))
+        return Job.model_validate(await self._transport.get(f"/captions/{job_id}"))
 
-    async def follow(self, job_id: str) -> AsyncIterator[Event]:
-        """Yield the job's events from the first to the last, reconnecting as often as necessary.
-
-        Event types that this client does not know are skipped, because the service may be newer. Raises RequestFailed
-        if the service refuses or stays unreachable.
-        """
-        last_event_id, failures = "", 0
+    async def jobs(
+        self, *, status: JobStatus | str | None = None, kind: str | None = None
+    ) -> AsyncGenerator[JobSummary]:
+        """Yield the jobs of this API key, newest first, without their results."""
+        cursor: str | None = None
         while True:
-            try:
-                async for sse in self._stream(job_id, last_event_id):
-                    last_event_id, failures = sse.id or last_event_id, 0
-                    if (event := parse(sse.event, sse.data)) is None:
-                        continue
-                    yield event
-                    if event.final:
-                        return
-            except httpx.TransportError as error:
-                failures += 1
-                if failures > MAX_RECONNECTS:
-                    raise RequestFailed(f"lost the connection to {self.url}: {_message(error)}") from error
-                await asyncio.sleep(RECONNECT_AFTER_S)
+            answer = await self._transport.get("/captions", limit=PAGE_SIZE, status=status, kind=kind, cursor=cursor)
+            page = JobPage.model_validate(answer)
+            for job in page.jobs:
+                yield job
+            if (cursor := page.cursor) is None:
+                return
 
-    async def _stream(self, job_id: str, last_event_id: str) -> AsyncIterator[ServerSentEvent]:
-        """Yield the server-sent events of one connection. Raises httpx.TransportError if it ends before the job."""
-        headers = {"Accept": "text/event-stream", **({"Last-Event-ID": last_event_id} if last_event_id else {})}
-        timeout = httpx.Timeout(CONNECT_TIMEOUT_S, read=STREAM_TIMEOUT_S)
-        path = f"/captions/{job_id}/events"
-        async with self.http.stream("GET", path, headers=headers, timeout=timeout) as response:
-            if response.status_code == httpx.codes.NO_CONTENT:
-                raise RequestFailed(f"{job_id} has ended, but the service did not send its final event")
-            if response.is_error:
-                await response.aread()
-                raise _error_of(response)
-            try:
-                async for sse in EventSource(response).aiter_sse():
-                    yield sse
-            except SSEError as error:
-                raise RequestFailed(f"{self.url} is not a sharecap service: {error}") from error
-        raise httpx.ReadError("the stream ended before the job did")
+    async def clips(self, job_id: str) -> AsyncGenerator[Job]:
+        """Yield the clips of a video job with their results, newest first."""
+        cursor: str | None = None
+        while True:
+            answer = await self._transport.get(f"/captions/{job_id}/clips", limit=PAGE_SIZE, cursor=cursor)
+            page = ClipPage.model_validate(answer)
+            for clip in page.clips:
+                yield clip
+            if (cursor := page.cursor) is None:
+                return
 
-    async def _request(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
+    def events(self, job_id: str, after: int = 0) -> AsyncGenerator[Event]:
+        """Yield the job's events after the one with the id `after`, to the last. Resumes if the connection breaks."""
+        return follow(self._transport, job_id, after)
+
+    async def wait(self, job_id: str, *, check: bool = True, timeout_s: float | None = None) -> Job:
+        """Wait until the job has ended and return it.
+
+        Raises the error of a failed job and JobCancelled unless `check` is false; TimeoutError after `timeout_s`.
+        """
+        async with asyncio.timeout(timeout_s), aclosing(self.events(job_id)) as events:
+            async for _ in events:
+                pass
+        job = await self.job(job_id)
+        if check:
+            _check(job)
+        return job
+
+    async def keyframe(self, job_id: str, index: int) -> bytes:
+        """Return the JPEG image of a keyframe."""
+        return (await self._transport.request("GET", f"/captions/{job_id}/keyframes/{index}.jpg")).content
+
+    async def cancel(self, job_id: str) -> Job:
+        """Cancel the job and return it. A job that has ended does not change; a running one stops within seconds."""
+        return Job.model_validate(await self._transport.post(f"/captions/{job_id}/cancel"))
+
+    async def delete(self, job_id: str) -> None:
+        """Cancel the job if it has not ended, and delete it with all its results."""
+        await self._transport.request("DELETE", f"/captions/{job_id}")
+
+    async def _upload(
+        self, video: BinaryIO, name: str, key: str | None, options: Mapping[str, Any]
+    ) -> "AsyncSubmittedJob":
+        files = {"file": (name, video, "application/octet-stream")}
+        fields = {option: _form_text(value) for option, value in options.items()}
+        return await self._submit("/captions", key, files=files, data=fields)
+
+    async def _submit(self, path: str, key: str | None, **arguments: Any) -> "AsyncSubmittedJob":
+        """Create a job. If it has failed already, this returns it as well; `wait` raises its error."""
         try:
-            response = await self.http.request(method, path, **arguments)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise RequestFailed(f"cannot reach {self.url}: {_message(error)}") from error
-        if not response.is_success:
-            raise _error_of(response)
-        try:
-            answer = response.json()
-        except ValueError:
-            answer = None
-        if not isinstance(answer, dict):
-            raise RequestFailed(
-                f"{self.url} is not a sharecap service: it did not answer with a JSON object", response.status_code
-            )
-        return answer
+            job = Job.model_validate(await self._transport.post(path, key, **arguments))
+        except ApiError as error:
+            if error.job_id is None:
+                raise
+            job = await self.job(error.job_id)
+        return AsyncSubmittedJob(self, job)
 
 
-def _job_id(answer: dict[str, Any]) -> str:
-    if not isinstance(answer.get("id"), str):
-        raise RequestFailed("the response contains no job id: is this a sharecap service?")
-    return str(answer["id"])
+class AsyncSubmittedJob:
+    """A job that this client has submitted. `submitted` is the job as it was then."""
+
+    def __init__(self, client: AsyncClient, submitted: Job) -> None:
+        self.id, self.client, self.submitted = submitted.id, client, submitted
+
+    def __aiter__(self) -> AsyncGenerator[Event]:
+        return self.events()
+
+    def events(self, after: int = 0) -> AsyncGenerator[Event]:
+        """See `AsyncClient.events`."""
+        return self.client.events(self.id, after)
+
+    async def wait(self, *, check: bool = True, timeout_s: float | None = None) -> Job:
+        """See `AsyncClient.wait`."""
+        return await self.client.wait(self.id, check=check, timeout_s=timeout_s)
+
+    async def cancel(self) -> Job:
+        """See `AsyncClient.cancel`."""
+        return await self.client.cancel(self.id)
+
+    async def delete(self) -> None:
+        """See `AsyncClient.delete`."""
+        await self.client.delete(self.id)
 
 
-def _message(error: Exception) -> str:
-    return str(error) or type(error).__name__
+def _form_text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
-def _error_of(response: httpx.Response) -> RequestFailed:
-    """Return the error for an unsuccessful response: its problem+json detail if it has one, else its status line."""
-    try:
-        problem = response.json()
-        detail, code = str(problem["detail"]), problem.get("code")
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return RequestFailed(
-            f"{response.status_code} {response.reason_phrase} from {response.url}", response.status_code
-        )
-    return RequestFailed(detail + (f" ({code})" if code else ""), response.status_code, code)
+def _check(job: Job) -> None:
+    """Raise the error of a job that did not complete."""
+    if job.error is not None:
+        error = job.error
+        raise error_class(error.code)(error.detail, code=error.code, retryable=error.retryable, job_id=job.id)
+    if job.status is JobStatus.CANCELLED:
+        raise JobCancelled(f"{job.id} was cancelled", job_id=job.id)

@@ -7,16 +7,22 @@ service.
 import json
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, Field, TypeAdapter
+from pydantic import BaseModel, Field, PrivateAttr, TypeAdapter
 
 from sharecap_client.models import ErrorInfo, Keyframe, Timings, Usage
 
 
 class EventBase(BaseModel):
-    """`final` is true for the event types after which the stream ends."""
+    """`final` is true for the event types after which the stream ends. `id` is the event's position in the stream."""
 
     final: ClassVar[bool] = False
     type: str
+    _id: int = PrivateAttr(0)
+
+    @property
+    def id(self) -> int:
+        """The position of the event in its stream, from 1; pass it as `after` to follow the job from there."""
+        return self._id
 
 
 class Queued(EventBase):
@@ -112,9 +118,11 @@ Event = Annotated[
 _ADAPTER: TypeAdapter[Event] = TypeAdapter(Event)
 
 
-def parse(event_type: str, data: str) -> Event | None:
+def parse(event_type: str, data: str, event_id: str = "") -> Event | None:
     """Return the event with this type and JSON data, or None if this version cannot read it."""
     try:
-        return _ADAPTER.validate_python({"type": event_type, **json.loads(data)})
+        event = _ADAPTER.validate_python({"type": event_type, **json.loads(data)})
     except (ValueError, TypeError):  # pydantic's ValidationError is a ValueError
         return None
+    event._id = int(event_id) if event_id.isdecimal() else 0
+    return event

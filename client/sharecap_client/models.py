@@ -18,6 +18,10 @@ class JobStatus(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
 
+    @property
+    def ended(self) -> bool:
+        return self not in (JobStatus.QUEUED, JobStatus.RUNNING)
+
 
 class Source(BaseModel):
     """Where a video came from and, once a worker has opened it, its properties."""
@@ -110,3 +114,38 @@ class Job(BaseModel):
     started_at: datetime | None = None
     finished_at: datetime | None = None
     links: Links
+
+
+class JobSummary(BaseModel):
+    """A job as it appears in a list: without its results."""
+
+    id: str
+    kind: str
+    status: JobStatus
+    source: Source | None = None
+    parent: str | None = None
+    metadata: dict[str, str] = {}
+    created_at: datetime
+    links: Links
+
+
+class JobPage(BaseModel):
+    """One page of a list of jobs. `cursor` selects the next page; None on the last page."""
+
+    jobs: list[JobSummary]
+    cursor: str | None = None
+
+
+class ClipPage(BaseModel):
+    """One page of the clips of a video job, with their results."""
+
+    clips: list[Job]
+    cursor: str | None = None
+
+
+class WebhookNotice(BaseModel):
+    """The body of a webhook. `type` is `job.completed`, `job.failed` or `job.cancelled`."""
+
+    type: str
+    timestamp: datetime | None = None
+    data: Job

@@ -20,7 +20,7 @@ from rich.text import Text
 from sharecap_client.api import AsyncClient
 from sharecap_client.cli.errors import CommandFailed
 from sharecap_client.cli.run import become, require, run
-from sharecap_client.cli.terminal import caption_video, recaption_prompt
+from sharecap_client.cli.terminal import show_job
 
 from service.contract.settings import WORKER_ADVICE
 from service.local import deploy_commands, health_commands, key_commands
@@ -121,10 +121,12 @@ async def _demo(settings: UpSettings, verbose: bool) -> int:
 async def _caption_examples(settings: UpSettings) -> int:
     clip = settings.data_dir / "clip.mp4"
     await _draw(clip)
-    out.print("\n[bold]Captioning[/] a generated clip, keyframe by keyframe:")
-    status = await caption_video(AsyncClient(settings.url), str(clip), {}, out)
-    out.print(f"\n[bold]Recaptioning[/] the prompt “{DEMO_PROMPT}”:")
-    return await recaption_prompt(AsyncClient(settings.url), DEMO_PROMPT, out) or status
+    async with AsyncClient(settings.url) as client:
+        out.print("\n[bold]Captioning[/] a generated clip, keyframe by keyframe:")
+        captioned = await show_job(client, (await client.caption(clip)).id, out)
+        out.print(f"\n[bold]Recaptioning[/] the prompt “{DEMO_PROMPT}”:")
+        recaptioned = await show_job(client, (await client.recaption(DEMO_PROMPT)).id, out)
+    return 0 if captioned and recaptioned else 1
 
 
 async def _draw(clip: Path) -> None:

@@ -38,7 +38,6 @@ from service.routes.cursors import cursor_of, parse_cursor
 
 router = APIRouter(tags=["captions"])
 _KEYFRAME_NAME = re.compile(r"([0-9]{1,7})\.jpg")
-_CURSOR = re.compile(r"([0-9]{1,17})-(.*)", re.DOTALL)
 MAX_SCANNED = 2000
 """Maximum number of jobs that one listing reads. With a rare filter, a page can be short and still have a cursor."""
 

@@ -4,49 +4,17 @@ import fcntl
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from sharecap_client.cli import app as cli
 from sharecap_client.cli import run as cli_run
 
 from service.local.up import CannotStart, UpSettings, free_port, local_service
+from tests.client.conftest import ROOT, Sharecap
 from tests.conftest import needs_worker
 
-ROOT = Path(__file__).parents[2]
-
-
-@dataclass
-class Result:
-    """Exit status and output of a command."""
-
-    status: int
-    out: str
-    err: str
-
-
-Sharecap = Callable[..., Result]
-
-
-@pytest.fixture
-def sharecap(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Sharecap:
-    """A function that runs the command in this process, without environment variables from outside."""
-    for name in ("MODEL", "HOST", "PORT", "DATA_DIR", "REDIS_URL", "SHARECAP_URL"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.chdir(ROOT)
-
-    def run(*arguments: str) -> Result:
-        monkeypatch.setattr(sys, "argv", ["sharecap", *arguments])
-        with pytest.raises(SystemExit) as exited:
-            cli.main()
-        code = exited.value.code
-        assert isinstance(code, int | None)
-        captured = capsys.readouterr()
-        return Result(code or 0, captured.out, captured.err)
-
-    return run
+COMMANDS = ("caption", "recaption", "clip", "clips", "jobs", "show", "watch", "cancel", "rm")
+SERVER_COMMANDS = ("up", "serve", "worker", "demo", "keys", "health", "deploy", "generate", "vllm-args", "dedupe")
 
 
 def test_version() -> None:
@@ -59,7 +27,7 @@ def test_version() -> None:
 
 def test_help_lists_all_commands(sharecap: Sharecap) -> None:
     text = sharecap("--help").out
-    for command in ("up", "serve", "worker", "caption", "recaption", "generate", "demo", "health", "keys"):
+    for command in (*COMMANDS, *SERVER_COMMANDS):
         assert command in text
 
 
@@ -68,7 +36,8 @@ def test_help_lists_all_commands(sharecap: Sharecap) -> None:
     [
         (("caption", "/no/such.mp4"), "cannot read /no/such.mp4: No such file or directory"),
         (("caption", "LICENSE", "--url", "http://127.0.0.1:9"), "cannot reach http://127.0.0.1:9"),
-        (("caption", "LICENSE", "--url", "nonsense"), "cannot reach nonsense"),
+        (("caption", "LICENSE", "--url", "nonsense:9"), "cannot reach http://nonsense:9"),
+        (("watch", "cap_1", "--url", "127.0.0.1:9"), "cannot reach http://127.0.0.1:9"),
         (("recaption", "a fox", "--url", "http://127.0.0.1:9"), "cannot reach http://127.0.0.1:9"),
         (("up", "--model", "./no-such-model"), "no model in ./no-such-model"),
         (("up", "--data-dir", "/proc/nowhere"), "cannot write to the data directory /proc/nowhere"),

@@ -1,21 +1,28 @@
-"""The client's models agree with the service: jobs with its OpenAPI document, events with the contract."""
+"""The client agrees with the service: jobs, options and errors with its OpenAPI document, events with the contract."""
 
 from typing import Any, get_args
 
 import pytest
-from pydantic import BaseModel
-from sharecap_client import api, events, models
+from pydantic import BaseModel, TypeAdapter
+from sharecap_client import errors, events, models, options, streams
 
 from service.app import create_app
 from service.contract import events as contract
+from service.contract.errors import SharecapError
 from service.contract.events import FINAL_EVENT_TYPES
 from service.presentation import KeyframeImage
+from service.problems import MEDIA_TYPE
 from service.settings import Settings
 
 LENIENT = {"kind", "options", "finish_reason"}
 """Fields whose values the client does not check, so that new ones do not break an older client."""
 
 Schema = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def openapi() -> Schema:
+    return create_app(Settings()).openapi()
 
 
 def shape(schema: Schema, definitions: Schema) -> Any:
@@ -43,9 +50,52 @@ def by_type(event_union: Any) -> dict[str, type[BaseModel]]:
     return {model.model_fields["type"].default: model for model in get_args(union)}
 
 
-def test_the_job_is_that_of_the_openapi_document() -> None:
-    schemas = create_app(Settings()).openapi()["components"]["schemas"]
-    assert shape(schemas["Job"], schemas) == model_shape(models.Job)
+@pytest.mark.parametrize("model", [models.Job, models.JobPage, models.ClipPage], ids=lambda model: model.__name__)
+def test_models_are_those_of_the_openapi_document(openapi: Schema, model: type[BaseModel]) -> None:
+    schemas = openapi["components"]["schemas"]
+    assert shape(schemas[model.__name__], schemas) == model_shape(model)
+
+
+@pytest.mark.parametrize(
+    ("path", "given", "others"),
+    [
+        ("/captions", options.VideoOptions, {"url"}),
+        ("/captions/{job_id}/clips", options.JobOptions, {"start_s", "end_s"}),
+        ("/recaption", options.JobOptions, {"prompt", "stream"}),
+    ],
+)
+def test_options_are_those_of_the_openapi_document(openapi: Schema, path: str, given: type, others: set[str]) -> None:
+    body = openapi["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    expected = {name: option_shape(part) for name, part in body["properties"].items() if name not in others}
+    known = TypeAdapter(given).json_schema()["properties"]
+    assert {name: option_shape(part) for name, part in known.items()} == expected
+
+
+def option_shape(schema: Schema) -> Any:
+    """Return the type of an option. The client leaves an option out instead of sending None."""
+    choices = [choice for choice in schema.get("anyOf", [schema]) if choice.get("type") != "null"]
+    [choice] = choices
+    if "additionalProperties" in choice:
+        return choice["type"], choice["additionalProperties"]["type"]
+    return choice["type"], choice.get("enum")
+
+
+def test_there_is_an_error_class_for_each_code(openapi: Schema) -> None:
+    assert set(errors.ERRORS_BY_CODE) == codes_of(SharecapError)
+    documented = {
+        code
+        for path in openapi["paths"].values()
+        for operation in path.values()
+        for response in operation["responses"].values()
+        if MEDIA_TYPE in response.get("content", {})
+        for code in response["description"].split(" · ")
+    }
+    assert documented and documented <= set(errors.ERRORS_BY_CODE)
+    assert errors.error_class("from_a_newer_service") is errors.ApiError
+
+
+def codes_of(kind: type[SharecapError]) -> set[str]:
+    return {kind.code, *(code for child in kind.__subclasses__() for code in codes_of(child))}
 
 
 def test_the_client_knows_every_event_type() -> None:
@@ -62,4 +112,4 @@ def test_events_have_the_same_fields(event_type: str) -> None:
 
 
 def test_the_heartbeat_is_the_default_of_the_service() -> None:
-    assert Settings.model_fields["heartbeat_s"].default == api.HEARTBEAT_S
+    assert Settings.model_fields["heartbeat_s"].default == streams.HEARTBEAT_S

@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
-from sharecap_client.api import RequestFailed
-from sharecap_client.cli import caption_commands
-from sharecap_client.cli.errors import CommandFailed
+from sharecap_client.cli import caption_commands, job_commands
+from sharecap_client.cli.errors import CommandFailed, describe
 from sharecap_client.cli.terminal import printable
+from sharecap_client.errors import SharecapError
 
 ENTRY_POINT_GROUP = "sharecap.commands"
 
@@ -28,8 +28,9 @@ def main() -> None:
     """Run the `sharecap` command. An expected error is printed as one line on standard error, with exit status 1."""
     try:
         create_app()()
-    except (CommandFailed, RequestFailed) as error:
-        notes.print(Text.assemble(("error: ", "bold red"), printable(str(error))), soft_wrap=True)
+    except (CommandFailed, SharecapError) as error:
+        text = describe(error) if isinstance(error, SharecapError) else str(error)
+        notes.print(Text.assemble(("error: ", "bold red"), printable(text)), soft_wrap=True)
         sys.exit(1)
 
 
@@ -60,12 +61,12 @@ def create_app() -> typer.Typer:
         name="sharecap",
         help="Dense, temporally exact video captions, streamed.",
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback(invoke_without_command=True)(root)
     caption_commands.register(app)
+    job_commands.register(app)
     return app
 
 

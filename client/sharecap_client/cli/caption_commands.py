@@ -1,70 +1,105 @@
-"""`sharecap caption` and `sharecap recaption`: commands that use a running service."""
+"""`sharecap caption`, `recaption` and `clip`: commands that submit jobs."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from sharecap_client.api import AsyncClient
+from sharecap_client.api import DEFAULT_URL, AsyncSubmittedJob
+from sharecap_client.cli.captioning import caption_inputs, finish, resolve_inputs
+from sharecap_client.cli.connection import ApiKey, Service, Url
+from sharecap_client.cli.option_flags import with_options
+from sharecap_client.cli.output import DetachOption, FormatOption, JsonOption, OutOption, Output
 from sharecap_client.cli.run import run
-from sharecap_client.cli.terminal import caption_video, recaption_prompt
+from sharecap_client.options import JobOptions, VideoOptions
 
-DEFAULT_URL = "http://127.0.0.1:8000"
+CONCURRENCY = 4
 
-out = Console(highlight=False)
-
-Url = Annotated[str, typer.Option(envvar="SHARECAP_URL", help="URL of the service.")]
-ApiKey = Annotated[str | None, typer.Option(envvar="SHARECAP_API_KEY", help="API key, sent as a bearer token.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print only the finished job, as JSON.")]
+JobId = Annotated[str, typer.Argument(metavar="ID", help="Id of a job, cap_…; `sharecap jobs` lists them.")]
 
 
+@with_options(VideoOptions)
 def caption(
     *,
-    video: Annotated[str, typer.Argument(help="A video file or its http(s) URL.")],
-    mode: Annotated[Literal["sliding", "fast"] | None, typer.Option(help="How keyframes are captioned.")] = None,
-    keyframes: Annotated[Literal["semantic", "interval"] | None, typer.Option(help="How keyframes are chosen.")] = None,
-    interval_s: Annotated[float | None, typer.Option("--interval", help="Sampling interval in seconds.")] = None,
-    similarity_threshold: Annotated[
-        float | None,
-        typer.Option("--threshold", help="Similarity below which a frame becomes a keyframe."),
-    ] = None,
-    max_keyframes: Annotated[int | None, typer.Option(help="Maximum number of keyframes.")] = None,
-    start_s: Annotated[float | None, typer.Option("--start", help="Start of the part to caption, in seconds.")] = None,
-    end_s: Annotated[float | None, typer.Option("--end", help="End of the part to caption, in seconds.")] = None,
-    hd_num: Annotated[int | None, typer.Option(help="Maximum number of high-resolution crops per image.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Maximum length of each text, in tokens.")] = None,
+    videos: Annotated[
+        list[str], typer.Argument(metavar="FILE|URL|-…", help="Video files, http(s) URLs, or - for standard input.")
+    ],
+    output: FormatOption = None,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+    detach: DetachOption = False,
+    concurrency: Annotated[
+        int, typer.Option(min=1, help="How many of several videos are captioned at the same time.")
+    ] = CONCURRENCY,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
-    as_json: AsJson = False,
+    options: dict[str, Any],
 ) -> None:
-    """Caption a video with a running service. Shows the captions while they are generated."""
-    options = {
-        "mode": mode,
-        "keyframes": keyframes,
-        "interval_s": interval_s,
-        "similarity_threshold": similarity_threshold,
-        "max_keyframes": max_keyframes,
-        "start_s": start_s,
-        "end_s": end_s,
-        "hd_num": hd_num,
-        "max_tokens": max_tokens,
-    }
-    chosen = {name: value for name, value in options.items() if value is not None}
-    run(caption_video(AsyncClient(url, api_key), video, chosen, out, as_json))
+    """Caption videos with a running service.
+
+    The captions are shown while they are generated. The id of the job is printed at once; Ctrl-C leaves the job
+    running, and `sharecap watch ID` shows it again.
+
+    sharecap caption clip.mp4
+
+    sharecap caption *.mp4 --out captions/ --format srt
+    """
+    target = Output(output, out, as_json, several=len(videos) > 1, detached=detach)
+    run(caption_inputs(Service(url, api_key), resolve_inputs(videos), options, target, concurrency))
 
 
+@with_options(JobOptions)
 def recaption(
     *,
     prompt: Annotated[str, typer.Argument(help="A short text-to-video prompt.")],
+    output: FormatOption = None,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+    detach: DetachOption = False,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
-    as_json: AsJson = False,
+    options: dict[str, Any],
 ) -> None:
-    """Expand a short text-to-video prompt into a dense caption."""
-    run(recaption_prompt(AsyncClient(url, api_key), prompt, out, as_json))
+    """Expand a short text-to-video prompt into a dense caption.
+
+    sharecap recaption "a red fox in the snow"
+    """
+    service = Service(url, api_key)
+    run(_submit(service, Output(output, out, as_json, detached=detach), "recaption", prompt, **options))
+
+
+@with_options(JobOptions)
+def clip(
+    *,
+    job_id: JobId,
+    start_s: Annotated[float, typer.Option("--start", help="Start of the part in seconds.")],
+    end_s: Annotated[float, typer.Option("--end", help="End of the part in seconds.")],
+    output: FormatOption = None,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+    detach: DetachOption = False,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+    options: dict[str, Any],
+) -> None:
+    """Caption a part of a video that was captioned before.
+
+    The text is generated from the captions of the job, without reading the video again. `sharecap clips ID` lists the
+    clips of a job.
+
+    sharecap clip cap_… --start 2 --end 7.5
+    """
+    service = Service(url, api_key)
+    run(_submit(service, Output(output, out, as_json, detached=detach), "clip", job_id, start_s, end_s, **options))
+
+
+async def _submit(service: Service, output: Output, method: str, *arguments: Any, **options: Any) -> int:
+    """Submit a job with a method of the client, and follow it."""
+    async with service.client() as client:
+        job: AsyncSubmittedJob = await getattr(client, method)(*arguments, **options)
+        return await finish(service, client, job.id, output)
 
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands to `app`."""
-    app.command()(caption)
-    app.command()(recaption)
+    for command in (caption, recaption, clip):
+        app.command()(command)

@@ -18,7 +18,7 @@ def run(work: Coroutine[Any, Any, int]) -> NoReturn:
     """Run `work` and exit with the status that it returns, or with 130 after Ctrl-C."""
     try:
         status = asyncio.run(work)
-    except (KeyboardInterrupt, asyncio.CancelledError):
+    except (KeyboardInterrupt, asyncio.CancelledError):  # what was interrupted has said so
         status = EXIT_INTERRUPTED
     raise typer.Exit(status)
 

@@ -4,19 +4,18 @@ If the output is a pipe or a file, only the finished lines are printed, without 
 a service, so it is never interpreted as markup or as terminal control sequences.
 """
 
-from collections.abc import Mapping
+from contextlib import aclosing
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
 from rich.live import Live
 from rich.padding import Padding
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from sharecap_client.api import AsyncClient, RequestFailed
+from sharecap_client.api import AsyncClient
 from sharecap_client.events import (
     Cancelled,
     Caption,
@@ -34,46 +33,13 @@ from sharecap_client.events import (
 TIME_WIDTH = 10
 
 
-async def caption_video(
-    client: AsyncClient, video: str, options: Mapping[str, object], console: Console, as_json: bool = False
-) -> int:
-    """Caption a video file or URL and show its events, or print the finished job as JSON.
-
-    Returns the exit status: 0 if the job completed, else 1. Raises RequestFailed if the service refuses the video or
-    cannot be reached, or if the file cannot be read.
-    """
-    async with client:
-        return await _follow(client, await _submit(client, video, options, console), console, as_json)
-
-
-async def recaption_prompt(client: AsyncClient, prompt: str, console: Console, as_json: bool = False) -> int:
-    """Expand a short prompt. Output, exit status and exceptions are those of `caption_video`."""
-    async with client:
-        return await _follow(client, await client.submit_recaption(prompt), console, as_json)
-
-
-async def _submit(client: AsyncClient, video: str, options: Mapping[str, object], console: Console) -> str:
-    if video.startswith(("http://", "https://")):
-        return await client.submit_url(video, options)
-    columns = (TextColumn("[dim]sending"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    visible = console.is_terminal and not console.quiet
-    try:
-        with (
-            Progress(*columns, console=console, transient=True, disable=not visible) as progress,
-            progress.open(video, "rb") as file,
-        ):
-            return await client.submit_file(file, video, options)
-    except OSError as error:
-        raise RequestFailed(f"cannot read {video}: {error.strerror or error}") from None
-
-
-async def _follow(client: AsyncClient, job_id: str, console: Console, as_json: bool) -> int:
-    with JobDisplay(Console(quiet=True) if as_json else console) as display:
-        async for event in client.follow(job_id):
-            display.show(event)
-    if as_json:
-        print((await client.job(job_id)).model_dump_json(indent=2))
-    return 0 if display.completed else 1
+async def show_job(client: AsyncClient, job_id: str, console: Console) -> bool:
+    """Show the job from its first event to its last. Returns whether it completed."""
+    with JobDisplay(console) as display:
+        async with aclosing(client.events(job_id)) as events:
+            async for event in events:
+                display.show(event)
+    return display.completed
 
 
 class JobDisplay:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from sharecap_client.api import AsyncClient, RequestFailed
+from sharecap_client.api import AsyncClient
+from sharecap_client.errors import Unauthorized
 
 from service.access.api_keys import ApiKeyStore, KeyLimits
 from service.contract.store.store import Store
@@ -69,8 +70,8 @@ async def test_the_client_reports_why_an_upload_was_refused(serve: Serve, store:
     path = tmp_path / "a.mp4"
     path.write_bytes(bytes(32 * MIB))
     async with serve() as gateway, AsyncClient(gateway.url, "sc_wrong_key") as client:
-        with path.open("rb") as video, pytest.raises(RequestFailed, match="API key") as failure:
-            await client.submit_file(video, "a.mp4", {})
+        with pytest.raises(Unauthorized, match="API key") as failure:
+            await client.caption(path)
     assert failure.value.status == 401
 
 

@@ -8,7 +8,7 @@ import pytest
 from service.contract.store.store import Store
 from service.contract.store.worker_cards import WorkerCard
 from service.local.up import free_port
-from tests.client.test_cli import Sharecap, sharecap
+from tests.client.conftest import Sharecap, sharecap
 from tests.service.scripted import Served
 
 __all__ = ["sharecap"]

@@ -13,7 +13,7 @@ from service.access.api_keys import ApiKeyStore
 from service.contract.store.connection import connect
 from service.local import key_commands as cli_keys
 from service.local.up import CannotStart, embedded_valkey
-from tests.client.test_cli import Sharecap, sharecap
+from tests.client.conftest import Sharecap, sharecap
 from tests.service.scripted import Served, eventually
 
 __all__ = ["sharecap"]
