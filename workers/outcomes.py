@@ -53,6 +53,7 @@ class Outcomes:
 
     async def end(self, attempt: Attempt, lease: Lease, reason: Exception) -> None:
         """Give the job back, fail it, cancel it or drop it, depending on the `reason` that work on it stopped."""
+        await attempt.events.flush()
         try:
             await self._end(attempt, lease, reason)
         except Fenced:

@@ -20,6 +20,14 @@ class EventSink(Protocol):
         """Append `event` to the job. Raises Fenced, StreamTruncated or CancelRequested."""
         ...
 
+    def submit(self, event: Event) -> None:
+        """Append `event` in the background, before all events that follow. If that fails, a later `append` raises."""
+        ...
+
+    async def flush(self) -> None:
+        """Wait until all events that were submitted are written or have failed."""
+        ...
+
     async def check_lease(self) -> None:
         """Raise Fenced if the attempt has lost the job, CancelRequested if the client has cancelled it."""
         ...
@@ -32,7 +40,12 @@ class MemorySink:
         self.stored: list[StoredEvent] = []
 
     async def append(self, event: Event) -> None:
+        self.submit(event)
+
+    def submit(self, event: Event) -> None:
         self.stored.append(StoredEvent(seq=len(self.stored) + 1, at=datetime.now(UTC), event=event))
+
+    async def flush(self) -> None: ...
 
     async def check_lease(self) -> None: ...
 
@@ -52,32 +65,63 @@ class Publisher:
         self._progress = progress or asyncio.Event()
         self._order = asyncio.Lock()
         self._writes: set[asyncio.Task[None]] = set()
+        self._failure: Exception | None = None
 
     async def append(self, event: Event) -> None:
         """Write `event`. Raises Fenced, StreamTruncated, or CancelRequested (after writing the event).
 
         If the caller is cancelled, the write still finishes: the next one needs to know its position.
         """
-        write = asyncio.create_task(self._append(event))
-        self._writes.add(write)
-        write.add_done_callback(self._discard)
-        await asyncio.shield(write)
+        await asyncio.shield(self._start(event, submitted=False))
+
+    def submit(self, event: Event) -> None:
+        """Write `event` in the background. If it fails, nothing is written until `append` has raised the failure."""
+        self._start(event, submitted=True)
+
+    async def flush(self) -> None:
+        """Wait until all events that were submitted are written or have failed."""
+        if self._writes:
+            await asyncio.wait(set(self._writes))
 
     async def check_lease(self) -> None:
         """Renew the lease. Raises Fenced or CancelRequested."""
         await self._store.renew(self._lease)
 
-    async def _append(self, event: Event) -> None:
+    def _start(self, event: Event, *, submitted: bool) -> "asyncio.Task[None]":
+        """Return a task that writes `event` after all events that were started before."""
+        write = asyncio.create_task(self._append(event, submitted=submitted))
+        self._writes.add(write)
+        write.add_done_callback(self._discard)
+        return write
+
+    async def _append(self, event: Event, *, submitted: bool) -> None:
         async with self._order:
-            seq = self._seq + 1
             try:
-                await self._store.append(self._lease, seq, event)
-            except CancelRequested:
-                self._seq = seq
+                self._raise_failure()
+                await self._write(event)
+            except CancelRequested:  # the event was written, and the next write raises it again
                 raise
+            except Exception as error:
+                if submitted:
+                    self._failure = error
+                raise
+
+    async def _write(self, event: Event) -> None:
+        seq = self._seq + 1
+        try:
+            await self._store.append(self._lease, seq, event)
+        except CancelRequested:
             self._seq = seq
-            if event.progress:
-                self._progress.set()
+            raise
+        self._seq = seq
+        if event.progress:
+            self._progress.set()
+
+    def _raise_failure(self) -> None:
+        """Raise the failure of an event that was submitted before, once."""
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
 
     def _discard(self, write: asyncio.Task[None]) -> None:
         self._writes.discard(write)

@@ -62,14 +62,14 @@ class _Chains:
                 await self._describe(keyframe, previous, await window.move(previous, keyframe))
 
     async def _describe(self, keyframe: Keyframe, previous: Keyframe | None, images: list[Image.Image]) -> None:
-        """Caption one keyframe, publish the caption and add it to `captions`."""
+        """Caption one keyframe and add the caption to `captions`. It is published while the next turn runs."""
         with self.attempt.timed("captioning"):
             turn = await self._turn(keyframe, previous, images)
             answer = await self.attempt.turn_runner.run(turn, DeltaTarget(keyframe.index))
         caption = DifferentialCaption(
             keyframe=keyframe.index, time_s=keyframe.time_s, text=answer.text, finish_reason=answer.finish_reason
         )
-        await self.attempt.events.append(Differential(**caption.model_dump()))
+        self.attempt.events.submit(Differential(**caption.model_dump()))
         self.captions[keyframe.index] = caption
 
     async def _turn(self, keyframe: Keyframe, previous: Keyframe | None, images: list[Image.Image]) -> Turn:

@@ -109,8 +109,8 @@ class TurnRunner:
                 if target and self._interval() != self._sent_in:
                     await self._send(target, text.take())
         rest = text.take()
-        if target:
-            await self._send(target, rest)
+        if target and rest:
+            self._events.submit(target.delta(rest))
         return Answer(text.taken, finish_reason)
 
     @asynccontextmanager
