@@ -46,11 +46,11 @@ async def test_endless_heads_trailers_and_chunk_framing_cost_nothing(name: str, 
     start, piece, statuses = ENDLESS[name]
     async with gateway_process(redis_url, tmp_path / "data") as (url, gateway):
         async with observed(url, gateway, "/healthz") as warm_up:
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(0.3)
         async with observed(url, gateway, "/healthz") as observations:
             clients = (send_endlessly(url, start, piece, TRIED_BYTES) for _ in range(CONNECTIONS))
             results = await asyncio.gather(*clients)
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(0.3)
     growth = observations.peak_bytes - warm_up.peak_bytes
     print(
         f"\n{name}: {[sent for sent, _ in results]} bytes left the clients, statuses "

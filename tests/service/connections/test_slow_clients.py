@@ -73,7 +73,7 @@ async def test_a_body_must_arrive_at_the_least_rate(serve: Serve) -> None:
 async def test_time_in_which_the_gateway_does_not_read_does_not_count(serve: Serve) -> None:
     """The application waits for Redis before it reads the body; meanwhile the client cannot send."""
     async with serve(
-        redis_url="redis://127.0.0.1:1/0", redis_patience_s=2.5, min_bytes_per_s=100_000, rate_window_s=0.5
+        redis_url="redis://127.0.0.1:1/0", redis_patience_s=1.5, min_bytes_per_s=100_000, rate_window_s=0.5
     ) as gateway:
         body = b"y" * 2_000_000
         head = b"POST /captions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
@@ -144,7 +144,7 @@ async def test_slow_connections_do_not_disturb_normal_use(
         client.stream("GET", events := await _create_stream(client)) as stream,
     ):
         async with observed(url, gateway, *paths, pause_s=0.02) as before:
-            await asyncio.sleep(3)
+            await asyncio.sleep(1)
         async with observed(url, gateway, *paths, pause_s=0.02) as during:
             durations = await flood(url)
         (await client.delete(events.removesuffix("/events"))).raise_for_status()

@@ -427,14 +427,14 @@ async def test_an_invalid_keyframe_name_is_not_found(gateway: Served, clip: Path
 async def test_slow_probes_of_one_key_leave_a_probe_free(
     gateway: Served, store: Store, clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slow = clip.read_bytes() + b"slow"
+    slow, test_ends = clip.read_bytes() + b"slow", asyncio.Event()
     probing = 0
 
     async def slow_probe(path: Path, limits: VideoLimits, starter: ChildStarter) -> VideoInfo:
         nonlocal probing
         if path.read_bytes() == slow:
             probing += 1
-            await asyncio.sleep(600)
+            await test_ends.wait()
         return await probe(path, limits, starter)
 
     monkeypatch.setattr(captions, "probe", slow_probe)
@@ -451,6 +451,5 @@ async def test_slow_probes_of_one_key_leave_a_probe_free(
     await eventually(greedy_probes_are_full)
     assert await asyncio.wait_for(post(patient, clip.read_bytes()), 20) == 202
     assert probing == PROBES_PER_KEY < CONCURRENT_PROBES
-    for task in blocked:
-        task.cancel()
-    await asyncio.gather(*blocked, return_exceptions=True)
+    test_ends.set()
+    await asyncio.gather(*blocked)

@@ -13,14 +13,13 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.local import up
-from service.local.supervisor import Child
+from service.local import supervisor, up
+from service.local.supervisor import MAX_FAILURES, Child
 from service.local.up import CannotStart, UpSettings, embedded_valkey, free_port, local_service
 from tests.service.processes import ROOT
 from tests.service.scripted import eventually
 
 DISK = "16m"
-LONGER_THAN_FIVE_RESTARTS_S = 9
 SHOWS_CARDS = """
 import asyncio, os
 from service.contract.store.connection import connect
@@ -70,6 +69,31 @@ def lines() -> list[str]:
 
 
 @pytest.fixture
+def checks(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
+    """The result of each check of the disk. The pauses between checks and restarts are a tenth of the real ones."""
+    results: list[str | None] = []
+    check = up.disk_obstacle
+
+    def recorded(directory: Path) -> str | None:
+        results.append(check(directory))
+        return results[-1]
+
+    monkeypatch.setattr(up, "disk_obstacle", recorded)
+    monkeypatch.setattr(supervisor, "FIRST_DELAY_S", 0.05)
+    monkeypatch.setattr(supervisor, "MAX_DELAY_S", 1.0)
+    return results
+
+
+async def more_checks_than_failures(checks: list[str | None]) -> None:
+    """Wait until the disk was found full more often than a child may fail."""
+
+    async def many() -> bool:
+        return len([result for result in checks if result]) > MAX_FAILURES
+
+    await eventually(many, 60)
+
+
+@pytest.fixture
 def start(disk: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch) -> Callable[[], object]:
     """`async with start() as http` runs `sharecap up` on the small disk; what it reports goes to `lines`."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -95,7 +119,9 @@ async def accepted(http: httpx.AsyncClient) -> bool:
     return answer.status_code == 202
 
 
-async def test_a_disk_that_is_full_at_the_start(start: Callable[[], object], disk: Path, lines: list[str]) -> None:
+async def test_a_disk_that_is_full_at_the_start(
+    start: Callable[[], object], disk: Path, lines: list[str], checks: list[str | None]
+) -> None:
     filler = fill(disk)
 
     async def run() -> None:
@@ -103,7 +129,7 @@ async def test_a_disk_that_is_full_at_the_start(start: Callable[[], object], dis
             assert await accepted(http)
 
     running = asyncio.create_task(run())
-    await asyncio.sleep(2)
+    await more_checks_than_failures(checks)
     assert not running.done()
     assert [line.split(",")[0] for line in lines] == [
         f"valkey waits: cannot write to {disk}/data/valkey (No space left on device)"
@@ -113,7 +139,9 @@ async def test_a_disk_that_is_full_at_the_start(start: Callable[[], object], dis
     assert lines[1:] == ["valkey continues"]
 
 
-async def test_a_disk_that_becomes_full(start: Callable[[], object], disk: Path, lines: list[str]) -> None:
+async def test_a_disk_that_becomes_full(
+    start: Callable[[], object], disk: Path, lines: list[str], checks: list[str | None]
+) -> None:
     async with asyncio.timeout(120), start() as http:  # type: ignore[attr-defined]
         answer = await http.post("/recaption", json={"prompt": "a fox"}, headers={"Prefer": "wait=0"})
         job = answer.json()["id"]
@@ -125,7 +153,7 @@ async def test_a_disk_that_becomes_full(start: Callable[[], object], disk: Path,
             return bool(lines)
 
         await eventually(valkey_waits, 60)
-        await asyncio.sleep(LONGER_THAN_FIVE_RESTARTS_S)
+        await more_checks_than_failures(checks)
         assert len(lines) == 1 and lines[0].startswith("valkey waits: cannot write to"), lines
         assert (await http.get("/healthz")).status_code == 200
         filler.unlink()

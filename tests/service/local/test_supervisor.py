@@ -33,11 +33,12 @@ def marked() -> Iterator[LiveProcesses]:
         processes = []
         for process in psutil.process_iter():
             try:
-                if process.pid != os.getpid() and process.environ().get("SUPERVISOR_TEST") == mark:
+                is_marked = process.pid != os.getpid() and process.environ().get("SUPERVISOR_TEST") == mark
+                if is_marked and process.status() != psutil.STATUS_ZOMBIE:
                     processes.append(process)
             except psutil.Error:
                 continue
-        return [process for process in processes if process.status() != psutil.STATUS_ZOMBIE]
+        return processes
 
     yield live
     del os.environ["SUPERVISOR_TEST"]

@@ -243,7 +243,7 @@ async def test_stream_survives_a_redis_restart(serve: Serve, tmp_path: Path, mon
     server.start()
     url = f"redis://127.0.0.1:{port}/0"
     try:
-        async with serve(redis_url=url, heartbeat_s=0.2) as gateway:
+        async with serve(redis_url=url, heartbeat_s=0.2, redis_patience_s=1.0) as gateway:
             job_id = await create_job(gateway)
             reading = asyncio.create_task(gateway.client.get(f"/captions/{job_id}/events"))
             lease = await append(url, job_id, None, recaption_events(job_id)[:2])

@@ -1,6 +1,7 @@
 """A child that opens videos ends with its parent, also if the parent is killed while the child is still importing."""
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -29,14 +30,22 @@ def kill_parent_of(script: Path, *arguments: str, after_s: float) -> bool:
     command = [sys.executable, "-c", PARENT, str(script), *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
-        child = psutil.Process(int(parent.stdout.readline()))
-        early = psutil.wait_procs([child], timeout=after_s)[0]
-        assert not early, "the child waits until it is killed"
-        parent.kill()
-    left = psutil.wait_procs([child], timeout=END_WITHIN_S)[1]
-    for process in left:
-        process.kill()
-    return not left
+        pid = int(parent.stdout.readline())
+        child = os.pidfd_open(pid)
+        try:
+            assert not ends_within(child, after_s), "the child waits until it is killed"
+            parent.kill()
+            if ends_within(child, END_WITHIN_S):
+                return True
+            signal.pidfd_send_signal(child, signal.SIGKILL)
+            return False
+        finally:
+            os.close(child)
+
+
+def ends_within(process: int, timeout_s: float) -> bool:
+    """Return whether the process with this descriptor ends in this time."""
+    return bool(select.select([process], [], [], timeout_s)[0])
 
 
 def test_a_child_that_is_still_importing_ends_with_its_parent(tmp_path: Path) -> None:
@@ -73,12 +82,14 @@ def test_the_fork_server_and_its_children_end_with_the_parent_at_any_time(tmp_pa
     with psutil.Popen([sys.executable, "-c", FORKING, str(pipe)], stdout=subprocess.PIPE) as parent:
         assert parent.stdout.readline()
         time.sleep(after_s)
-        family = parent.children(recursive=True)
+        family = [(process, os.pidfd_open(process.pid)) for process in parent.children(recursive=True)]
         assert family
         parent.kill()
-    left = psutil.wait_procs(family, timeout=END_WITHIN_S)[1]
-    for process in left:
-        process.kill()
+    left = [process for process, descriptor in family if not ends_within(descriptor, END_WITHIN_S)]
+    for process, descriptor in family:
+        os.close(descriptor)
+        if process in left:
+            process.kill()
     assert not left
 
 
