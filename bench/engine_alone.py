@@ -2,7 +2,8 @@
 
     python bench/engine_alone.py DIRECTORY
 
-A request contains videos, the answers that the service's engine gave to their turns, and whether all run at once.
+A request contains videos, the options of their jobs, the answers that the service's engine gave to their turns, and
+how many run at once.
 The turns are built first, outside the measured time, by running the pipeline with these answers instead of the engine.
 Then the engine answers the turns of each video one after another.
 """
@@ -23,6 +24,7 @@ from bench.service_processes import engine_cpu_s
 from service.contract.jobs import Usage, VideoOptions
 from workers.main import ENGINE_ENVIRONMENT
 from workers.models.engine import Captioner, Done, Features, Piece, Turn
+from workers.roles.turn_runner import LONG_PATIENCE_S
 from workers.settings import Settings
 from workers.standalone import caption_file, standalone_context
 
@@ -51,19 +53,20 @@ class NoEncoder:
         raise AssertionError("an encoder is not needed")
 
 
-async def turns_of(video: Path, answers: Sequence[str], model: Captioner, directory: Path) -> list[Turn]:
+async def turns_of(
+    video: Path, answers: Sequence[str], options: VideoOptions, model: Captioner, directory: Path
+) -> list[Turn]:
     """Return the turns of a video whose turns were answered by `answers`."""
     recorder = TurnRecorder(model, answers)
-    options = VideoOptions(keyframes="interval")
     await caption_file(video, standalone_context(directory, recorder, NoEncoder()), options)
     return recorder.turns
 
 
 async def answer_all(captioner: Captioner, turns: Sequence[Turn], name: str) -> int:
-    """Answer the turns one after another. Returns the number of generated tokens."""
+    """Answer the turns one after another, as patiently as those of a video. Returns the number of generated tokens."""
     tokens = 0
     for number, turn in enumerate(turns):
-        async with aclosing(captioner.generate(turn, f"{name}-{number}")) as parts:
+        async with aclosing(captioner.generate(turn.with_patience(LONG_PATIENCE_S), f"{name}-{number}")) as parts:
             async for part in parts:
                 if isinstance(part, Done):
                     tokens += part.usage.completion_tokens
@@ -73,10 +76,16 @@ async def answer_all(captioner: Captioner, turns: Sequence[Turn], name: str) -> 
 async def answer(captioner: Captioner, request: dict[str, Any], directory: Path, name: str) -> dict[str, float]:
     """Run one request. Returns the fields of `engine_share.Side`."""
     pairs = zip(request["videos"], request["answers"], strict=True)
-    chains = [await turns_of(Path(video), answers, captioner, directory) for video, answers in pairs]
+    options = VideoOptions(keyframes="interval", **request["options"])
+    chains = [await turns_of(Path(video), answers, options, captioner, directory) for video, answers in pairs]
     cpu_s, start = engine_cpu_s(os.getpid()), time.monotonic()
-    runs = [answer_all(captioner, turns, f"{name}-{k}") for k, turns in enumerate(chains)]
-    tokens = sum(await asyncio.gather(*runs)) if request["at_once"] else sum([await run for run in runs])
+    places = asyncio.Semaphore(request["at_once"])
+
+    async def run(turns: Sequence[Turn], chain: int) -> int:
+        async with places:
+            return await answer_all(captioner, turns, f"{name}-{chain}")
+
+    tokens = sum(await asyncio.gather(*(run(turns, chain) for chain, turns in enumerate(chains))))
     wall_s = time.monotonic() - start
     return {"tokens": tokens, "wall_s": wall_s, "engine_cpu_s": engine_cpu_s(os.getpid()) - cpu_s}
 

@@ -1,12 +1,13 @@
 """The share of the engine's speed that reaches clients: tokens per second through the service and by the engine alone.
 
-    python bench/engine_share.py                      ten videos at once, and three one after another, demo model
+    python bench/engine_share.py                      thirty videos, ten in the engine at once; three one after another
     python bench/engine_share.py --json FILE          also writes {"many", "one", "cpu_s_per_clip", "engine_cpu_ratio"}
     python bench/engine_share.py --stub               a stub engine of fixed speed: the service's own ceiling
 
-Service and engine alternate on one machine, `--rounds` times. The engine alone runs in a process of its own and
-receives the same turns at the same concurrency: the turns of a video one after another, all videos concurrently
-("many") or one video at a time ("one"). A round draws new videos, so that no cache helps either side.
+Service and engine alternate on one machine, `--rounds` times, with the demo model. The engine alone runs in a process
+of its own with the same arguments and receives the same turns at the same concurrency: the turns of a video one after
+another, `--slots` videos concurrently ("many") or one video at a time ("one"). The service has as many slots, and twice
+as many open jobs, so that a next video is always waiting. A round draws new videos, so that no cache helps either side.
 `service_processes.py` counts CPU time, `stub_engine.py` is the stub.
 """
 
@@ -29,7 +30,7 @@ import httpx
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the modules of this folder
 
-from bench.concurrency import Round, all_at_once, caption, one_at_a_time
+from bench.concurrency import caption
 from bench.service_processes import CpuTimes, cpu_times
 from bench.stub_engine import WORDS, stub_round, write_720p_clip
 from service.local.up import UpSettings, free_port, local_service
@@ -75,11 +76,14 @@ class EngineAlone:
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
 
-    async def run(self, videos: Sequence[Path], jobs: Sequence[dict[str, Any]], *, at_once: bool) -> Side:
-        """Run the turns of `jobs`, the finished jobs of `videos`."""
+    async def run(
+        self, videos: Sequence[Path], jobs: Sequence[dict[str, Any]], *, at_once: int, **options: Any
+    ) -> Side:
+        """Run the turns of `jobs`, the finished jobs of `videos` with these options, `at_once` videos at a time."""
         assert self._process.stdin is not None
         answers = [[*(d["text"] for d in job["differentials"]), job["caption"]] for job in jobs]
-        request = {"videos": [str(video) for video in videos], "answers": answers, "at_once": at_once}
+        names = [str(video) for video in videos]
+        request = {"videos": names, "options": options, "answers": answers, "at_once": at_once}
         self._process.stdin.write(json.dumps(request).encode() + b"\n")
         return Side(**json.loads(await self.line()))
 
@@ -120,33 +124,44 @@ def draw_videos(directory: Path, first_seed: int, count: int) -> list[Path]:
     return paths
 
 
-async def measure_pair(http: httpx.AsyncClient, engine: EngineAlone, videos: list[Path], *, at_once: bool) -> Pair:
+async def caption_all(http: httpx.AsyncClient, videos: Sequence[Path], in_flight: int) -> list[dict[str, Any]]:
+    """Caption the videos with `in_flight` open jobs at a time. Returns the jobs in the order of the videos."""
+    places = asyncio.Semaphore(in_flight)
+
+    async def one(video: Path) -> dict[str, Any]:
+        async with places:
+            return await caption(http, video)
+
+    return await asyncio.gather(*(one(video) for video in videos))
+
+
+async def measure_pair(http: httpx.AsyncClient, engine: EngineAlone, videos: list[Path], at_once: int) -> Pair:
     """Caption the videos through the service, then run the same turns on the engine alone."""
-    before = cpu_times(os.getpid())
-    round_: Round = await (all_at_once if at_once else one_at_a_time)(http, videos)
-    cpu = cpu_times(os.getpid()) - before
-    tokens = sum(job["usage"]["completion_tokens"] for job in round_.jobs)
-    alone = await engine.run(videos, round_.jobs, at_once=at_once)
-    return Pair(Side(tokens, round_.wall_s, cpu.engine_s), alone, cpu, len(videos))
+    before, start = cpu_times(os.getpid()), time.monotonic()
+    jobs = await caption_all(http, videos, 1 if at_once == 1 else 2 * at_once)
+    wall_s, cpu = time.monotonic() - start, cpu_times(os.getpid()) - before
+    tokens = sum(job["usage"]["completion_tokens"] for job in jobs)
+    alone = await engine.run(videos, jobs, at_once=at_once)
+    return Pair(Side(tokens, wall_s, cpu.engine_s), alone, cpu, len(videos))
 
 
 async def measure(options: argparse.Namespace, directory: Path) -> tuple[list[Pair], list[Pair]]:
-    """Return the measured pairs: all videos at once, and one at a time."""
-    os.environ["SLOTS"] = str(max(options.videos, 4))
+    """Return the measured pairs: many videos, and one at a time."""
+    os.environ["SLOTS"] = str(options.slots)
     settings = UpSettings(data_dir=directory / "data", port=free_port())
     many: list[Pair] = []
     one: list[Pair] = []
     async with (
         local_service(settings),
         engine_alone(directory / "alone") as engine,
-        httpx.AsyncClient(base_url=settings.url, timeout=JOB_TIMEOUT_S, trust_env=False) as http,
+        httpx.AsyncClient(base_url=settings.url, timeout=JOB_TIMEOUT_S, trust_env=False, limits=httpx.Limits()) as http,
     ):
-        warm_up = draw_videos(directory, 900, 1)
-        await engine.run(warm_up, [await caption(http, warm_up[0])], at_once=False)
+        warm_up = draw_videos(directory, 900, options.slots)
+        await measure_pair(http, engine, warm_up, options.slots)
         for number in range(options.rounds):
             videos = draw_videos(directory, 100 * number, options.videos + options.single)
-            many.append(await measure_pair(http, engine, videos[: options.videos], at_once=True))
-            one.append(await measure_pair(http, engine, videos[options.videos :], at_once=False))
+            many.append(await measure_pair(http, engine, videos[: options.videos], options.slots))
+            one.append(await measure_pair(http, engine, videos[options.videos :], 1))
     return many, one
 
 
@@ -174,7 +189,7 @@ def engine_table(many: list[Pair], one: list[Pair]) -> str:
         for pair in pairs
     ]
     clips = sum(pair.clips for pair in many)
-    rows += ["", "| CPU seconds per clip, all at once | |", "|---|---:|"]
+    rows += ["", "| CPU seconds per clip, many at once | |", "|---|---:|"]
     rows += [
         f"| {name.removesuffix('_s').replace('_', ' ')} | {sum(asdict(pair.cpu)[name] for pair in many) / clips:.3f} |"
         for name in asdict(many[0].cpu)
@@ -206,11 +221,12 @@ async def run(options: argparse.Namespace, directory: Path) -> tuple[str, dict[s
 
 def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--videos", type=int, default=10, help="videos captioned at once")
+    options.add_argument("--videos", type=int, default=30, help="videos of a round with many at once")
+    options.add_argument("--slots", type=int, default=10, help="videos in the engine at once")
     options.add_argument("--single", type=int, default=3, help="videos captioned one after another")
     options.add_argument("--rounds", type=int, default=2)
     options.add_argument("--stub", action="store_true", help="measure with the stub engine")
-    options.add_argument("--clips", type=int, default=60, help="clips captioned with --stub")
+    options.add_argument("--clips", type=int, default=96, help="clips counted with --stub")
     options.add_argument("--concurrency", type=int, default=32, help="clips in flight with --stub")
     options.add_argument("--words", type=int, default=WORDS, help="words of an answer of the stub engine")
     options.add_argument("--smoke", action="store_true", help="the smallest size: shows only that the benchmark works")
@@ -221,7 +237,7 @@ def parser() -> argparse.ArgumentParser:
 def main() -> int:
     options = parser().parse_args()
     if options.smoke:
-        options.videos = options.single = options.rounds = 1
+        options.videos = options.single = options.rounds = options.slots = 1
         options.clips, options.concurrency, options.words = 2, 2, 10
     with tempfile.TemporaryDirectory(prefix="sharecap-bench-") as name:
         table, measured, targets = asyncio.run(run(options, Path(name)))

@@ -4,14 +4,15 @@ Time of children that have ended is counted for the parent that waited for them:
 the gateway.
 """
 
+import time
 from dataclasses import asdict, dataclass
 
 import psutil
 
-COMMANDS = {
+TITLES = {
     "valkey": ("valkey-server",),
     "gateway": ("-m service",),
-    "worker": ("-m workers.main", "rq:worker", "stub_engine.py"),
+    "worker": ("workers.main", "stub_engine.py", "rq:"),
 }
 """What the command line of each process of the service contains. RQ changes the worker's."""
 
@@ -26,10 +27,13 @@ class CpuTimes:
     worker_children_s: float = 0.0
     valkey_s: float = 0.0
     engine_s: float = 0.0
+    client_s: float = 0.0
+    """The benchmark itself, which uploads the clips and follows the events."""
 
     @property
     def outside_engine_s(self) -> float:
-        return sum(asdict(self).values()) - self.engine_s
+        """CPU seconds of the service without the engine."""
+        return sum(asdict(self).values()) - self.engine_s - self.client_s
 
     def __sub__(self, before: "CpuTimes") -> "CpuTimes":
         old = asdict(before)
@@ -37,8 +41,12 @@ class CpuTimes:
 
 
 def cpu_times(ancestor: int) -> CpuTimes:
-    """Return the CPU time so far of the gateway, the workers and Valkey among the descendants of a process."""
+    """Return the CPU time so far of the gateway, the workers and Valkey among the descendants of a process.
+
+    `ancestor` is this process, which is the client.
+    """
     totals = dict.fromkeys(asdict(CpuTimes()), 0.0)
+    totals["client_s"] = time.process_time()
     for child in psutil.Process(ancestor).children():
         name = _service_process(child)
         if name is None:
@@ -73,12 +81,7 @@ def _service_process(process: psutil.Process) -> str | None:
         command = " ".join(process.cmdline())
     except psutil.Error:
         return None
-    titles = {
-        "valkey": ("valkey-server",),
-        "gateway": ("-m service",),
-        "worker": ("workers.main", "rq:", "bench.stub_engine"),
-    }
-    return next((name for name, marks in titles.items() if any(mark in command for mark in marks)), None)
+    return next((name for name, marks in TITLES.items() if any(mark in command for mark in marks)), None)
 
 
 def _cpu_s(process: psutil.Process) -> float:
@@ -88,3 +91,9 @@ def _cpu_s(process: psutil.Process) -> float:
     except psutil.Error:
         return 0.0
     return float(times.user + times.system + times.children_user + times.children_system)
+
+
+def thread_cpu_s(process_id: int, thread_id: int) -> float:
+    """Return the CPU time so far of one thread."""
+    thread = next(thread for thread in psutil.Process(process_id).threads() if thread.id == thread_id)
+    return float(thread.user_time + thread.system_time)
