@@ -112,8 +112,8 @@ def main(settings: Settings | None = None) -> None:
     if settings.exposed and not asyncio.run(_has_valid_key(settings)):
         _exit_with_configuration_error(
             f"HOST={settings.host} would open the service to the network, because no API key exists. Create a key "
-            "with `sharecap keys add NAME`, use HOST=127.0.0.1, or set ALLOW_PUBLIC_BIND=true if something else "
-            "restricts access"
+            "with `sharecap keys add NAME --data-dir DIR` or with REDIS_URL, use HOST=127.0.0.1, or set "
+            "ALLOW_PUBLIC_BIND=true if something else restricts access"
         )
     try:
         check_sandbox()

@@ -103,7 +103,8 @@ def install(app: FastAPI) -> None:
     def openapi_with_security() -> dict[str, Any]:
         openapi = build_openapi()
         schemes = openapi["components"].setdefault("securitySchemes", {})
-        schemes["key"] = {"type": "http", "scheme": "bearer", "description": "An API key: `sharecap keys add NAME`"}
+        description = "An API key: `sharecap keys add NAME --data-dir DIR`"
+        schemes["key"] = {"type": "http", "scheme": "bearer", "description": description}
         openapi["security"] = [{"key": []}, {}]
         return openapi
 

@@ -42,6 +42,7 @@ class Form:
     _disposition: bytes = b""
     _name: str = ""
     _text: bytearray = field(default_factory=bytearray)
+    _is_other_file: bool = False
 
     def callbacks(self) -> "MultipartCallbacks":
         return {
@@ -73,6 +74,7 @@ class Form:
         _, parameters = parse_options_header(self._disposition)
         self._name = parameters.get(b"name", b"").decode(errors="replace")
         if self._name != FILE_FIELD:
+            self._is_other_file = b"filename" in parameters
             if len(self.fields) == MAX_FIELDS:
                 raise InvalidOption(f"body: at most {MAX_FIELDS} form fields are allowed")
             return
@@ -87,14 +89,22 @@ class Form:
             return
         self._text += data[start:end]
         if len(self._text) > MAX_FIELD_BYTES:
-            raise InvalidOption(f"{self._name[:64]}: longer than {MAX_FIELD_BYTES} bytes")
+            raise self._not_a_text(f"longer than {MAX_FIELD_BYTES} bytes")
 
     def _end(self) -> None:
         if self._name != FILE_FIELD:
             try:
                 self.fields.append((self._name, self._text.decode()))
             except UnicodeDecodeError:
-                raise InvalidOption(f"{self._name[:64]}: not valid UTF-8") from None
+                raise self._not_a_text("not valid UTF-8") from None
+
+    def _not_a_text(self, reason: str) -> InvalidOption:
+        """Return the error for a field that is not a text, most likely because it is the video under another name."""
+        if self._is_other_file:
+            reason = (
+                f"unknown file; send the video in the form field `{FILE_FIELD}`, for example -F {FILE_FIELD}=@clip.mp4"
+            )
+        return InvalidOption(f"{self._name[:64]}: {reason}")
 
     def _finish(self) -> None:
         self.complete = True

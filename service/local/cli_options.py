@@ -20,3 +20,7 @@ EmbeddedOrRedisUrl = Annotated[
     str | None,
     typer.Option(envvar="REDIS_URL", help="URL of a Redis or Valkey server. Default: the data directory's own."),
 ]
+Model = Annotated[
+    str | None,
+    typer.Option(envvar="MODEL", help="Checkpoint directory or hub id. Default: the demo model."),
+]

@@ -1,4 +1,4 @@
-"""`sharecap up`, `serve`, `worker`, `demo`, `health` and `keys`: the commands that run and administer the service.
+"""`sharecap up`, `serve`, `worker` and `demo`; registers all commands that run and administer the service.
 
 Gateway and worker are separate programs (`python -m service`, `python -m workers.main`). This module starts them but
 does not import them, so the command itself starts quickly.
@@ -23,16 +23,18 @@ from sharecap_client.cli.run import become, require, run
 from sharecap_client.cli.terminal import show_job
 
 from service.contract.settings import WORKER_ADVICE
-from service.local import deploy_commands, health_commands, key_commands
+from service.local import deploy_commands, doctor_command, health_commands, key_commands
 from service.local.cli_options import (
     DEFAULT_DATA_DIR,
     DEFAULT_HOST,
     DEFAULT_PORT,
     DataDir,
     EmbeddedOrRedisUrl,
+    Model,
     Port,
     RedisUrl,
 )
+from service.local.model_check import check_model
 from service.local.supervisor import Supervisor
 from service.local.up import WORKER_PACKAGES, UpSettings, free_port, local_service
 
@@ -41,10 +43,6 @@ DEMO_PROMPT = "a red star that moves right and turns cyan"
 out = Console(highlight=False)
 notes = Console(stderr=True, highlight=False)
 
-Model = Annotated[
-    str | None,
-    typer.Option(envvar="MODEL", help="Checkpoint directory or hub id. Default: the demo model."),
-]
 Host = Annotated[str, typer.Option(envvar="HOST", help="Address to listen on.")]
 RedisMemory = Annotated[
     int | None,
@@ -57,7 +55,7 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the output 
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands to the `sharecap` application."""
-    for command in (up, serve, worker, demo):
+    for command in (up, serve, worker, demo, doctor_command.doctor):
         app.command()(command)
     app.add_typer(health_commands.app, name="health")
     app.add_typer(key_commands.app, name="keys")
@@ -74,7 +72,14 @@ def up(
     redis_memory: RedisMemory = None,
     verbose: Verbose = False,
 ) -> None:
-    """Run Valkey, the gateway and a worker on this machine. Ctrl-C stops them."""
+    """Run the whole service on this machine: a Valkey server, the gateway and a worker. Ctrl-C stops them.
+
+    Jobs are kept in the data directory and continue after a restart. `sharecap doctor` says what this machine lacks.
+
+    sharecap up
+
+    sharecap up --model Lin-Chen/ShareCaptioner-Video
+    """
     settings = UpSettings(data_dir.absolute(), port, host, model or None, redis_url or None, redis_memory)
     run(_up(settings, verbose))
 
@@ -97,18 +102,26 @@ def serve(
     data_dir: DataDir = DEFAULT_DATA_DIR,
     redis_url: RedisUrl = None,
 ) -> None:
-    """Run only the gateway, with the Redis server at REDIS_URL."""
+    """Run only the gateway, with the Redis server at REDIS_URL.
+
+    It accepts videos and streams captions; jobs wait until a worker runs. All other settings are environment
+    variables.
+    """
     become("service", HOST=host, PORT=str(port), DATA_DIR=str(data_dir.absolute()), REDIS_URL=redis_url)
 
 
 def worker(*, model: Model = None, data_dir: DataDir = DEFAULT_DATA_DIR, redis_url: RedisUrl = None) -> None:
-    """Run only a worker, with the Redis server at REDIS_URL."""
+    """Run only a worker, with the Redis server at REDIS_URL.
+
+    The gateway must use the same Redis server and the same data directory.
+    """
     require(WORKER_PACKAGES, WORKER_ADVICE)
-    become("workers.main", MODEL=model, DATA_DIR=str(data_dir.absolute()), REDIS_URL=redis_url)
+    env = check_model(model)
+    become("workers.main", MODEL=model, DATA_DIR=str(data_dir.absolute()), REDIS_URL=redis_url, **env)
 
 
 def demo(*, model: Model = None, verbose: Verbose = False) -> None:
-    """Start everything, caption a generated clip, recaption a prompt, and stop."""
+    """Start everything, caption a clip that is drawn for it, recaption a prompt, and stop. Leaves nothing behind."""
     with tempfile.TemporaryDirectory(prefix="sharecap-demo-") as directory:
         run(_demo(UpSettings(Path(directory), free_port(), model=model or None), verbose))
 

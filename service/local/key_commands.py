@@ -16,7 +16,8 @@ from service.access.api_keys import ApiKey, ApiKeyStore, KeyLimits
 from service.contract.settings import configured_redis_url
 from service.contract.store.connection import connect
 from service.local.cli_options import DEFAULT_DATA_DIR, DataDir, EmbeddedOrRedisUrl
-from service.local.up import CannotStart, embedded_valkey
+from service.local.model_check import CannotStart
+from service.local.up import embedded_valkey, has_valkey
 
 T = TypeVar("T")
 DEFAULTS = KeyLimits()
@@ -44,10 +45,19 @@ def add(
         int, typer.Option(min=0, help="What the key's jobs occupy in Redis; 0 means unlimited.")
     ] = DEFAULTS.stored_bytes or 0,
     streams: Annotated[int, typer.Option(min=0, help="Open event streams; 0 means unlimited.")] = DEFAULTS.streams or 0,
+    create: Annotated[
+        bool, typer.Option("--create", help="Also if no service has used the data directory yet: prepare it.")
+    ] = False,
     data_dir: DataDir = DEFAULT_DATA_DIR,
     redis_url: EmbeddedOrRedisUrl = None,
 ) -> None:
-    """Create a key and print it. It is not shown again."""
+    """Create a key and print it. It is not shown again.
+
+    --data-dir must be the directory that `sharecap up` uses, and REDIS_URL the server that the service uses: a key is
+    valid only there. From the first key on, every request to the service needs a key.
+
+    sharecap keys add alice --data-dir /srv/sharecap/data
+    """
     limits = KeyLimits(
         requests_per_minute=requests_per_minute or None,
         upload_bytes_per_day=upload_bytes_per_day or None,
@@ -56,7 +66,7 @@ def add(
         stored_bytes=stored_bytes or None,
         streams=streams or None,
     )
-    key, text = query(data_dir, redis_url, lambda keys: keys.add(name, limits))
+    key, text = query(data_dir, redis_url, lambda keys: keys.add(name, limits), create=create)
     print(text)
     notes.print(f"Store this key: it is not shown again. To revoke it, use its id {key.id}.")
 
@@ -84,11 +94,16 @@ def revoke(
     notes.print(f"{key.id} ({key.name}) is revoked. The service refuses it within two seconds.")
 
 
-def query(data_dir: Path, redis_url: str | None, ask: Callable[[ApiKeyStore], Awaitable[T]]) -> T:
-    """Return the result of `ask`. Raises CannotStart if the server does not answer."""
+def query(
+    data_dir: Path, redis_url: str | None, ask: Callable[[ApiKeyStore], Awaitable[T]], *, create: bool = False
+) -> T:
+    """Return the result of `ask`.
+
+    Raises CannotStart if the server does not answer or, unless `create` is true, if the data directory has none.
+    """
 
     async def connect_and_query() -> T:
-        async with _server(data_dir.absolute(), redis_url or configured_redis_url()) as url, connect(url) as redis:
+        async with _server(data_dir.absolute(), redis_url, create) as url, connect(url) as redis:
             return await ask(ApiKeyStore(redis))
 
     try:
@@ -98,10 +113,17 @@ def query(data_dir: Path, redis_url: str | None, ask: Callable[[ApiKeyStore], Aw
 
 
 @asynccontextmanager
-async def _server(data_dir: Path, redis_url: str | None) -> AsyncIterator[str]:
-    if redis_url:
-        yield redis_url
+async def _server(data_dir: Path, redis_url: str | None, create: bool) -> AsyncIterator[str]:
+    """Provide the URL of the server: the given one, the configured one, or that of the data directory."""
+    if url := redis_url or configured_redis_url():
+        yield url
         return
+    if not create and not has_valkey(data_dir):
+        raise CannotStart(
+            f"no service has used the data directory {data_dir}, so a key would be valid nowhere. Give the --data-dir "
+            "of the service (for `sharecap up`, `data` in the directory where it was started) or its REDIS_URL. To "
+            "create a key before the first start, use `sharecap keys add --create`"
+        )
     async with embedded_valkey(data_dir) as url:
         yield url
 

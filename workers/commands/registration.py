@@ -3,12 +3,18 @@
 Each command runs as a program of its own, so this module does not import torch or vLLM.
 """
 
+from collections.abc import Sequence
+
 import typer
+from sharecap_client.cli.errors import CommandFailed
 from sharecap_client.cli.run import become, require
 
 from service.contract.settings import WORKER_ADVICE
 
+HELP_FLAGS = {"-h", "--help"}
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+ENGINE = ("PIL", "safetensors", "sentencepiece", "tokenizers", "torch", "transformers", "vllm")
+ENCODER = ("numpy", "torch", "transformers")
 
 
 def register(app: typer.Typer) -> None:
@@ -19,18 +25,36 @@ def register(app: typer.Typer) -> None:
 
 
 def generate(context: typer.Context) -> None:
-    """Run one greedy turn of a model without the service; see `sharecap generate --help`."""
-    require(("torch", "vllm"), WORKER_ADVICE)
-    become("workers.commands.generate", *context.args)
+    """Run one greedy turn of a model without the service, and print its text.
+
+    sharecap generate --model DIR --prompt TEXT [--image FILE] [--max-tokens N] [--json]
+    """
+    _run(context, ENGINE, "workers.commands.generate")
 
 
 def vllm_args(context: typer.Context) -> None:
-    """Print options for vLLM's own server: vllm serve MODEL $(sharecap vllm-args MODEL)."""
-    require(("torch", "vllm"), WORKER_ADVICE)
-    become("workers.commands.vllm_args", *context.args)
+    """Print the options with which vLLM's own server serves a ShareCaptioner-Video checkpoint.
+
+    vllm serve MODEL $(sharecap vllm-args MODEL)
+    """
+    _run(context, ENGINE, "workers.commands.vllm_args")
 
 
 def dedupe(context: typer.Context) -> None:
-    """Drop captions that are too similar to an earlier caption; see `sharecap dedupe --help`."""
-    require(("torch", "transformers"), WORKER_ADVICE)
-    become("workers.commands.dedupe", *context.args)
+    """Drop captions that are too similar to an earlier caption.
+
+    sharecap dedupe captions.jsonl --threshold 0.97
+    """
+    _run(context, ENCODER, "workers.commands.dedupe")
+
+
+def _run(context: typer.Context, packages: Sequence[str], module: str) -> None:
+    """Become the program. If its packages are missing, it cannot print its help, so the short help is printed here."""
+    try:
+        require(packages, WORKER_ADVICE)
+    except CommandFailed as error:
+        if not HELP_FLAGS & set(context.args):
+            raise
+        print(context.get_help(), error, sep="\n")
+        return
+    become(module, *context.args)

@@ -20,6 +20,10 @@ from sharecap_client.cli.terminal import printable
 from sharecap_client.errors import SharecapError
 
 ENTRY_POINT_GROUP = "sharecap.commands"
+SERVER_COMMANDS = frozenset(
+    ("up", "serve", "worker", "demo", "doctor", "keys", "health", "deploy", "generate", "vllm-args", "dedupe")
+)
+"""Commands of the server's packages, for the error if these are not installed. A test compares them."""
 
 notes = Console(stderr=True, highlight=False)
 
@@ -46,6 +50,11 @@ class CommandGroup(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in self.commands:
             self._load()
+        if cmd_name not in self.commands and cmd_name in SERVER_COMMANDS:
+            raise CommandFailed(
+                f"`sharecap {cmd_name}` is part of the server, which is not installed here. On the machine of the "
+                "service, run `make setup` in sharecap's repository"
+            )
         return super().get_command(ctx, cmd_name)
 
     def _load(self) -> None:

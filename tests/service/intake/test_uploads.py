@@ -266,6 +266,13 @@ async def test_an_invalid_form_is_refused(gateway: Served, store: Store) -> None
     await nothing_stored(gateway, store)
 
 
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"a" * 70_000])
+async def test_a_video_in_another_field_is_answered_with_the_right_name(gateway: Served, content: bytes) -> None:
+    answer = await gateway.client.post("/captions", files={"video": ("clip.mp4", content)})
+    problem(answer, 422, "invalid_option")
+    assert "video: unknown file; send the video in the form field `file`" in answer.json()["detail"]
+
+
 async def test_missing_boundaries_and_other_content_types_are_refused(gateway: Served, store: Store) -> None:
     post = gateway.client.post
     answer = await post("/captions", content=b"x", headers={"content-type": "multipart/form-data"})

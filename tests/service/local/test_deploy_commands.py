@@ -20,7 +20,7 @@ from service.contract.store.store import Store
 from service.contract.store.wakeups import Wakeups
 from service.local.up import free_port
 from service.settings import Settings
-from tests.client.test_cli import Sharecap, sharecap
+from tests.client.conftest import Sharecap, sharecap
 from tests.service.scripted import ScriptedWorker, Serve, recaption_events
 
 __all__ = ["sharecap"]

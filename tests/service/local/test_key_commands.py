@@ -40,7 +40,9 @@ def test_a_key_is_created_listed_and_revoked(sharecap: Sharecap, redis_url: str)
     [
         (("list", "--redis-url", "redis://127.0.0.1:9/0"), "the Redis server of the service does not answer"),
         (("list", "--redis-url", "nonsense"), "the Redis server of the service does not answer"),
-        (("add", "x", "--data-dir", "/proc/nowhere"), "cannot write to the data directory /proc/nowhere"),
+        (("add", "x", "--data-dir", "/proc/nowhere"), "no service has used the data directory /proc/nowhere"),
+        (("add", "x", "--create", "--data-dir", "/proc/nowhere"), "cannot write to the data directory /proc/nowhere"),
+        (("list", "--data-dir", "/tmp"), "no service has used the data directory /tmp"),
     ],
 )
 def test_an_expected_error_is_one_line(sharecap: Sharecap, arguments: tuple[str, ...], words: str) -> None:
@@ -83,7 +85,8 @@ async def test_a_key_created_on_the_command_line_is_accepted_by_a_running_servic
 def test_the_valkey_server_of_a_data_directory_is_found_or_started(sharecap: Sharecap, tmp_path: Path) -> None:
     data_dir = tmp_path / ("x" * 90)  # too long for the path of a socket
     own = ("--data-dir", str(data_dir))
-    assert sharecap("keys", "add", "before", *own).status == 0  # no server is running
+    assert sharecap("keys", "add", "before", *own).status == 1 and not data_dir.exists()  # a mistyped directory
+    assert sharecap("keys", "add", "before", "--create", *own).status == 0  # no server is running
     before, after, succeeded = asyncio.run(add_key_while_running(data_dir))
     assert (before, after, succeeded) == (["before"], ["before", "meanwhile"], True)
     listed = sharecap("keys", "list", *own).out
