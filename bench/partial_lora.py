@@ -25,7 +25,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the modules of this folder
 
-from bench.published import write_checkpoint
+from bench.published import SMALL_VISION, TINY, write_checkpoint
 
 os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "TQDM_DISABLE": "1"}
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -46,23 +46,6 @@ OPERATOR = "sharecap_xcomposer2::add_partial_lora"
 DECODE_REQUESTS = 8
 DECODE_TOKENS = 16
 IMAGE_PX = (1024, 576)
-TINY: dict[str, Any] = {
-    "hidden_size": 128,
-    "intermediate_size": 256,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 1024,
-    "plora": {"r": 16, "alpha": 16},
-}
-SMALL_VISION: dict[str, Any] = {  # the vision tower is not measured
-    "hidden_size": 64,
-    "intermediate_size": 64,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 1,
-    "image_size": 336,
-    "patch_size": 14,
-    "hidden_act": "quick_gelu",
-}
 Steps = list[tuple[int, float]]
 """For each step of the decoder: the number of tokens, and seconds."""
 

@@ -19,6 +19,7 @@ BENCH = Path(__file__).parents[2] / "bench"
         ("partial_lora.py",),
         ("gateway.py",),
         ("start.py",),
+        ("gpu.py",),
     ],
     ids=" ".join,
 )

@@ -142,8 +142,10 @@ def run(engine: dict[str, Any], questions: list[tuple[str, list[int] | None]]) -
         ],
         "compiled_graphs": counters["stats"]["unique_graphs"],
         "ranks": llm.llm_engine.vllm_config.parallel_config.tensor_parallel_size,
-        "dtypes": llm.apply_model(lambda model: {n: str(p.dtype) for n, p in model.named_parameters()})[0],
     }
+    if "dtypes" in engine["inspect"]:
+        types = llm.apply_model(lambda model: {name: str(value.dtype) for name, value in model.named_parameters()})
+        result["dtypes"] = types[0]
     if "graphs" in engine["inspect"]:
         result["graphs"] = llm.apply_model(lambda model: encoder_graphs(llm, model))[0]
     if "steps" in engine["inspect"]:

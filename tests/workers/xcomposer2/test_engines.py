@@ -81,12 +81,14 @@ def results(base: Path, tensors: dict[str, Tensor]) -> Results:
             "name": "online",
             "directory": str(base),
             "engine": {"dtype": "bfloat16", "quantization": "fp8_per_tensor"},
-            "inspect": [],
+            "inspect": ["dtypes"],
         },
     ]
     for kind in KINDS:
         directory = write_variant(base, kind, quantise(tensors, kind)[0], CONFIGS[kind])
-        engines.append({"name": kind, "directory": str(directory), "engine": {"dtype": "bfloat16"}, "inspect": []})
+        engines.append(
+            {"name": kind, "directory": str(directory), "engine": {"dtype": "bfloat16"}, "inspect": ["dtypes"]}
+        )
     file = base.with_name("results.json")
     run = subprocess.run(
         [sys.executable, "-m", "tests.reference.engine_checks", str(file)],
