@@ -90,17 +90,30 @@ async def _store_selected(attempt: Attempt, options: VideoOptions, log: Keyframe
     first_is_stored = bool(log.entries)  # a resumed selection starts with the last keyframe of an earlier attempt
     async with aclosing(select(frames, options, attempt.context.encoder, default_threshold)) as batches:
         async for batch in batches:
-            new: list[Keyframe] = []
-            for selected in batch.frames[1:] if first_is_stored else batch.frames:
-                previous = new or log.entries
-                new.append(await _save(attempt, previous[-1] if previous else None, selected))
-            first_is_stored = False
             attempt.timings.decode = frames.read_s
+            new = batch.frames[1:] if first_is_stored else batch.frames
+            first_is_stored = False
+            if not log.entries and len(new) > 1:  # captioning starts with the first keyframe
+                await _store(attempt, log, new[:1], complete=False)
+                new = new[1:]
             if new or batch.is_last:
-                await attempt.events.append(Keyframes(keyframes=new, complete=batch.is_last))
-                if batch.is_last:
-                    await attempt.delete_upload()
-                log.add(new, batch.is_last)
+                await _store(attempt, log, new, complete=batch.is_last)
+
+
+async def _store(attempt: Attempt, log: KeyframeLog, frames: list[SelectedFrame], *, complete: bool) -> None:
+    """Store these frames as keyframes, publish them and append them to the log. `complete`: no more will follow."""
+    new: list[Keyframe] = []
+    for selected in frames:
+        previous = new or log.entries
+        new.append(await _save(attempt, previous[-1] if previous else None, selected))
+    event = Keyframes(keyframes=new, complete=complete)
+    if log.entries or complete:
+        await attempt.events.append(event)
+    else:
+        attempt.events.submit(event)  # the first turn need not wait for it
+    if complete:
+        await attempt.delete_upload()
+    log.add(new, complete)
 
 
 async def _save(attempt: Attempt, previous: Keyframe | None, selected: SelectedFrame) -> Keyframe:
