@@ -8,19 +8,46 @@ A secret need not be in the environment: `SECRETS_DIR` names directories, separa
 """
 
 import os
+from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SecretsSettingsSource, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SecretsSettingsSource,
+    SettingsConfigDict,
+)
 
 from service.contract.jobs import MAX_KEYFRAMES_LIMIT
 from service.contract.outbound.ssrf import Hosts
+from service.contract.sandbox.formats import CODECS, FORMATS
 from service.contract.sandbox.probe import VideoLimits
 
 GIB = 1 << 30
 WORKER_ADVICE = "Workers and their commands need the packages in requirements/cpu.txt or requirements/gpu.txt."
 """Shown if a package of the worker is not installed."""
+
+
+def split_names(value: object) -> object:
+    """Return the names in `name,…`; another value unchanged."""
+    return frozenset(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
+
+
+def check_names(kind: str, known: Collection[str], names: frozenset[str]) -> frozenset[str]:
+    """Return `names` if all are known and there is at least one. Raises ValueError."""
+    if unknown := names - set(known):
+        raise ValueError(f"no {kind} is named {', '.join(sorted(unknown))}; the names are {', '.join(known)}")
+    if not names:
+        raise ValueError(f"at least one {kind} must be accepted")
+    return names
+
+
+Names = Annotated[frozenset[str], NoDecode, BeforeValidator(split_names)]
+"""A setting, written `name,…`."""
 
 
 class RedisSettings(BaseSettings):
@@ -60,6 +87,10 @@ class SharedSettings(RedisSettings):
     max_duration_s: Annotated[float, Field(gt=0)] = VideoLimits.max_duration_s
     max_pixels: Annotated[int, Field(gt=0)] = VideoLimits.max_pixels
     """Maximum width times height of a frame."""
+    formats: Annotated[Names, AfterValidator(partial(check_names, "format", FORMATS))] = frozenset(FORMATS)
+    """Accepted containers, `name,…`: names of `FORMATS` in `sandbox/formats.py`. Other files are refused unopened."""
+    codecs: Annotated[Names, AfterValidator(partial(check_names, "codec", CODECS))] = frozenset(CODECS)
+    """Accepted video codecs, likewise."""
     probe_timeout_s: Annotated[float, Field(gt=0)] = VideoLimits.wall_s
     max_keyframes: Annotated[int, Field(ge=1, le=MAX_KEYFRAMES_LIMIT)] = 2000
     """Upper bound of the option `max_keyframes`, and its default."""
@@ -71,4 +102,4 @@ class SharedSettings(RedisSettings):
 
     @property
     def video_limits(self) -> VideoLimits:
-        return VideoLimits(self.max_pixels, self.max_duration_s, self.probe_timeout_s)
+        return VideoLimits(self.max_pixels, self.max_duration_s, self.probe_timeout_s, self.formats, self.codecs)

@@ -72,6 +72,34 @@ def rotate(source: Path, target: Path) -> Path:
     return target
 
 
+def trimmed(source: Path, target: Path, skipped_s: float) -> Path:
+    """Copy an MP4 with an edit list that skips its beginning, like a video trimmed on a phone."""
+    data = bytearray(source.read_bytes())
+
+    def timescale(header: bytes) -> int:
+        return int(struct.unpack_from(">I", data, data.index(header) + 4 + 12)[0])  # version 0
+
+    entry = data.index(b"elst") + 4 + 8  # the only entry, version 0
+    duration, start, rate = struct.unpack_from(">IiI", data, entry)
+    moved = (duration - round(skipped_s * timescale(b"mvhd")), start + round(skipped_s * timescale(b"mdhd")), rate)
+    struct.pack_into(">IiI", data, entry, *moved)
+    target.write_bytes(data)
+    return target
+
+
+def delayed(source: Path, target: Path, delay_s: float) -> Path:
+    """Copy an MP4 so that its first frame is shown `delay_s` later; the muxer writes an empty edit before it."""
+    with av.open(str(source)) as read, av.open(str(target), "w") as out:
+        stream = out.add_stream_from_template(read.streams.video[0])
+        for packet in read.demux(video=0):
+            if packet.dts is not None:
+                assert packet.pts is not None and packet.time_base is not None
+                delay = int(Fraction(delay_s).limit_denominator(1000) / packet.time_base)
+                packet.pts, packet.dts, packet.stream = packet.pts + delay, packet.dts + delay, stream
+                out.mux(packet)
+    return target
+
+
 def polyglot(path: Path, mp4: Path, avi: Path) -> Path:
     """Write a file that is `mp4` to an MP4 reader and `avi` to an AVI reader.
 

@@ -25,7 +25,7 @@ from workers.video.decode_child import FRAME_HEADER, Spec
 
 T = TypeVar("T")
 CHILD = Path(__file__).with_name("decode_child.py")
-LIBRARIES = (*PROBE_LIBRARIES, "numpy", "PIL.Image")
+LIBRARIES = (*PROBE_LIBRARIES, "av.filter", "av.video.reformatter", "numpy", "PIL.Image", "PIL.WebPImagePlugin")
 """What probe and decode child import; a `ChildStarter` has imported it before."""
 MAX_SIDE_PX = 1024
 
@@ -149,6 +149,7 @@ async def open_frames(
         path=str(path.resolve()),
         demuxer=info.container,
         codec=info.codec,
+        pixel_aspect=info.pixel_aspect,
         max_side_px=MAX_SIDE_PX,
         cpu_s=limits.cpu_s,
         **asdict(part),

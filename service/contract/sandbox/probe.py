@@ -19,7 +19,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from service.contract.errors import DecoderKilled, NotAVideo, UnsupportedMedia, VideoTooLarge, VideoTooLong
-from service.contract.sandbox.formats import CODECS, CONTAINERS
+from service.contract.sandbox.formats import CODECS, EXCLUDED_CODECS, EXCLUDED_FORMATS, FORMATS, named
 from service.contract.sandbox.subprocesses import ChildProcess, ChildStarter, child_arguments
 
 CHILD = Path(__file__).with_name("probe_child.py")
@@ -36,15 +36,21 @@ log = logging.getLogger("sharecap.sandbox")
 
 @dataclass(frozen=True)
 class VideoLimits:
-    """The largest video that is accepted; `wall_s` is the time limit of the probe itself."""
+    """The containers and codecs that are accepted, and the largest video. `wall_s` is the time limit of the probe."""
 
     max_pixels: int = 8192 * 4352
     max_duration_s: float = 12 * 3600.0
     wall_s: float = 20.0
+    formats: frozenset[str] = frozenset(FORMATS)
+    codecs: frozenset[str] = frozenset(CODECS)
 
 
 class VideoInfo(BaseModel):
-    """The first video stream. `width` and `height` are as stored; `rotation` turns them clockwise, in degrees."""
+    """The first video stream.
+
+    `width` and `height` are as stored. `pixel_aspect` is the width of a pixel divided by its height. `rotation` turns
+    the picture clockwise, in degrees.
+    """
 
     model_config = ConfigDict(allow_inf_nan=False)
 
@@ -53,14 +59,17 @@ class VideoInfo(BaseModel):
     width: int
     height: int
     rotation: int = 0
+    pixel_aspect: float = Field(default=1.0, gt=0)
     fps: float | None = None
     duration_s: float | None = None
     streams: int = 1
 
     @property
     def shown_size(self) -> tuple[int, int]:
-        """Width and height as a viewer sees them."""
-        return (self.height, self.width) if self.rotation % 180 else (self.width, self.height)
+        """Width and height as a viewer sees them: upright and with square pixels, the longer side of a pixel kept."""
+        width, height = self.width * max(self.pixel_aspect, 1), self.height * max(1 / self.pixel_aspect, 1)
+        size = round(width), round(height)
+        return size[::-1] if self.rotation % 180 else size
 
 
 class VideoReport(VideoInfo):
@@ -104,7 +113,7 @@ def check_sandbox() -> None:
     Raises NoSandbox if the child cannot be confined, RuntimeError if it fails for another reason, and
     subprocess.TimeoutExpired if it does not end.
     """
-    command = (sys.executable, *child_arguments(CHILD, str(CHILD), "1"))
+    command = (sys.executable, *child_arguments(CHILD, child_argument(CHILD, VideoLimits(max_pixels=1))))
     child = subprocess.run(command, capture_output=True, text=True, env={}, timeout=START_TIMEOUT_S, check=False)
     if child.returncode:
         reason = (child.stderr.strip().splitlines() or [f"exit status {child.returncode}"])[-1]
@@ -135,19 +144,22 @@ async def probe(path: Path, limits: VideoLimits | None = None, starter: ChildSta
             check(info, limits)
             return info
         case ForeignReport(container=container):
-            raise UnsupportedMedia(f"The file is {container}; accepted are {CONTAINERS}.")
+            reason = f": {EXCLUDED_FORMATS[container]}." if container in EXCLUDED_FORMATS else "."
+            raise UnsupportedMedia(f"The file is {container}{reason} Accepted are {named(limits.formats)}.")
         case DamageReport(detail=detail):
             raise NotAVideo(f"The file starts as a video but cannot be read: {detail}.")
         case EmptyReport(outcome="no video"):
             raise NotAVideo("The file has no video stream with a frame in it.")
         case EmptyReport():
-            raise NotAVideo(f"The file is not a video; accepted are {CONTAINERS}.")
+            raise NotAVideo(f"The file is not a video. Accepted are {named(limits.formats)}.")
 
 
 def check(info: VideoInfo, limits: VideoLimits) -> None:
     """Raise NotAVideo, UnsupportedMedia, VideoTooLarge or VideoTooLong if the video exceeds a limit."""
-    if info.codec not in CODECS:
-        raise UnsupportedMedia(f"The video's codec is {info.codec}; accepted are {', '.join(CODECS)}.")
+    if info.codec not in limits.codecs:
+        reason = f": {EXCLUDED_CODECS[info.codec]}." if info.codec in EXCLUDED_CODECS else "."
+        accepted = ", ".join(codec for codec in CODECS if codec in limits.codecs)
+        raise UnsupportedMedia(f"The video's codec is {info.codec}{reason} Accepted are {accepted}.")
     if info.width < 1 or info.height < 1:
         raise NotAVideo("The video stream has no frame size.")
     if info.width * info.height > limits.max_pixels:
@@ -161,7 +173,7 @@ def check(info: VideoInfo, limits: VideoLimits) -> None:
 
 
 async def _run_child(path: Path, limits: VideoLimits, starter: ChildStarter) -> Report:
-    async with starter.child(CHILD, str(path.resolve()), str(limits.max_pixels)) as child:
+    async with starter.child(CHILD, child_argument(path.resolve(), limits)) as child:
         try:
             async with asyncio.timeout(limits.wall_s):
                 output = await _read_output(child)
@@ -172,6 +184,12 @@ async def _run_child(path: Path, limits: VideoLimits, starter: ChildStarter) -> 
             if await _exit_status(child) == -signal.SIGKILL:
                 raise DecoderKilled from None
             raise NotAVideo("The file crashed the probe.") from None
+
+
+def child_argument(path: Path, limits: VideoLimits) -> str:
+    """Return the child's argument: what to inspect."""
+    accepted = {"formats": sorted(limits.formats), "codecs": sorted(limits.codecs)}
+    return json.dumps({"path": str(path), "max_pixels": limits.max_pixels, **accepted})
 
 
 async def _exit_status(child: ChildProcess) -> int | None:

@@ -128,7 +128,7 @@ BAD_RESPONSES: dict[str, tuple[Answer, str]] = {
     "redirect to another port": (redirect("http://example.com:22/"), "url_forbidden"),
     "empty": (file(b""), "not_a_video"),
     "HTML page": (file(b"<html>" + b" " * 2000), "not_a_video"),
-    "another format": (file(b"GIF89a" + b"\0" * 2000), "unsupported_media"),
+    "another format": (file(b".RMF" + b"\0" * 2000), "unsupported_media"),
     "declared size too large": (raw(f"{HEAD}Content-Length: {MAX_BYTES + 1}\r\n\r\n"), "video_too_large"),
     "endless": (endless(f"{HEAD}\r\n", b"\0" * 65_536), "video_too_large"),
     "endless chunks": (

@@ -11,7 +11,7 @@ import pytest
 from service.contract.errors import DecodeFailed, DecoderKilled, InvalidOption, NotAVideo
 from service.contract.sandbox.probe import VideoInfo, probe
 from tests.workers.clips import number_of, numbered, polyglot, rotate, write
-from workers.video import decode_child as decode
+from workers.video.decoding import stream
 from workers.video.frames import CHILD, DecodeLimits, Frame, Part, open_frames
 from workers.video.sampling import plan_samples
 
@@ -221,8 +221,8 @@ async def test_the_child_itself_refuses_other_codecs(tmp_path: Path) -> None:
     """The probe refuses this file too; here the child gets it with the claim that it is H.264."""
     path = write(tmp_path / "lossless.mkv", [numbered(k) for k in range(3)], codec="ffv1")
     info = VideoInfo(container="matroska", codec="h264", width=160, height=120)
-    with pytest.raises(decode.CodecRefused, match="ffv1"):
-        decode.Video(str(path), info.container, info.codec)
+    with pytest.raises(stream.CodecRefused, match="ffv1"):
+        stream.File(str(path), info.container, info.codec)
     with pytest.raises(DecodeFailed, match="ended early"):
         async with open_frames(path, info, Part(interval_s=2.0, max_samples=10), DecodeLimits()):
             pass

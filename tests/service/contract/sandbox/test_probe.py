@@ -12,6 +12,7 @@ import pytest
 
 from service.contract.errors import DecoderKilled, NotAVideo, UnsupportedMedia, VideoTooLarge, VideoTooLong
 from service.contract.sandbox import probe as module
+from service.contract.sandbox.formats import EXCLUDED_FORMATS
 from service.contract.sandbox.probe import NoSandbox, VideoLimits, check_sandbox, probe
 from tests.conftest import needs_worker
 
@@ -106,17 +107,45 @@ async def test_an_mp4_without_frames_is_refused(tmp_path) -> None:
 @pytest.mark.parametrize(
     "case",
     [
-        ("a.flv", "flv", "yuv420p", "Flash"),
-        ("a.gif", "gif", "rgb8", "GIF"),
-        ("a.avi", "magicyuv", "yuv444p", "magicyuv"),
-        ("a.mkv", "mjpeg", "yuvj420p", "mjpeg"),
-        ("a.mov", "qtrle", "rgb24", "qtrle"),
+        ("a.y4m", "wrapped_avframe", "yuv420p", "YUV4MPEG: uncompressed"),
+        ("a.ivf", "libvpx", "yuv420p", "IVF: it is a format of test streams"),
+        ("a.avi", "magicyuv", "yuv444p", "magicyuv: it serves intermediate files"),
+        ("a.mov", "qtrle", "rgb24", "qtrle: it is obsolete"),
+        ("a.mov", "png", "rgb24", r"png\. Accepted are h264"),
     ],
 )
-async def test_refused_containers_and_codecs_are_named(tmp_path, make_clip, case) -> None:
+async def test_refused_containers_and_codecs_are_named_with_the_reason(tmp_path, make_clip, case) -> None:
     name, encoder, pix_fmt, named = case
     with pytest.raises(UnsupportedMedia, match=named):
         await probe(make_clip(tmp_path / name, 0.5, codec=encoder, pix_fmt=pix_fmt))
+
+
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [
+        ("PNG", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + bytes(17) + b"\0\0\0\x05IDAT"),
+        ("WebP", b"RIFF\0\x01\0\0WEBPVP8 "),
+        ("JPEG", b"\xff\xd8\xff\xe0\0\x10JFIF"),
+        ("AVIF or HEIF", b"\0\0\0\x1cftypavif"),
+        ("MXF", bytes.fromhex("060e2b34020501010d01020101020400")),
+        ("RealMedia", b".RMF\0\0\0\x12"),
+        ("DV", bytes.fromhex("1f0700bf")),
+    ],
+)
+async def test_known_files_that_are_not_accepted_are_named_with_the_reason(tmp_path, name, head) -> None:
+    path = tmp_path / "video.mp4"
+    path.write_bytes(head + bytes(2000))
+    with pytest.raises(UnsupportedMedia, match=f"{name}: {EXCLUDED_FORMATS[name]}"):
+        await probe(path)
+
+
+async def test_the_settings_narrow_the_list(tmp_path, make_clip, clip) -> None:
+    only_webm = VideoLimits(formats=frozenset({"matroska"}), codecs=frozenset({"vp9"}))
+    with pytest.raises(UnsupportedMedia, match=r"MP4.* Accepted are Matroska and WebM\.$"):
+        await probe(clip, only_webm)
+    with pytest.raises(UnsupportedMedia, match=r"h264\. Accepted are vp9\.$"):
+        await probe(make_clip(tmp_path / "a.mkv", 0.5), only_webm)
+    assert (await probe(make_clip(tmp_path / "a.webm", 0.5, codec="libvpx-vp9"), only_webm)).codec == "vp9"
 
 
 async def test_a_video_with_too_many_pixels_is_refused(clip) -> None:

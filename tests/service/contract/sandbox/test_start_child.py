@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from service.contract.sandbox.probe import CHILD
+from service.contract.sandbox.probe import CHILD, VideoLimits, child_argument
 from service.contract.sandbox.subprocesses import child_arguments
 
 END_WITHIN_S = 2.0
@@ -58,7 +58,7 @@ def test_a_child_that_is_still_importing_ends_with_its_parent(tmp_path: Path) ->
 def test_the_probe_ends_with_its_parent_at_any_time(tmp_path: Path, after_s: float) -> None:
     """Opening the pipe blocks, so this probe never ends by itself."""
     os.mkfifo(pipe := tmp_path / "video.mp4")
-    assert kill_parent_of(CHILD, str(pipe), "1000000", after_s=after_s)
+    assert kill_parent_of(CHILD, child_argument(pipe, VideoLimits()), after_s=after_s)
 
 
 FORKING = """
@@ -68,7 +68,7 @@ from service.contract.sandbox.probe import CHILD, LIBRARIES
 from service.contract.sandbox.subprocesses import ChildStarter
 
 async def main():
-    async with ChildStarter(LIBRARIES) as starter, starter.child(CHILD, sys.argv[1], "1000000") as child:
+    async with ChildStarter(LIBRARIES) as starter, starter.child(CHILD, sys.argv[1]) as child:
         print("started", flush=True)
         await child.wait()
 
@@ -79,7 +79,8 @@ asyncio.run(main())
 @pytest.mark.parametrize("after_s", [0, 0.02, 0.1, 0.5, 2])
 def test_the_fork_server_and_its_children_end_with_the_parent_at_any_time(tmp_path: Path, after_s: float) -> None:
     os.mkfifo(pipe := tmp_path / "video.mp4")
-    with psutil.Popen([sys.executable, "-c", FORKING, str(pipe)], stdout=subprocess.PIPE) as parent:
+    command = [sys.executable, "-c", FORKING, child_argument(pipe, VideoLimits())]
+    with psutil.Popen(command, stdout=subprocess.PIPE) as parent:
         assert parent.stdout.readline()
         time.sleep(after_s)
         family = [(process, os.pidfd_open(process.pid)) for process in parent.children(recursive=True)]

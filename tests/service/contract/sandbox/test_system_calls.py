@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from service.contract.sandbox import system_calls
-from service.contract.sandbox.probe import CHILD, probe
+from service.contract.sandbox.probe import CHILD, VideoLimits, child_argument, probe
 from service.contract.sandbox.system_calls import ALLOW, AUDIT_ARCH, MACHINES, NOT_IMPLEMENTED, NUMBERS, REFUSE
 from tests.conftest import MakeClip
 from workers.video.decode_child import Spec
@@ -143,14 +143,17 @@ def trace(path: Path, *command: str) -> list[tuple[str, str]]:
         ("c.webm", "libsvtav1", "av1"),
         ("a.avi", "mpeg4", "mpeg4"),
         ("a.ts", "h264", "h264"),
+        ("a.gif", "gif", "gif"),
+        ("a.webp", "libwebp_anim", "webp"),
     ],
 )
 async def test_decoding_is_never_refused_a_call(
     tmp_path: Path, make_clip: MakeClip, name: str, encoder: str, codec: str
 ) -> None:
-    path = make_clip(tmp_path / name, 1.0, codec=encoder, audio=codec == "h264")
+    pix_fmt = "rgb8" if codec == "gif" else "yuv420p"
+    path = make_clip(tmp_path / name, 1.0, codec=encoder, pix_fmt=pix_fmt, audio=codec == "h264")
     spec = Spec(str(path), (await probe(path)).container, codec, 0.2, 10, 1024, 60)
-    calls = trace(tmp_path / "probe", str(CHILD), str(path), "1000000")
+    calls = trace(tmp_path / "probe", str(CHILD), child_argument(path, VideoLimits()))
     calls += trace(tmp_path / "decode", str(DECODE_CHILD), json.dumps(vars(spec)))
     assert {called for called, _ in calls} <= {*NUMBERS, "clone3"}
     assert [call for call in calls if "EPERM" in call[1]] == []
