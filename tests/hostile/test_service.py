@@ -26,7 +26,7 @@ from av.video.codeccontext import VideoCodecContext
 from service.contract.errors import DecodeFailed, NotAVideo, UnsupportedMedia, VideoTooLarge, VideoTooLong
 from service.presentation import Job
 from tests.conftest import MakeClip
-from tests.hostile.test_corpus import KINDS, damaged
+from tests.hostile.test_corpus import damaged, whole_clips
 from tests.hostile_server import HostileServer, file, hostile_server
 from tests.soak.cluster import Cluster
 from tests.soak.history import problems_of, read_histories
@@ -260,9 +260,8 @@ async def outcomes_of(requests: Iterable[Coroutine[Any, Any, str]]) -> list[str]
 
 @pytest.mark.timeout(3600)
 async def test_hostile_files_do_not_affect_the_service(tmp_path: Path, make_clip: MakeClip, clip: Path) -> None:
-    chance = random.Random(11)
-    whole = [make_clip(tmp_path / name, 2.0, codec=codec).read_bytes() for name, codec in KINDS]
-    corpus = [damaged(whole[case % len(whole)], chance) for case in range(DAMAGED)]
+    chance, whole = random.Random(11), whole_clips(tmp_path)
+    corpus = [damaged(chance.choice(whole), chance) for _ in range(DAMAGED)]
     canary = make_clip(tmp_path / "canary.ts", 1.0)
     watch = Watch(canary)
     async with hostile_server() as trap, hostile_server() as source:
