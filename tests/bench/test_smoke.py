@@ -20,6 +20,7 @@ BENCH = Path(__file__).parents[2] / "bench"
         ("gateway.py",),
         ("start.py",),
         ("gpu.py",),
+        ("frames.py",),
     ],
     ids=" ".join,
 )
