@@ -65,6 +65,14 @@ async def test_each_sample_is_the_frame_on_screen_at_its_time(
         assert times(frames) == pytest.approx([number / 25 for number in expected], abs=1e-3)
 
 
+async def test_a_long_video_is_sampled_with_several_threads(tmp_path: Path) -> None:
+    path = write(tmp_path / "long.mp4", [numbered(k % 200) for k in range(300)], **CLOSED)
+    frames, _ = await sample(path, interval_s=1.12)
+    expected = [*range(0, 300, 28), 299]
+    assert times(frames) == pytest.approx([number / 25 for number in expected], abs=1e-3)
+    assert [number_of(frame.image) for frame in frames] == [number % 200 for number in expected]
+
+
 async def test_a_variable_frame_rate_is_sampled_by_time(tmp_path: Path) -> None:
     shown_at = np.cumsum([0.0, *np.random.default_rng(3).uniform(0.01, 0.9, 60)]).round(3)
     path = write(tmp_path / "vfr.mp4", [numbered(k) for k in range(61)], times_s=list(shown_at))
