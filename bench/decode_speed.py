@@ -21,7 +21,8 @@ import av
 import numpy as np
 import numpy.typing as npt
 
-from workers.video.decode_child import Video
+from workers.video.decoding.picture import Pictures
+from workers.video.decoding.video import open_video
 from workers.video.sampling import plan_samples
 
 Rgb = npt.NDArray[np.uint8]
@@ -30,6 +31,8 @@ FPS = 25
 KEYFRAME_EVERY_S = (2, 10)
 INTERVALS_S = (2.0, 0.5)
 SPEED_PX = 5
+MAX_SIDE_PX = 1 << 20
+"""Frames are not reduced, because decord2 does not reduce them either."""
 
 
 def encode(path: Path, size: tuple[int, int], seconds: int, keyframe_every_s: int) -> None:
@@ -48,7 +51,13 @@ def encode(path: Path, size: tuple[int, int], seconds: int, keyframe_every_s: in
 
 
 def with_pyav(path: Path) -> Callable[[int], Rgb | None]:
-    return Video(str(path), "mov", "h264").frame
+    video, pictures = open_video(str(path), "mov", "h264"), Pictures(MAX_SIDE_PX, 1.0)
+
+    def picture(number: int) -> Rgb | None:
+        shown = video.shown(number)
+        return None if shown is None else np.asarray(pictures.picture(shown.frame, shown.before, shown.after))
+
+    return picture
 
 
 def with_decord2(path: Path) -> Callable[[int], Rgb | None]:
