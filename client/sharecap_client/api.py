@@ -11,12 +11,13 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, Self, TypeVar
 
 import httpx
+from pydantic import BaseModel, ValidationError
 from typing_extensions import Unpack
 
-from sharecap_client.errors import ApiError, JobCancelled, error_class
+from sharecap_client.errors import ApiError, JobCancelled, UnexpectedAnswer, error_class
 from sharecap_client.events import Event
 from sharecap_client.models import ClipPage, Job, JobPage, JobStatus, JobSummary
 from sharecap_client.options import JobOptions, VideoOptions
@@ -28,6 +29,7 @@ RETRIES = 4
 PAGE_SIZE = 100
 NO_WAIT = {"Prefer": "wait=0"}
 
+ModelT = TypeVar("ModelT", bound=BaseModel)
 Video = str | os.PathLike[str] | BinaryIO
 """A path, an http(s) URL, or a file that is open for reading bytes."""
 
@@ -103,7 +105,7 @@ class AsyncClient:
 
     async def job(self, job_id: str) -> Job:
         """Return the job with its results so far."""
-        return Job.model_validate(await self._transport.get(f"/captions/{job_id}"))
+        return self._parse(Job, await self._transport.get(f"/captions/{job_id}"))
 
     async def jobs(
         self, *, status: JobStatus | str | None = None, kind: str | None = None
@@ -112,7 +114,7 @@ class AsyncClient:
         cursor: str | None = None
         while True:
             answer = await self._transport.get("/captions", limit=PAGE_SIZE, status=status, kind=kind, cursor=cursor)
-            page = JobPage.model_validate(answer)
+            page = self._parse(JobPage, answer)
             for job in page.jobs:
                 yield job
             if (cursor := page.cursor) is None:
@@ -123,7 +125,7 @@ class AsyncClient:
         cursor: str | None = None
         while True:
             answer = await self._transport.get(f"/captions/{job_id}/clips", limit=PAGE_SIZE, cursor=cursor)
-            page = ClipPage.model_validate(answer)
+            page = self._parse(ClipPage, answer)
             for clip in page.clips:
                 yield clip
             if (cursor := page.cursor) is None:
@@ -152,7 +154,7 @@ class AsyncClient:
 
     async def cancel(self, job_id: str) -> Job:
         """Cancel the job and return it. A job that has ended does not change; a running one stops within seconds."""
-        return Job.model_validate(await self._transport.post(f"/captions/{job_id}/cancel"))
+        return self._parse(Job, await self._transport.post(f"/captions/{job_id}/cancel"))
 
     async def delete(self, job_id: str) -> None:
         """Cancel the job if it has not ended, and delete it with all its results."""
@@ -168,12 +170,18 @@ class AsyncClient:
     async def _submit(self, path: str, key: str | None, **arguments: Any) -> "AsyncSubmittedJob":
         """Create a job. If it has failed already, this returns it as well; `wait` raises its error."""
         try:
-            job = Job.model_validate(await self._transport.post(path, key, **arguments))
+            job = self._parse(Job, await self._transport.post(path, key, **arguments))
         except ApiError as error:
             if error.job_id is None:
                 raise
             job = await self.job(error.job_id)
         return AsyncSubmittedJob(self, job)
+
+    def _parse(self, model: type[ModelT], answer: dict[str, Any]) -> ModelT:
+        try:
+            return model.model_validate(answer)
+        except ValidationError as error:
+            raise UnexpectedAnswer(f"{self.url} is not a sharecap service: {error.errors()[0]['msg']}") from error
 
 
 class AsyncSubmittedJob:

@@ -32,7 +32,7 @@ def doctor(
     for finding in listed:
         _print(finding)
     missing = [finding.name for finding in listed if finding.state is State.MISSING]
-    out.print(f"missing: {', '.join(missing)}" if missing else "this machine can run `sharecap up`")
+    out.print(f"this machine lacks: {', '.join(missing)}" if missing else "this machine can run `sharecap up`")
     raise typer.Exit(1 if missing else 0)
 
 

@@ -89,7 +89,13 @@ async def test_events_of_an_unknown_type_are_skipped() -> None:
 
 
 @pytest.mark.parametrize(
-    "answer", [httpx.Response(200, text="hello"), httpx.Response(200, json=[]), httpx.Response(500)]
+    "answer",
+    [
+        httpx.Response(200, text="hello"),
+        httpx.Response(200, json=[]),
+        httpx.Response(200, json={"id": "x"}),
+        httpx.Response(500),
+    ],
 )
 async def test_another_server_is_recognised(answer: httpx.Response) -> None:
     async with AsyncClient("http://service", transport=httpx.MockTransport(lambda _: answer)) as client:

@@ -123,6 +123,7 @@ def _print_table(listed: list[JobSummary]) -> None:
             print(*row, sep="\t")
         return
     table = Table("id", "status", "kind", "created (UTC)", "name", box=None)
+    table.columns[0].no_wrap = True
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     out.print(table)
@@ -150,14 +151,18 @@ def _print_job(job: Job) -> None:
 
 async def _list_clips(service: Service, job_id: str, as_json: bool) -> int:
     async with service.client() as client:
-        async for clip in client.clips(job_id):
-            if as_json:
-                print(clip.model_dump_json())
-                continue
-            start_s, end_s = (clock(float(clip.options[name])) for name in ("start_s", "end_s"))
-            text = " ".join(printable(clip.caption or outcome(clip)).split())
-            print(f"{clip.id}  {start_s}–{end_s}  {text}")
+        listed = [clip async for clip in client.clips(job_id)]
+    for clip in listed:
+        print(clip.model_dump_json() if as_json else _clip_line(clip))
+    if not listed:
+        note(f"this job has no clips yet: `sharecap clip {job_id} --start S --end S` makes one")
     return 0
+
+
+def _clip_line(clip: Job) -> str:
+    start_s, end_s = (clock(float(clip.options[name])) for name in ("start_s", "end_s"))
+    text = " ".join(printable(clip.caption or outcome(clip)).split())
+    return f"{clip.id}  {start_s}–{end_s}  {text}"
 
 
 async def _watch(service: Service, job_id: str, output: Output) -> int:

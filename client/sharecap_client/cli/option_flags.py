@@ -46,7 +46,7 @@ def _flag(name: str, hint: Any) -> inspect.Parameter:
     if get_origin(value_type) is dict:
         text, kind = f"KEY=VALUE, can be repeated. {text}", list[str] | None
     option = typer.Option(*names, help=text, rich_help_panel=PANEL, show_default=False)
-    annotation: Any = Annotated.__class_getitem__((kind, option))  # type: ignore[attr-defined]
+    annotation: Any = Annotated[kind, option]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
