@@ -68,6 +68,8 @@ class File:
             except av.FFmpegError:
                 packets, errors = self.container.demux(self.stream), errors + 1
                 continue
+            except IndexError:  # PyAV, at the end of a file in which a stream has appeared late
+                return
             if packet is None:
                 return
             errors = 0
