@@ -40,7 +40,8 @@ def _check_hub(model: str, env: Mapping[str, str]) -> dict[str, str]:
     if env.get("HF_HUB_OFFLINE"):
         return {}
     hub = env.get("HF_ENDPOINT") or HUB
-    headers = {"Authorization": f"Bearer {env['HF_TOKEN']}"} if env.get("HF_TOKEN") else {}
+    token = _token(env)
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
         answer = httpx.head(f"{hub}/{model}/resolve/main/config.json", headers=headers, timeout=HUB_TIMEOUT_S)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -60,6 +61,17 @@ def _check_hub(model: str, env: Mapping[str, str]) -> dict[str, str]:
 
 def _is_cached(model: str, env: Mapping[str, str]) -> bool:
     """Return whether the hub's library has downloaded the model before."""
-    home = env.get("HF_HOME") or Path(env.get("XDG_CACHE_HOME") or Path.home() / ".cache", "huggingface")
-    cache = Path(env.get("HF_HUB_CACHE") or Path(home, "hub"))
+    cache = Path(env.get("HF_HUB_CACHE") or _hub_home(env) / "hub")
     return any((cache / f"models--{model.replace('/', '--')}").glob("snapshots/*/config.json"))
+
+
+def _token(env: Mapping[str, str]) -> str:
+    """Return the token that the hub's library would use, "" if there is none."""
+    try:
+        return env.get("HF_TOKEN") or Path(env.get("HF_TOKEN_PATH") or _hub_home(env) / "token").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _hub_home(env: Mapping[str, str]) -> Path:
+    return Path(env.get("HF_HOME") or Path(env.get("XDG_CACHE_HOME") or Path.home() / ".cache", "huggingface"))

@@ -1,5 +1,6 @@
 """The `sharecap` command: output and exit status. Expected errors are one line without a traceback."""
 
+import asyncio
 import fcntl
 import subprocess
 import sys
@@ -10,9 +11,12 @@ import pytest
 from sharecap_client.cli import run as cli_run
 from sharecap_client.cli.app import SERVER_COMMANDS, registered_commands
 
+from service.access.api_keys import ApiKeyStore, KeyLimits
+from service.contract.store.store import Store
 from service.local.up import CannotStart, UpSettings, free_port, local_service
 from tests.client.conftest import ROOT, Sharecap
 from tests.conftest import needs_worker
+from tests.service.scripted import Serve
 
 COMMANDS = ("caption", "recaption", "clip", "clips", "jobs", "show", "watch", "cancel", "rm")
 
@@ -69,6 +73,15 @@ def test_an_unreachable_redis_is_reported_at_once(
     result = sharecap("up", "--data-dir", str(tmp_path), "--port", str(free_port()))
     assert result.status == 1
     assert result.err.startswith("error: the server of REDIS_URL does not answer")
+
+
+async def test_a_missing_key_is_one_line(sharecap: Sharecap, serve: Serve, store: Store) -> None:
+    await ApiKeyStore(store.redis).add("somebody", KeyLimits())
+    async with serve() as gateway:
+        for key in ((), ("--api-key", "sc_wrong")):
+            result = await asyncio.to_thread(sharecap, "jobs", "--url", gateway.url, *key)
+            assert (result.status, result.err.count("\n")) == (1, 1)
+            assert "(unauthorized) Give a key with --api-key or SHARECAP_API_KEY" in result.err
 
 
 async def test_a_data_directory_in_use_is_refused(tmp_path: Path) -> None:

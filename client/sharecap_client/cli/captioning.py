@@ -105,12 +105,17 @@ class SeveralVideos:
     def __init__(self, service: Service, client: AsyncClient, options: Mapping[str, Any], output: Output) -> None:
         self._service, self._client, self._options, self._output = service, client, options, output
         self._unfinished: dict[str, str] = {}  # names by job id
+        self._waiting = 0
 
     async def run(self, inputs: Sequence[VideoInput], concurrency: int) -> int:
         """Return the exit status: 0 if all jobs completed, else 1."""
-        limit = asyncio.Semaphore(concurrency)
-        with _explain_interruption(self._service, self._unfinished):
-            succeeded = await asyncio.gather(*(self._run_one(limit, one) for one in inputs))
+        limit, self._waiting = asyncio.Semaphore(concurrency), len(inputs)
+        try:
+            with _explain_interruption(self._service, self._unfinished):
+                succeeded = await asyncio.gather(*(self._run_one(limit, one) for one in inputs))
+        except asyncio.CancelledError:
+            note(f"{self._waiting} of {len(inputs)} videos were not sent")
+            raise
         done = "sent" if self._output.detached else "captioned"
         note(f"{sum(succeeded)} of {len(inputs)} videos {done}")
         return 0 if all(succeeded) else 1
@@ -119,6 +124,7 @@ class SeveralVideos:
         async with limit:
             try:
                 job_id = await _submit(self._client, video, self._options, progress=False)
+                self._waiting -= 1
                 if self._output.detached:
                     print(job_id)
                     return True

@@ -16,13 +16,16 @@ Hub = Callable[[httpx.Response | Exception], None]
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hub:
     """A function that sets the answer of the model hub. The hub's library has an empty cache."""
-    for name in ("HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_TOKEN", "HF_HUB_CACHE"):
+    for name in ("HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_TOKEN", "HF_TOKEN_PATH", "HF_HUB_CACHE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_HOME", str(tmp_path))
 
     def set_answer(answer: httpx.Response | Exception) -> None:
-        def head(url: str, **_: object) -> httpx.Response:
+        def head(url: str, headers: dict[str, str], **_: object) -> httpx.Response:
             assert url == f"https://huggingface.co/{MODEL}/resolve/main/config.json"
+            if "Authorization" in headers:
+                assert headers["Authorization"] == "Bearer hf_secret"
+                return httpx.Response(200)
             if isinstance(answer, Exception):
                 raise answer
             return answer
@@ -49,6 +52,12 @@ def test_without_a_network_the_model_must_be_in_the_cache(hub: Hub, tmp_path: Pa
         check_model(MODEL)
     put_in_cache(tmp_path)
     assert check_model(MODEL) == OFFLINE
+
+
+def test_a_private_model(hub: Hub, tmp_path: Path) -> None:
+    hub(httpx.Response(401))
+    (tmp_path / "token").write_text("hf_secret\n")
+    assert check_model(MODEL) == {}
 
 
 def test_an_unknown_model(hub: Hub, tmp_path: Path) -> None:
