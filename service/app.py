@@ -28,12 +28,18 @@ from service.contract.sandbox.probe import NoSandbox, check_sandbox
 from service.contract.storage.private import keep_files_private
 from service.dependencies import open_gateway
 from service.metrics import CountResponses, Metrics
-from service.routes import captions, clips, events, health, page, recaption, trailing_slash
+from service.routes import captions, clips, event_schemas, events, health, page, recaption, trailing_slash
 from service.settings import Settings
 
 SHUTDOWN_TIMEOUT_S = 5
 CHECK_EVERY_TICKS = 5
 """How often slow connections are looked for, in ticks of 0.1 s."""
+
+DESCRIPTION = (
+    "Errors are application/problem+json with a stable code; each route lists its own. Besides those, any request can "
+    "be answered with 404 not_found or 405 method_not_allowed (no such path or method), and with 408 request_timeout or "
+    "431 head_too_large, after which the connection is closed."
+)
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +57,7 @@ def create_app(settings: Settings) -> FastAPI:
     app = FastAPI(
         title="sharecap",
         summary="Dense, temporally exact video captions",
+        description=DESCRIPTION,
         version=_version(),
         lifespan=lifespan,
         docs_url=None,  # `service.routes.page` serves /docs, without files of other hosts
@@ -60,6 +67,7 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(module.router)
     trailing_slash.install(app)
     problems.install(app)
+    event_schemas.install(app)
     authentication.install(app)
     app.add_middleware(CountResponses, metrics=metrics)
     app.state.metrics = metrics

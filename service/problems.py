@@ -5,7 +5,7 @@ from typing import Any, cast
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import OutOfMemoryError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -13,6 +13,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from service.contract.errors import (
+    AttemptsExhausted,
+    DeadlineExceeded,
+    EngineFailed,
     InvalidOption,
     MethodNotAllowed,
     NotFound,
@@ -28,20 +31,31 @@ from service.contract.store.retry import refuses_writes
 from service.intake.memory import MEMORY_FULL
 
 log = logging.getLogger(__name__)
+JOB_ERRORS = (AttemptsExhausted, EngineFailed, DeadlineExceeded)
+"""How a job of any kind can fail while a request waits for it."""
 MEDIA_TYPE = "application/problem+json"
 CLIENT_CLOSED_REQUEST = 499
 
 
 class Problem(BaseModel):
-    """An error response. `code` is stable; `job` is the path of the job that failed, if one was created."""
+    """An error response."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
     type: str
+    """`urn:sharecap:error:` and the code."""
     title: str
+    """What the code means."""
     status: int
+    """The HTTP status."""
     detail: str
+    """What is wrong with this request, and what would be valid."""
     code: str
+    """Stable name of the error. Programs should decide by this field."""
     retryable: bool
+    """Whether the same request can succeed later."""
     job: str | None = None
+    """Path of the job that failed, if one was created."""
 
 
 def error_response(error: SharecapError) -> Response:
@@ -65,8 +79,7 @@ def responses(*errors: type[SharecapError]) -> dict[int | str, dict[str, Any]]:
     """Return the OpenAPI responses of a route that can raise `errors`, including those that any route can raise."""
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
     codes: dict[int, list[str]] = {}
-    kinds: list[type[SharecapError]] = [*errors, InvalidOption, Unauthorized, RateLimited, QueueUnavailable]
-    for kind in kinds:
+    for kind in [*errors, InvalidOption, Unauthorized, RateLimited, QueueUnavailable, SharecapError]:
         codes.setdefault(kind.status, []).append(kind.code)
     return {status: {"description": " · ".join(names), "content": content} for status, names in codes.items()}
 

@@ -43,6 +43,8 @@ class EventBase(BaseModel):
 
 
 class Queued(EventBase):
+    """The job was accepted. Always the first event."""
+
     status = JobStatus.QUEUED
     type: Literal["queued"] = "queued"
 
@@ -112,6 +114,8 @@ class Caption(EventBase):
 
 
 class Completed(EventBase):
+    """The job has ended with all its results. The last event."""
+
     status = JobStatus.COMPLETED
     type: Literal["completed"] = "completed"
     usage: Usage
@@ -119,6 +123,8 @@ class Completed(EventBase):
 
 
 class Failed(EventBase):
+    """The job has ended with an error; texts that were finished before remain. The last event."""
+
     status = JobStatus.FAILED
     type: Literal["failed"] = "failed"
     error: ErrorInfo
@@ -129,6 +135,8 @@ class Failed(EventBase):
 
 
 class Cancelled(EventBase):
+    """The job was cancelled; texts that were finished before remain. The last event."""
+
     status = JobStatus.CANCELLED
     type: Literal["cancelled"] = "cancelled"
 

@@ -20,9 +20,12 @@ JOB_ID_PATTERN = r"cap_[0-9a-f]{32}"
 
 
 class Strict(BaseModel):
-    """Base of all options. Unknown fields are errors, so that a misspelt option is not silently ignored."""
+    """Base of all options. Unknown fields are errors, so that a misspelt option is not silently ignored.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    The docstring of each option is its description in the API's documentation.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class JobKind(StrEnum):
@@ -44,23 +47,28 @@ class JobStatus(StrEnum):
 
 
 class Decoding(Strict):
-    """How the model generates text. `max_tokens` limits each text; None selects the default of the role."""
+    """How the model generates text."""
 
-    max_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS_LIMIT)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
-    num_beams: Annotated[int, Field(ge=1, le=8)] = 1
-    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS_LIMIT)] | None = Field(None, examples=[200])
+    """Maximum length of each text in tokens. Default: 512 for a differential caption, 1024 for other texts."""
+    temperature: Annotated[float, Field(ge=0, le=2, examples=[0.7])] = 0.0
+    """0 always chooses the most likely token; higher values vary the text."""
+    num_beams: Annotated[int, Field(ge=1, le=8, examples=[3])] = 1
+    """Number of beams of the beam search. 1 generates without a search."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = Field(None, examples=[7])
+    """Seed of the random choices if `temperature` is not 0. The same seed gives the same text."""
 
 
 class JobOptions(Decoding):
-    """Options of every job.
+    """Options of every job."""
 
-    `deadline_s`: the job fails if it has not ended this long after its creation; None selects the server's maximum.
-    `webhook_url`: receives a POST request when the job has ended.
-    """
-
-    deadline_s: Annotated[float, Field(gt=0)] | None = None
-    webhook_url: Annotated[str, Field(max_length=MAX_URL_CHARS)] | None = None
+    deadline_s: Annotated[float, Field(gt=0)] | None = Field(None, examples=[600.0])
+    """The job fails with `deadline_exceeded` if it has not ended this many seconds after its creation. At most the
+    server's `MAX_DEADLINE_S` (24 hours by default), which is also the default."""
+    webhook_url: Annotated[str, Field(max_length=MAX_URL_CHARS)] | None = Field(
+        None, examples=["https://hooks.example/captions"]
+    )
+    """Receives a signed POST request when the job has ended. Needs the server's `WEBHOOK_SECRET`."""
 
 
 Metadata = Annotated[
@@ -71,21 +79,31 @@ Metadata = Annotated[
 class VideoOptions(JobOptions):
     """Options of `POST /captions`. None selects the default of the model or the server."""
 
-    mode: Literal["sliding", "fast"] = "sliding"
-    keyframes: Literal["semantic", "interval"] = "semantic"
-    interval_s: Annotated[float, Field(ge=0.1, le=60)] = 2.0
-    similarity_threshold: Annotated[float, Field(ge=-1, le=1)] | None = None
-    max_keyframes: Annotated[int, Field(ge=1, le=MAX_KEYFRAMES_LIMIT)] | None = None
-    start_s: Annotated[float, Field(ge=0)] | None = None
-    end_s: Annotated[float, Field(gt=0)] | None = None
-    hd_num: Annotated[int, Field(ge=1, le=55)] | None = None
-    parallel: bool = False
+    mode: Literal["sliding", "fast"] = Field("sliding", examples=["fast"])
+    """`sliding`: a caption of what changed at each keyframe, then a caption of the whole. `fast`: one caption for all
+    keyframes, from a single call of the model."""
+    keyframes: Literal["semantic", "interval"] = Field("semantic", examples=["interval"])
+    """`semantic`: sampled frames that differ enough from the previous keyframe. `interval`: all sampled frames."""
+    interval_s: Annotated[float, Field(ge=0.1, le=60, examples=[1.0])] = 2.0
+    """Sampling interval in seconds."""
+    similarity_threshold: Annotated[float, Field(ge=-1, le=1)] | None = Field(None, examples=[0.93])
+    """A sampled frame becomes a keyframe if its similarity to the previous keyframe is below this value. Default: that
+    of the model that compares frames, 0.93 for CLIP-L."""
+    max_keyframes: Annotated[int, Field(ge=1, le=MAX_KEYFRAMES_LIMIT)] | None = Field(None, examples=[20])
+    """Maximum number of keyframes. The sampling interval is widened until the video cannot have more. At most the
+    server's `MAX_KEYFRAMES` (2000 by default), which is also the default."""
+    start_s: Annotated[float, Field(ge=0)] | None = Field(None, examples=[4.0])
+    """Start of the part to caption, in seconds. At most the length of the video. Default: its beginning."""
+    end_s: Annotated[float, Field(gt=0)] | None = Field(None, examples=[8.0])
+    """End of the part to caption, in seconds. At most the end of the video counts, which is also the default."""
+    hd_num: Annotated[int, Field(ge=1, le=55)] | None = Field(None, examples=[9])
+    """Maximum number of high-resolution crops per image. Default: the checkpoint's, else 9 in sliding and 16 in fast
+    mode."""
+    parallel: bool = Field(False, examples=[True])
     """Sliding mode only: split the video into shots and caption the shots independently and concurrently."""
-    cut_threshold: Annotated[float, Field(ge=-1, le=1)] | None = None
-    """A keyframe whose similarity to the previous one is below this value starts a new shot.
-
-    None selects a default well below `similarity_threshold`.
-    """
+    cut_threshold: Annotated[float, Field(ge=-1, le=1)] | None = Field(None, examples=[0.5])
+    """With `parallel`: a keyframe whose similarity to the previous one is below this value starts a new shot. Default:
+    a value well below `similarity_threshold`."""
 
     @model_validator(mode="after")
     def _parallel_requires_sliding(self) -> "VideoOptions":
@@ -103,8 +121,10 @@ class VideoOptions(JobOptions):
 class ClipOptions(JobOptions):
     """Options of `POST /captions/{id}/clips`."""
 
-    start_s: Annotated[float, Field(ge=0)]
-    end_s: Annotated[float, Field(gt=0)]
+    start_s: Annotated[float, Field(ge=0, examples=[4.0])]
+    """Start of the clip in the video, in seconds. At most the length of the video."""
+    end_s: Annotated[float, Field(gt=0, examples=[8.0])]
+    """End of the clip in the video, in seconds. At most the length of the video."""
 
     @model_validator(mode="after")
     def _end_is_after_start(self) -> "ClipOptions":
@@ -116,7 +136,8 @@ class ClipOptions(JobOptions):
 class RecaptionOptions(JobOptions):
     """Options of `POST /recaption`."""
 
-    prompt: Annotated[str, Field(min_length=1, max_length=4000)]
+    prompt: Annotated[str, Field(min_length=1, max_length=4000, examples=["a red circle turns blue"])]
+    """The short prompt that is expanded into a dense caption."""
 
 
 Options = VideoOptions | ClipOptions | RecaptionOptions

@@ -4,7 +4,7 @@ import re
 from contextlib import suppress
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import FileResponse
 from pydantic import BaseModel
 
@@ -12,6 +12,7 @@ from service.access.authentication import CallerKey
 from service.access.job_access import check_job_access, load_job, owner_of
 from service.access.rate_limits import ByteBudget
 from service.contract.errors import (
+    DecodeFailed,
     IdempotencyConflict,
     InvalidOption,
     NotAVideo,
@@ -32,12 +33,16 @@ from service.dependencies import Gateway, GatewayDep
 from service.intake import options, uploads
 from service.intake.submission import Accepted, JobRequest, Submission, begin, check_wait_s, job_response, submit
 from service.presentation import Job, JobSummary, present_job, present_summary
-from service.problems import responses
+from service.problems import JOB_ERRORS, responses
 from service.routes import request_bodies as bodies
 from service.routes.cursors import cursor_of, parse_cursor
+from service.routes.parameters import Cursor, JobId, Limit
 
 router = APIRouter(tags=["captions"])
 _KEYFRAME_NAME = re.compile(r"([0-9]{1,7})\.jpg")
+KeyframeName = Annotated[str, Path(description="The keyframe's index, from 0, and `.jpg`.", examples=["0.jpg"])]
+StatusFilter = Annotated[JobStatus | None, Query(description="Only jobs with this status.", examples=["completed"])]
+KindFilter = Annotated[JobKind | None, Query(description="Only jobs of this kind.", examples=["video"])]
 MAX_SCANNED = 2000
 """Maximum number of jobs that one listing reads. With a rare filter, a page can be short and still have a cursor."""
 
@@ -65,6 +70,8 @@ class JobPage(BaseModel):
             StorageFull,
             NoWorker,
             IdempotencyConflict,
+            DecodeFailed,
+            *JOB_ERRORS,
         ),
     },
     openapi_extra=bodies.VIDEO,
@@ -137,10 +144,10 @@ async def list_jobs(
     *,
     gateway: GatewayDep,
     key: CallerKey,
-    status: JobStatus | None = None,
-    kind: JobKind | None = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    cursor: str | None = None,
+    status: StatusFilter = None,
+    kind: KindFilter = None,
+    limit: Limit = 20,
+    cursor: Cursor = None,
 ) -> JobPage:
     """List the caller's jobs, newest first, without their results."""
     before = parse_cursor(cursor)
@@ -167,7 +174,7 @@ async def _summaries(gateway: Gateway, job_ids: list[str]) -> dict[str, JobSumma
 
 
 @router.get("/captions/{job_id}", responses=responses(NotFound))
-async def show_job(job_id: str, gateway: GatewayDep, key: CallerKey) -> Job:
+async def show_job(job_id: JobId, gateway: GatewayDep, key: CallerKey) -> Job:
     """Show the job with all its results so far."""
     return present_job(await load_job(gateway.states, key, job_id))
 
@@ -177,8 +184,8 @@ async def show_job(job_id: str, gateway: GatewayDep, key: CallerKey) -> Job:
     response_class=FileResponse,
     responses={200: {"content": {"image/jpeg": {}}}, **responses(NotFound)},
 )
-async def show_keyframe(job_id: str, name: str, gateway: GatewayDep, key: CallerKey) -> FileResponse:
-    """Show a keyframe. `name` is its index followed by `.jpg`."""
+async def show_keyframe(job_id: JobId, name: KeyframeName, gateway: GatewayDep, key: CallerKey) -> FileResponse:
+    """Show a keyframe as a JPEG image."""
     await check_job_access(gateway.store, key, job_id)
     match = _KEYFRAME_NAME.fullmatch(name)
     if match is None:
@@ -192,7 +199,7 @@ async def show_keyframe(job_id: str, name: str, gateway: GatewayDep, key: Caller
 
 
 @router.post("/captions/{job_id}/cancel", responses=responses(NotFound))
-async def cancel_job(job_id: str, gateway: GatewayDep, key: CallerKey) -> Job:
+async def cancel_job(job_id: JobId, gateway: GatewayDep, key: CallerKey) -> Job:
     """Cancel the job. A job that has ended does not change; a running job stops within seconds."""
     await check_job_access(gateway.store, key, job_id)
     status = await gateway.store.cancel(job_id)
@@ -202,7 +209,7 @@ async def cancel_job(job_id: str, gateway: GatewayDep, key: CallerKey) -> Job:
 
 
 @router.delete("/captions/{job_id}", status_code=204, responses=responses(NotFound))
-async def delete_job(job_id: str, gateway: GatewayDep, key: CallerKey) -> Response:
+async def delete_job(job_id: JobId, gateway: GatewayDep, key: CallerKey) -> Response:
     """Cancel the job if it has not ended, then delete its record, events and files."""
     await check_job_access(gateway.store, key, job_id)
     with suppress(UnreadableJob):

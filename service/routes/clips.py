@@ -1,9 +1,8 @@
 """Clips: a caption for a part of a video, generated from the video's differential captions alone."""
 
 from contextlib import suppress
-from typing import Annotated
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
 from service.access.authentication import CallerKey
@@ -22,9 +21,10 @@ from service.dependencies import GatewayDep
 from service.intake import options
 from service.intake.submission import JobRequest, begin, check_wait_s, job_response, submit
 from service.presentation import Job, present_job
-from service.problems import responses
+from service.problems import JOB_ERRORS, responses
 from service.routes import request_bodies as bodies
 from service.routes.cursors import cursor_of, parse_cursor
+from service.routes.parameters import Cursor, JobId, Limit
 
 router = APIRouter(tags=["clips"])
 ROUNDING_S = 0.1
@@ -43,11 +43,11 @@ class ClipPage(BaseModel):
     response_model=Job,
     responses={
         202: {"model": Job, "description": "The job did not end within the time given by `Prefer: wait`"},
-        **responses(NotFound, UnsupportedMedia, StorageFull, NoWorker, IdempotencyConflict),
+        **responses(NotFound, UnsupportedMedia, StorageFull, NoWorker, IdempotencyConflict, *JOB_ERRORS),
     },
     openapi_extra=bodies.CLIP,
 )
-async def caption_clip(job_id: str, request: Request, gateway: GatewayDep, key: CallerKey) -> Response:
+async def caption_clip(job_id: JobId, request: Request, gateway: GatewayDep, key: CallerKey) -> Response:
     """Caption a clip from the differential captions that the job has so far. No frames are decoded again."""
     parent = await load_job(gateway.states, key, job_id)
     submission = await begin(gateway, request, key)
@@ -61,11 +61,11 @@ async def caption_clip(job_id: str, request: Request, gateway: GatewayDep, key: 
 @router.get("/captions/{job_id}/clips", responses=responses(NotFound))
 async def list_clips(
     *,
-    job_id: str,
+    job_id: JobId,
     gateway: GatewayDep,
     key: CallerKey,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    cursor: str | None = None,
+    limit: Limit = 20,
+    cursor: Cursor = None,
 ) -> ClipPage:
     """List the clips of a video job with their results, newest first."""
     await check_job_access(gateway.store, key, job_id)

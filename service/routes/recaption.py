@@ -9,7 +9,8 @@ from service.dependencies import GatewayDep, ResponseStack
 from service.intake import options
 from service.intake.submission import JobRequest, begin, check_wait_s, job_response, submit
 from service.presentation import Job
-from service.problems import responses
+from service.problems import JOB_ERRORS, responses
+from service.routes import event_schemas
 from service.routes import request_bodies as bodies
 from service.streaming import sse
 
@@ -20,9 +21,13 @@ router = APIRouter(tags=["recaption"])
     "/recaption",
     response_model=Job,
     responses={
-        200: {"model": Job, "content": {sse.MEDIA_TYPE: {}}, "description": "The ended job, or its events"},
+        200: {
+            "model": Job,
+            "content": {sse.MEDIA_TYPE: event_schemas.STREAM},
+            "description": "The ended job, or its events",
+        },
         202: {"model": Job, "description": "The job did not end within the time given by `Prefer: wait`"},
-        **responses(UnsupportedMedia, StorageFull, NoWorker, IdempotencyConflict),
+        **responses(UnsupportedMedia, StorageFull, NoWorker, IdempotencyConflict, *JOB_ERRORS),
     },
     openapi_extra=bodies.RECAPTION,
 )

@@ -4,16 +4,39 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from service.contract.jobs import ClipOptions, Decoding, Metadata, RecaptionOptions, VideoOptions
+from service.contract.jobs import MAX_URL_CHARS, ClipOptions, Decoding, Metadata, RecaptionOptions, VideoOptions
 from service.intake.idempotency import MAX_CHARS
 from service.intake.options import MAX_WAIT_S
 
-_METADATA = {**TypeAdapter(Metadata).json_schema(), "description": "Pairs of strings that are returned with the job"}
+_METADATA = {
+    **TypeAdapter(Metadata).json_schema(),
+    "description": "Pairs of strings that are returned with the job. In a form, the field contains a JSON object.",
+    "examples": [{"camera": "front"}],
+}
+_FILE = {
+    "type": "string",
+    "format": "binary",
+    "description": "The video. At most the server's `MAX_UPLOAD_BYTES` (4 GiB by default).",
+    "examples": ["clip.mp4"],
+}
+_URL = {
+    "type": "string",
+    "format": "uri",
+    "maxLength": MAX_URL_CHARS,
+    "description": "Public http(s) URL of the video, which a worker downloads.",
+    "examples": ["https://files.example/clip.mp4"],
+}
+_STREAM = {
+    "type": "boolean",
+    "default": False,
+    "description": "Answer with the job's event stream, as `Accept: text/event-stream` does.",
+    "examples": [True],
+}
 _PREFER = {
     "name": "Prefer",
     "in": "header",
     "required": False,
-    "schema": {"type": "string"},
+    "schema": {"type": "string", "maxLength": 1000},
     "example": "wait=30",
     "description": f"Wait up to N seconds (at most {MAX_WAIT_S}) for the job to end",
 }
@@ -46,14 +69,8 @@ def _body(**by_type: dict[str, Any]) -> dict[str, Any]:
 
 
 VIDEO = _body(
-    form=_schema(VideoOptions, ["file"], file={"type": "string", "format": "binary", "description": "The video"}),
-    json=_schema(VideoOptions, ["url"], url={"type": "string", "format": "uri"}),
+    form=_schema(VideoOptions, ["file"], file=_FILE),
+    json=_schema(VideoOptions, ["url"], url=_URL),
 )
 CLIP = _body(json=_schema(ClipOptions, []))
-RECAPTION = _body(
-    json=_schema(
-        RecaptionOptions,
-        [],
-        stream={"type": "boolean", "default": False, "description": "Respond with the job's event stream"},
-    )
-)
+RECAPTION = _body(json=_schema(RecaptionOptions, [], stream=_STREAM))

@@ -167,7 +167,8 @@ async def test_the_openapi_document_describes_bodies_errors_and_security(gateway
     form = post["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert form["required"] == ["file"]
     assert {"file", "mode", "interval_s", "hd_num", "metadata", "seed"} <= set(form["properties"])
-    assert set(post["responses"]) == {"200", "202", "401", "413", "415", "422", "429", "502", "503", "507"}
+    statuses = {"200", "202", "401", "413", "415", "422", "429", "500", "502", "503", "504", "507"}
+    assert set(post["responses"]) == statuses
     assert "application/problem+json" in post["responses"]["422"]["content"]
     assert "text/event-stream" in document["paths"]["/captions/{job_id}/events"]["get"]["responses"]["200"]["content"]
     assert {"Prefer", "Idempotency-Key"} <= {parameter["name"] for parameter in post["parameters"]}
