@@ -203,15 +203,6 @@ PROPERTIES = (
     clip("late.mkv", b_frames=2, shift_s=LATE_S, audio="flac", audio_s=2.7),
     clip("late.ts", b_frames=2, shift_s=LATE_S, audio="mp2", audio_s=2.7),
     clip("late.flv", "flv", shift_s=LATE_S, audio="aac", audio_s=2.7),
-    clip("long.mkv", b_frames=2, **LONG),
-    clip("long.mp4", "libx265", b_frames=2, **LONG),
-    clip("long.webm", "libvpx-vp9", **LONG),
-    clip("long.ts", b_frames=2, **LONG),
-    clip("long.mpg", "mpeg2video", b_frames=2, container="vob", **LONG),
-    clip("long.flv", "flv", **LONG),
-    clip("long.wmv", "wmv2", **LONG),
-    clip("long.avi", "mpeg4", b_frames=1, **LONG),
-    clip("long.ogv", "theora", encoder="libtheora", **LONG),
     clip("wrap.ts", b_frames=2, shift_s=CLOCK_OVERFLOW_S - Fraction(3, 5)),
     clip("mid-gop.ts", change=partial(from_packet, first=MISSING), shown=after_missing_frames()),
     clip("hidden-frames.webm", "vp8", encoder="libvpx", gop=COUNT, options=HIDDEN_FRAMES),
@@ -239,4 +230,16 @@ PROPERTIES = (
     clip("truncated.avi", "mpeg4", count=60, change=truncated, is_cut=True),
     clip("truncated.mp4", b_frames=2, muxer=FRAGMENTS, change=truncated, is_cut=True),
 )
-CLIPS = (*CONTAINERS_AND_CODECS, *PROPERTIES)
+LONG_CLIPS = (
+    clip("long.mkv", b_frames=2, **LONG),
+    clip("long.mp4", "libx265", b_frames=2, **LONG),
+    clip("long.webm", "libvpx-vp9", **LONG),
+    clip("long.ts", b_frames=2, **LONG),
+    clip("long.mpg", "mpeg2video", b_frames=2, container="vob", **LONG),
+    clip("long.flv", "flv", **LONG),
+    clip("long.wmv", "wmv2", **LONG),
+    clip("long.avi", "mpeg4", b_frames=1, **LONG),
+    clip("long.ogv", "theora", encoder="libtheora", **LONG),
+)
+"""Clips in which a decoder must seek far."""
+CLIPS = (*CONTAINERS_AND_CODECS, *PROPERTIES, *LONG_CLIPS)

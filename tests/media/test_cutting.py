@@ -12,12 +12,14 @@ import av
 import pytest
 from av.filter import Graph
 
+from service.contract.sandbox.subprocesses import ChildStarter
 from tests.media.clips import CLIPS
 from tests.media.test_times import EVERY_FRAME_S, samples
 from tests.workers.clips import number_of
 
 NAMES = ("h264.mp4", "ntsc.mp4", "offset.mp4", "offset.mkv", "offset.ts", "late.mkv", "late.ts", "open-gop.ts")
 NAMES += ("edit-list.mp4", "variable.mkv", "mpeg2.mpg", "h264.flv", "wmv2.wmv", "animated.gif", "raw.h264")
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 BY_NAME = {clip.name: clip for clip in CLIPS}
 
 
@@ -54,9 +56,11 @@ def _numbers(graph: Graph) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-async def test_a_part_has_the_frames_between_two_reported_times(name: str, tmp_path: Path) -> None:
+async def test_a_part_has_the_frames_between_two_reported_times(
+    name: str, tmp_path: Path, starter: ChildStarter
+) -> None:
     path = BY_NAME[name].write(tmp_path)
-    reported = await samples(path, EVERY_FRAME_S)
+    reported = await samples(path, EVERY_FRAME_S, starter)
     for first, end in ((1, 9), (len(reported) // 2, len(reported) - 1)):
         expected = [number for number, _ in reported[first:end]]
         times = reported[first][1], reported[end][1]
@@ -69,9 +73,11 @@ async def test_a_part_has_the_frames_between_two_reported_times(name: str, tmp_p
 
 @pytest.mark.skipif(shutil.which("ffprobe") is None, reason="is about the ffmpeg program")
 @pytest.mark.parametrize("name", ["mpeg4-b.avi", "xvid-packed.avi", "h264.avi"])
-async def test_an_avi_with_b_frames_is_cut_with_the_documented_correction(name: str, tmp_path: Path) -> None:
+async def test_an_avi_with_b_frames_is_cut_with_the_documented_correction(
+    name: str, tmp_path: Path, starter: ChildStarter
+) -> None:
     path = BY_NAME[name].write(tmp_path)
-    reported = await samples(path, EVERY_FRAME_S)
+    reported = await samples(path, EVERY_FRAME_S, starter)
     times = ("-select_streams", "v", "-show_entries", "frame=best_effort_timestamp_time", "-of", "csv=p=0")
     printed = subprocess.check_output(("ffprobe", "-v", "error", *times, path), text=True)
     first_s = float(printed.splitlines()[0].strip(","))

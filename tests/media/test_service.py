@@ -15,14 +15,14 @@ import pytest
 from PIL import Image
 
 from tests.hostile_server import HostileServer, file, hostile_server
-from tests.media.clips import CLIPS, Clip, Shown
+from tests.media.clips import CONTAINERS_AND_CODECS, PROPERTIES, Clip, Shown
 from tests.media.test_times import SEEKING_S, check, on_screen, readable
 from tests.soak.cluster import Cluster
 from tests.workers.clips import number_of
 
 PARALLEL = 4
 WAYS = ("upload", "url")
-POSSIBLE = tuple(clip for clip in CLIPS if clip.is_possible)
+POSSIBLE = tuple(clip for clip in (*CONTAINERS_AND_CODECS, *PROPERTIES) if clip.is_possible)
 OPTIONS = {"keyframes": "interval", "interval_s": SEEKING_S, "mode": "fast"}
 TIMEOUT_S = 300
 

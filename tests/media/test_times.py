@@ -1,16 +1,14 @@
 """Every sample of every clip is the very frame that a viewer sees at its time. The real confined children decode it."""
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 from service.contract.sandbox.probe import probe
 from service.contract.sandbox.subprocesses import ChildStarter
 from tests.media.clips import CLIPS, Clip, Shown
 from tests.workers.clips import number_of
-from workers.video.frames import LIBRARIES, DecodeLimits, Part, open_frames
+from workers.video.frames import DecodeLimits, Part, open_frames
 
 EVERY_FRAME_S = 0.001
 SEEKING_S = 0.28
@@ -18,13 +16,7 @@ TIME_ERROR_S = 0.0006
 """Less than the coarsest clock of a container, which counts milliseconds and may round."""
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def starter() -> AsyncIterator[ChildStarter]:
-    async with ChildStarter(LIBRARIES) as starter:
-        yield starter
-
-
-async def samples(path: Path, interval_s: float, starter: ChildStarter | None = None) -> Shown:
+async def samples(path: Path, interval_s: float, starter: ChildStarter) -> Shown:
     """Return the number that each sample shows, and its time in seconds."""
     part, info = Part(interval_s=interval_s, max_samples=1000), await probe(path, starter=starter)
     async with open_frames(path, info, part, DecodeLimits(), starter) as frames:
