@@ -1,0 +1,104 @@
+"""The Parquet files of a store, `parts/part-00000001.parquet` and so on.
+
+A part appears complete under its name or not at all: it is written to a temporary name, made durable and renamed.
+Parts are never changed, only replaced. A row of a later part replaces a row with the same id of an earlier one.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sharecap_client.datasets.manifest import sync_directory
+from sharecap_client.datasets.rows import SCHEMA, Row, from_records, to_table
+
+FOLDER = "parts"
+BATCH_ROWS = 512
+GROUP_ROWS = 4096
+_NAME = re.compile(r"part-(\d{8})\.parquet")
+
+
+class Parts:
+    """The parts in the folder `parts` of `directory`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.folder = directory / FOLDER
+
+    def numbers(self) -> list[int]:
+        """Return the numbers of all parts in order."""
+        if not self.folder.is_dir():
+            return []
+        names = (_NAME.fullmatch(path.name) for path in self.folder.iterdir())
+        return sorted(int(match[1]) for match in names if match)
+
+    def path(self, number: int) -> Path:
+        return self.folder / f"part-{number:08}.parquet"
+
+    def rows_in(self, number: int) -> int:
+        """Return how many rows a part has."""
+        return int(pq.read_metadata(self.path(number)).num_rows)
+
+    def read(self, number: int, columns: Sequence[str] | None = None) -> Iterator[Row]:
+        """Yield the rows of a part. Columns that are not read have their default; `id`, `video`, `state` always are."""
+        wanted = None if columns is None else list(dict.fromkeys(("id", "video", "state", *columns)))
+        for batch in self.batches(number, wanted):
+            yield from from_records(batch.to_pylist())
+
+    def batches(self, number: int, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """Yield the content of a part as record batches of bounded size."""
+        with pq.ParquetFile(self.path(number)) as file:
+            yield from file.iter_batches(BATCH_ROWS, columns=columns)
+
+    def write(self, number: int, rows: Iterable[Row]) -> int:
+        """Write a part, replacing the one with this number. Returns the number of rows; 0 removes the part."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.path(number)
+        temporary = path.with_name(f".{path.name}.tmp")
+        count = _write_file(temporary, rows)
+        if count:
+            temporary.replace(path)
+        else:
+            temporary.unlink()
+            path.unlink(missing_ok=True)
+        sync_directory(self.folder)
+        return count
+
+    def remove(self, numbers: Iterable[int]) -> None:
+        """Delete parts whose rows are all in another part."""
+        for number in numbers:
+            self.path(number).unlink(missing_ok=True)
+
+    def remove_temporary(self) -> None:
+        """Delete what an interrupted process has left. Nobody else may be writing."""
+        for path in self.folder.glob(".*.tmp"):
+            path.unlink(missing_ok=True)
+
+
+def _write_file(path: Path, rows: Iterable[Row]) -> int:
+    count = 0
+    with path.open("wb") as file:
+        with pq.ParquetWriter(file, SCHEMA, compression="zstd") as writer:
+            for group in _groups(rows, GROUP_ROWS):
+                writer.write_table(to_table(group))
+                count += len(group)
+        file.flush()
+        os.fsync(file.fileno())
+    return count
+
+
+def _groups(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
+    group: list[Row] = []
+    for row in rows:
+        group.append(row)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+Change = Callable[[Row], Row | None]
+"""Returns the changed row, the same row, or None to remove it."""

@@ -1,0 +1,108 @@
+"""The store of a data set: rows come back as they were written, once each, and every state on disk is a valid store."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from sharecap_client.datasets.errors import StoreError
+from sharecap_client.datasets.rows import SCHEMA, Row
+from sharecap_client.datasets.store import Store
+from sharecap_client.models import DifferentialCaption, ErrorInfo, JobStatus, Usage
+
+
+def completed(name: str, caption: str = "A red star.", **fields: object) -> Row:
+    return Row.model_validate({"id": name, "video": name, "state": "completed", "caption": caption, **fields})
+
+
+def failed(name: str) -> Row:
+    error = ErrorInfo(code="decode_failed", detail="broken", retryable=False)
+    return Row(id=name, video=name, state=JobStatus.FAILED, error=error)
+
+
+def ids(store: Store) -> list[str]:
+    return [row.id for row in store.rows()]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store.create(tmp_path / "run", {"mode": "fast"})
+
+
+def test_the_schema_has_the_fields_of_a_row() -> None:
+    assert SCHEMA.names == list(Row.model_fields)
+    assert SCHEMA.field("error").type.names == list(ErrorInfo.model_fields)
+    assert SCHEMA.field("usage").type.names == list(Usage.model_fields)
+    assert SCHEMA.field("differentials").type.value_type.names == list(DifferentialCaption.model_fields)
+
+
+def test_rows_come_back_as_they_were_written(store: Store) -> None:
+    row = completed(
+        "ordner/ä b.mp4",
+        'He said "hi",\nthen left. 红星',
+        differentials=[{"keyframe": 0, "time_s": 0.0, "text": "A"}, {"keyframe": 1, "time_s": 1.5, "text": "B"}],
+        keyframe_times_s=[0.0, 1.5],
+        usage={"prompt_tokens": 3},
+        finished_at=datetime(2026, 1, 2, 3, 4, 5, 678901, UTC),
+        width=640,
+        fps=29.97,
+    )
+    store.append([row, failed("b")])
+    assert list(Store.open(store.directory).rows()) == [row, failed("b")]
+    assert [row.caption for row in store.rows(["caption"])] == [row.caption, None]
+    assert Store.open(store.directory).manifest == store.manifest
+    assert pq.read_schema(store.parts.path(1)).names == SCHEMA.names
+
+
+def test_a_later_row_replaces_an_earlier_one(store: Store) -> None:
+    store.append([completed("a"), failed("b"), completed("c")])
+    store.append([completed("b", "second")])
+    assert [(row.id, row.state) for row in store.rows()] == [("a", "completed"), ("c", "completed"), ("b", "completed")]
+    store.compact()
+    assert ids(store) == ["a", "c", "b"]
+    assert [store.parts.rows_in(number) for number in store.parts.numbers()] == [3]
+
+
+def test_parts_are_merged_and_stay_few(store: Store) -> None:
+    for number in range(100):
+        store.append([completed(f"{number:03}")])
+        store.merge_small()
+    assert len(store.parts.numbers()) < 24
+    assert ids(store) == [f"{number:03}" for number in range(100)]
+
+
+def test_every_file_that_a_killed_process_leaves_is_ignored(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.append([completed("a"), failed("b")])
+    store.append([completed("b")])
+    (store.parts.folder / ".part-00000003.parquet.tmp").write_bytes(b"PAR1 cut")
+    monkeypatch.setattr(store.parts, "remove", lambda numbers: None)  # killed after a merge, before the removal
+    store.compact()
+    again = Store.open(store.directory)
+    assert ids(again) == ["a", "b"] and again.index().counts() == {"completed": 2}
+    with again.locked():
+        again.compact()
+    assert [path.name for path in again.parts.folder.iterdir()] == ["part-00000002.parquet"]
+
+
+def test_rows_are_rewritten_and_removed(store: Store) -> None:
+    store.append([completed("a"), completed("b")])
+    store.append([completed("c")])
+    store.rewrite(lambda row: None if row.id == "c" else row.model_copy(update={"edited": f"{row.caption} Edited."}))
+    assert [(row.caption, row.text) for row in store.rows()] == [("A red star.", "A red star. Edited.")] * 2
+
+
+def test_what_is_not_a_store_is_refused(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no captions yet"):
+        Store.open(tmp_path)
+    with pytest.raises(StoreError, match="not empty"):
+        Store.create(tmp_path)
+    (store.directory / "run.json").write_text("{")
+    with pytest.raises(StoreError, match="cannot be read"):
+        Store.open(store.directory)
+
+
+def test_only_one_process_writes(store: Store) -> None:
+    with store.locked(), pytest.raises(StoreError, match="another process"), Store.open(store.directory).locked():
+        pass
+    with store.locked():
+        pass
