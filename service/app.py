@@ -18,6 +18,7 @@ from fastapi import FastAPI
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from redis.exceptions import RedisError
+from starlette.middleware.cors import CORSMiddleware
 
 from service import problems
 from service.access import authentication
@@ -28,13 +29,15 @@ from service.contract.sandbox.probe import NoSandbox, check_sandbox
 from service.contract.storage.private import keep_files_private
 from service.dependencies import open_gateway
 from service.metrics import CountResponses, Metrics
-from service.routes import captions, clips, event_schemas, events, health, page, recaption, trailing_slash
+from service.routes import captions, clips, event_schemas, events, health, page, playback, recaption, trailing_slash
 from service.settings import Settings
 
 SHUTDOWN_TIMEOUT_S = 5
 CHECK_EVERY_TICKS = 5
 """How often slow connections are looked for, in ticks of 0.1 s."""
 
+CORS_REQUEST_HEADERS = ["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "Prefer", "Range"]
+CORS_RESPONSE_HEADERS = ["Location", "Retry-After", "Idempotency-Replayed", "Preference-Applied", "Content-Range"]
 DESCRIPTION = (
     "Errors are application/problem+json with a stable code; each route lists its own. Besides those, any request can "
     "be answered with 404 not_found or 405 method_not_allowed (no such path or method), and with 408 request_timeout or "
@@ -63,15 +66,28 @@ def create_app(settings: Settings) -> FastAPI:
         docs_url=None,  # `service.routes.page` serves /docs, without files of other hosts
         redoc_url=None,
     )
-    for module in (captions, clips, events, recaption, health, page):
+    for module in (captions, clips, events, playback, recaption, health, page):
         app.include_router(module.router)
     trailing_slash.install(app)
     problems.install(app)
     event_schemas.install(app)
     authentication.install(app)
+    _allow_origins(app, settings)
     app.add_middleware(CountResponses, metrics=metrics)
     app.state.metrics = metrics
     return app
+
+
+def _allow_origins(app: FastAPI, settings: Settings) -> None:
+    """Let scripts of the sites in `CORS_ORIGINS` read responses. Runs before authentication: a preflight has no key."""
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=sorted(settings.cors_origins),
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=CORS_REQUEST_HEADERS,
+            expose_headers=CORS_RESPONSE_HEADERS,
+        )
 
 
 class Server(uvicorn.Server):

@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 
 from service.access.api_keys import ApiKeyStore
 from service.access.authentication import Authenticator
+from service.access.job_tokens import JobTokenStore
 from service.access.origins import OriginCheck
 from service.access.rate_limits import RateLimits
 from service.contract.places import Places
@@ -49,6 +50,7 @@ class Gateway:
     follower: Follower
     metrics: Metrics
     authenticator: Authenticator
+    tokens: JobTokenStore
     rate_limits: RateLimits
     idempotency: Idempotency
     retention: Retention
@@ -77,7 +79,8 @@ def _build_gateway(settings: Settings, metrics: Metrics, store: Store, reader: S
     storage = open_storage(settings)
     storage.prepare()
     limits, idempotency, keys = RateLimits(store.redis), Idempotency(store.redis), ApiKeyStore(store.redis)
-    origins = OriginCheck(settings.trusted_hosts, settings.allowed_origins)
+    origins = OriginCheck(settings.trusted_hosts, settings.allowed_origins | settings.cors_origins)
+    tokens = JobTokenStore(store.redis)
     return Gateway(
         settings=settings,
         store=store,
@@ -86,7 +89,8 @@ def _build_gateway(settings: Settings, metrics: Metrics, store: Store, reader: S
         states=JobStates(store),
         follower=Follower(store, reader),
         metrics=metrics,
-        authenticator=Authenticator(keys, limits, origins, always_closed=settings.exposed),
+        authenticator=Authenticator(keys, tokens, limits, origins, always_closed=settings.exposed),
+        tokens=tokens,
         rate_limits=limits,
         idempotency=idempotency,
         retention=Retention(

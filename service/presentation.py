@@ -6,12 +6,25 @@ under other paths without being rewritten.
 
 import json
 from datetime import datetime
+from textwrap import shorten
 
 from pydantic import BaseModel, Field
 
 from service.contract.events import Keyframes
-from service.contract.jobs import JobKind, JobState, JobStatus, Keyframe, Metadata, Record, Source
+from service.contract.jobs import (
+    ClipOptions,
+    JobKind,
+    JobState,
+    JobStatus,
+    Keyframe,
+    Metadata,
+    Options,
+    RecaptionOptions,
+    Record,
+    Source,
+)
 
+MAX_TITLE_CHARS = 60
 KEYFRAMES_TYPE = Keyframes.model_fields["type"].default
 
 
@@ -32,9 +45,15 @@ class KeyframeImage(BaseModel):
 
 
 class Job(JobState):
-    """A job with all its results so far."""
+    """A job with all its results so far.
+
+    `title` is short: the name of the file, the part of the video, or the first words of the prompt. `queue_position`
+    counts, from 1, those of the API key's jobs that wait for a worker; it is set only while the job is one of them.
+    """
 
     keyframes: list[KeyframeImage] = Field(default_factory=list)  # type: ignore[assignment]  # in the API's order
+    title: str
+    queue_position: int | None = None
     links: Links
 
 
@@ -44,6 +63,7 @@ class JobSummary(BaseModel):
     id: str
     kind: JobKind
     status: JobStatus
+    title: str
     source: Source | None = None
     parent: str | None = None
     metadata: Metadata = {}
@@ -64,17 +84,44 @@ def keyframe_image(job_id: str, keyframe: Keyframe) -> KeyframeImage:
     return KeyframeImage(index=keyframe.index, time_s=keyframe.time_s, image=image, shot=keyframe.shot)
 
 
-def present_job(state: JobState) -> Job:
+def title_of(options: Options, source: Source | None) -> str:
+    """Return a short title of a job: the file's name, the part of a video, or the first words of the prompt."""
+    match options:
+        case RecaptionOptions():
+            return shorten(options.prompt, MAX_TITLE_CHARS, placeholder="…") or options.prompt[:MAX_TITLE_CHARS]
+        case ClipOptions():
+            return f"Part {_part(options.start_s, options.end_s)}"
+    name = (source and (source.filename or source.url)) or "Video"
+    whole = options.start_s is None and options.end_s is None
+    return name if whole else f"{name}, {_part(options.start_s or 0, options.end_s)}"
+
+
+def _part(start_s: float, end_s: float | None) -> str:
+    return f"{_clock(start_s)} to {'the end' if end_s is None else _clock(end_s)}"
+
+
+def _clock(seconds: float) -> str:
+    """Return a time as 0:07.50, 12:00.00 or 1:02:03.00."""
+    minutes, hundredths = divmod(round(seconds * 100), 6000)
+    hours = f"{minutes // 60}:{minutes % 60:02d}" if minutes >= 60 else f"{minutes}"
+    return f"{hours}:{hundredths / 100:05.2f}"
+
+
+def present_job(state: JobState, queue_position: int | None = None) -> Job:
     """Return the job as the API and webhooks show it."""
     values = {name: getattr(state, name) for name in JobState.model_fields}
     keyframes = [keyframe_image(state.id, keyframe) for keyframe in state.keyframes]
-    return Job(**{**values, "keyframes": keyframes, "links": links(state.id)})
+    title = title_of(state.options, state.source)
+    more = {"keyframes": keyframes, "title": title, "queue_position": queue_position, "links": links(state.id)}
+    return Job(**{**values, **more})
 
 
 def present_summary(record: Record, status: JobStatus) -> JobSummary:
     """Return the job as a list shows it."""
     names = ("id", "kind", "source", "parent", "metadata", "created_at")
-    return JobSummary(**{name: getattr(record, name) for name in names}, status=status, links=links(record.id))
+    values = {name: getattr(record, name) for name in names}
+    title = title_of(record.options, record.source)
+    return JobSummary(**values, status=status, title=title, links=links(record.id))
 
 
 def present_event_data(job_id: str, event_type: str, data: str) -> str:

@@ -32,6 +32,10 @@ class Settings(SharedSettings):
 
     max_deadline_s: Annotated[float, Field(gt=0)] = 24 * 3600.0
     """Upper bound of the option `deadline_s`, and its default."""
+    cors_origins: AllowedOrigins = frozenset()
+    """`scheme://host[:port],…`: other sites whose pages may use the API, with an API key or, while no key exists,
+    without one. Their scripts may read the responses (CORS)."""
+
     webhook_secret: SecretStr | None = None
     """Secret that signs webhooks: `whsec_…`. Several secrets, separated by spaces, allow rotation."""
     retention_s: Annotated[float, Field(ge=0)] = 7 * 24 * 3600.0

@@ -58,6 +58,8 @@ class Models:
     slots: int
     stop: Callable[[], None]
     key_sequences: int = KEY_SEQUENCES_ON_CPU
+    demonstration: str = ""
+    """What a demonstration model knows and what it cannot do; empty for any other model."""
 
 
 class LoopThread:
@@ -78,10 +80,16 @@ class LoopThread:
         self._thread.join(5)
 
 
-def worker_card(settings: Settings, slots: int) -> WorkerCard:
+def worker_card(settings: Settings, models: Models) -> WorkerCard:
     """Return the card that announces this process to the gateway."""
     host = socket.gethostname()
-    return WorkerCard(id=f"{host}-{os.getpid()}", host=host, model=public_name(settings.model), slots=slots)
+    return WorkerCard(
+        id=f"{host}-{os.getpid()}",
+        host=host,
+        model=public_name(settings.model),
+        demonstration=models.demonstration,
+        slots=models.slots,
+    )
 
 
 class Worker:
@@ -115,7 +123,7 @@ class Worker:
             engine_shares=EngineShares(models.key_sequences),
             starter=starter,
         )
-        card = worker_card(settings, models.slots)
+        card = worker_card(settings, models)
         runner = JobRunner(context, store, wakeups, card, on_engine_death=stop_main_thread)
         log.info("ready: %s, %d slots", settings.model, models.slots)
         return cls(runner, models, redis, Reaper(store, wakeups, storage), starter)

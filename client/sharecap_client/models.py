@@ -113,6 +113,8 @@ class Job(BaseModel):
     created_at: datetime
     started_at: datetime | None = None
     finished_at: datetime | None = None
+    title: str = ""
+    queue_position: int | None = None
     links: Links
 
 
@@ -122,6 +124,7 @@ class JobSummary(BaseModel):
     id: str
     kind: str
     status: JobStatus
+    title: str = ""
     source: Source | None = None
     parent: str | None = None
     metadata: dict[str, str] = {}

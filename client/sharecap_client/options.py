@@ -40,3 +40,4 @@ class VideoOptions(JobOptions, total=False):
     hd_num: Annotated[int, Doc("Maximum number of high-resolution crops per image.")]
     parallel: Annotated[bool, Doc("Caption the shots of the video independently and at the same time.")]
     cut_threshold: Annotated[float, Doc("With parallel: a keyframe below this similarity starts a new shot.")]
+    keep_video: Annotated[bool, Doc("Keep the uploaded video as long as the job, so that the web page can play it.")]

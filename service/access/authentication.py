@@ -15,6 +15,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.access.api_keys import ApiKey, ApiKeyStore, key_id_of
+from service.access.job_tokens import JobTokenStore, token_in
 from service.access.origins import OriginCheck
 from service.access.rate_limits import RateLimits
 from service.contract.errors import QueueUnavailable, SharecapError, Unauthorized
@@ -35,22 +36,34 @@ CACHE_S = 2.0
 class Authenticator:
     """Decides which requests of one gateway are admitted."""
 
-    def __init__(self, keys: ApiKeyStore, limits: RateLimits, origins: OriginCheck, *, always_closed: bool) -> None:
-        self._keys, self._limits, self._origins = keys, limits, origins
+    def __init__(
+        self,
+        keys: ApiKeyStore,
+        tokens: JobTokenStore,
+        limits: RateLimits,
+        origins: OriginCheck,
+        *,
+        always_closed: bool,
+    ) -> None:
+        self._keys, self._tokens, self._limits, self._origins = keys, tokens, limits, origins
         self._closed = always_closed
         self._checked_at = float("-inf")
         self._cache: dict[str, tuple[ApiKey, float]] = {}
 
-    async def admit(self, headers: Headers) -> ApiKey | None:
+    async def admit(self, scope: Scope) -> ApiKey | None:
         """Return the API key of a request, or None if the service is open.
 
         Raises Unauthorized, RateLimited and redis.RedisError.
         """
+        headers = Headers(scope=scope)
         if not await self._needs_key():
             if not self._origins.admits(headers):
                 raise Unauthorized(NOT_ADMITTED)
             return None
-        key = await self._find_key(_bearer_token(headers))
+        if "authorization" not in headers and (token := token_in(scope)) is not None:
+            key = await self._find_token(*token)
+        else:
+            key = await self._find_key(_bearer_token(headers))
         if key is None:
             raise Unauthorized("This API key is not valid.")
         await self._limits.count_request(key)
@@ -67,6 +80,14 @@ class Authenticator:
         key_id = key_id_of(text)
         key = await self._cached_key(key_id) if key_id else None
         return key if key is not None and key.accepts(text) else None
+
+    async def _find_token(self, token: str, job_id: str) -> ApiKey | None:
+        """Return the API key that made the token. Raises Unauthorized if the token cannot read this job."""
+        key_id = await self._tokens.key_id_of(token, job_id)
+        key = await self._cached_key(key_id) if key_id else None
+        if key is None or key.revoked_at is not None:
+            raise Unauthorized("This token has expired or is for another job.")
+        return key
 
     async def _cached_key(self, key_id: str) -> ApiKey | None:
         key, expires_at = self._cache.get(key_id, (None, 0.0))
@@ -122,7 +143,7 @@ async def _authenticate(scope: Scope) -> ApiKey | None:
         return None
     try:
         authenticator: Authenticator = scope["app"].state.gateway.authenticator
-        return await authenticator.admit(Headers(scope=scope))
+        return await authenticator.admit(scope)
     except (RedisError, OSError) as error:
         raise QueueUnavailable("API keys cannot be checked at the moment; try again soon.") from error
 

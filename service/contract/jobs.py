@@ -105,6 +105,9 @@ class VideoOptions(JobOptions):
     """With `parallel`: a keyframe whose similarity to the previous one is below this value starts a new shot. Default:
     a value well below `similarity_threshold`."""
 
+    keep_video: bool = Field(default=False, examples=[True])
+    """Keep the uploaded video as long as the job, so that it can be played: `GET /captions/{id}/video`."""
+
     @model_validator(mode="after")
     def _parallel_requires_sliding(self) -> "VideoOptions":
         if self.parallel and self.mode != "sliding":

@@ -17,7 +17,7 @@ from service.access.api_keys import ApiKey
 from service.access.job_access import load_job, owner_of
 from service.contract.errors import InvalidOption, NoWorker, QueueUnavailable, StorageFull
 from service.contract.events import fold
-from service.contract.jobs import JobKind, JobState, Options, Record, Source, new_job_id
+from service.contract.jobs import JobKind, JobState, Options, Record, Source, VideoOptions, new_job_id
 from service.contract.outbound.ssrf import check_url
 from service.contract.store.retry import refuses_writes
 from service.contract.store.turns import queue_of
@@ -114,6 +114,8 @@ async def submit(
     await gateway.rate_limits.count_job(submission.key, record.id)
     if upload is not None:
         await upload.video.commit(record.id)
+        if isinstance(record.options, VideoOptions) and record.options.keep_video:
+            await gateway.storage.keep_video(record.id)
     if not await _create(gateway, record, upload):
         return Accepted(record.id, replayed=True)
     with suppress(RedisError, OSError):
@@ -194,7 +196,7 @@ async def _undo_create(gateway: Gateway, record: Record, upload: Upload | None, 
     if not refuses_writes(error):
         await gateway.store.delete(record.id)
     if upload is not None:
-        await gateway.storage.delete_upload(record.id)
+        await gateway.storage.delete_job_files(record.id)
 
 
 def _count_accepted(gateway: Gateway, record: Record) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Annotated
 
+import httpx
 import typer
 from rich.console import Console
 from rich.text import Text
@@ -163,9 +164,21 @@ async def _started(settings: UpSettings, verbose: bool) -> AsyncIterator[Supervi
             status.stop()
             name = settings.model or "the demo model"
             notes.print(f"sharecap is ready on {settings.url} with {name} after {monotonic() - started_at:.1f} s")
+            if note := await _demonstration(settings.url):
+                notes.print(note)
             yield supervisor
     finally:
         status.stop()
+
+
+async def _demonstration(url: str) -> str | None:
+    """Return what the service says about its model if the model is only a demonstration."""
+    try:
+        async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=5) as client:
+            note: str | None = (await client.get("/readyz")).json().get("demonstration")
+            return note
+    except (httpx.HTTPError, ValueError):
+        return None
 
 
 def _report(line: str) -> None:

@@ -110,6 +110,8 @@ async def _from_url(request: Request, gateway: Gateway, submission: Submission) 
     video_options = _with_max_keyframes(video_options, gateway.settings.max_keyframes)
     if not isinstance(text, str):
         raise InvalidOption("url: send the URL of a video, or multipart/form-data with a `file`")
+    if video_options.keep_video:
+        raise InvalidOption("keep_video: only an uploaded video can be kept")
     url = check_url(text, gateway.settings.allowed_hosts)
     source = Source(url=str(url), filename=uploads.plain_name(url.name))
     return await submit(gateway, submission, JobRequest(JobKind.VIDEO, video_options, metadata, source))
@@ -176,7 +178,9 @@ async def _summaries(gateway: Gateway, job_ids: list[str]) -> dict[str, JobSumma
 @router.get("/captions/{job_id}", responses=responses(NotFound))
 async def show_job(job_id: JobId, gateway: GatewayDep, key: CallerKey) -> Job:
     """Show the job with all its results so far."""
-    return present_job(await load_job(gateway.states, key, job_id))
+    job = await load_job(gateway.states, key, job_id)
+    position = await gateway.store.queue_position(job_id) if job.status is JobStatus.QUEUED else None
+    return present_job(job, position)
 
 
 @router.get(

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from redis.exceptions import RedisError
 
 from service.contract.errors import StorageFull
+from service.contract.store.worker_cards import WorkerCard
 from service.dependencies import Gateway, GatewayDep
 from service.problems import responses
 
@@ -24,8 +25,11 @@ class Check(BaseModel):
 
 
 class Readiness(BaseModel):
+    """`demonstration` says what the model knows, if it is only a demonstration."""
+
     ready: bool
     checks: dict[str, Check]
+    demonstration: str | None = None
 
 
 @router.get("/healthz", openapi_extra=NO_KEY_NEEDED)
@@ -37,8 +41,11 @@ async def alive() -> dict[str, str]:
 @router.get("/readyz", response_model=Readiness, responses={503: {"model": Readiness}}, openapi_extra=NO_KEY_NEEDED)
 async def ready(gateway: GatewayDep) -> Response:
     """Readiness: Redis is reachable, the disk has free space, and at least one worker has its model loaded."""
-    checks = {"redis": await _redis(gateway), "disk": _disk(gateway), "workers": await _workers(gateway)}
-    readiness = Readiness(ready=all(check.ok for check in checks.values()), checks=checks)
+    cards = await _worker_cards(gateway)
+    checks = {"redis": await _redis(gateway), "disk": _disk(gateway), "workers": _workers(cards)}
+    demonstration = next((card.demonstration for card in cards if card.demonstration), None)
+    is_ready = all(check.ok for check in checks.values())
+    readiness = Readiness(ready=is_ready, checks=checks, demonstration=demonstration)
     return Response(readiness.model_dump_json(), 200 if readiness.ready else 503, media_type="application/json")
 
 
@@ -66,12 +73,15 @@ def _disk(gateway: Gateway) -> Check:
     return Check(ok=True, detail="enough free space for uploads")
 
 
-async def _workers(gateway: Gateway) -> Check:
+async def _worker_cards(gateway: Gateway) -> list[WorkerCard]:
     try:
         async with asyncio.timeout(CHECK_TIMEOUT_S):
-            cards = await gateway.store.worker_cards()
+            return await gateway.store.worker_cards()
     except (RedisError, OSError):
-        cards = []
+        return []
+
+
+def _workers(cards: list[WorkerCard]) -> Check:
     live = [card for card in cards if card.engine == "alive"]
     models = ", ".join(sorted({card.model for card in live}))
     parts = [f"{len(live)} live" + (f": {models}" if models else "")]

@@ -1,7 +1,8 @@
 """The web page and the page of the API, `/docs`: static files that need no API key, because the pages ask for the key.
 
-Their Content-Security-Policy allows only the files served here: no inline scripts or styles, and no other hosts. These
-are the files of `service/web`, and Swagger UI from the package `fastapi_offline`, whose Python code is not used.
+Their Content-Security-Policy allows only the files served here: no inline scripts or styles, and no other hosts. Only
+the player may load a video from elsewhere: from the URL of a job, once the user presses play. The files served here
+are those of `service/web`, and Swagger UI from the package `fastapi_offline`, whose Python code is not used.
 """
 
 from fastapi import APIRouter, Request, Response
@@ -16,6 +17,7 @@ HEADERS = {
             "script-src 'self'",
             "style-src 'self'",
             "img-src 'self' blob:",
+            "media-src 'self' blob: http: https:",
             "connect-src 'self'",
             "base-uri 'none'",
             "form-action 'none'",

@@ -124,9 +124,10 @@ class Retention:
         for file, status in await self._stored_files(FileKind.UPLOAD):
             if status.ended if status else _is_abandoned(file):
                 await self._delete_file(file)
-        for file, status in await self._stored_files(FileKind.KEYFRAMES):
-            if status is None and _is_abandoned(file):
-                await self._delete_file(file)
+        for kind in (FileKind.KEYFRAMES, FileKind.VIDEO):
+            for file, status in await self._stored_files(kind):
+                if status is None and _is_abandoned(file):
+                    await self._delete_file(file)
 
     async def _delete_file(self, file: StoredFile) -> None:
         with _logging_failure(file.job_id):

@@ -8,6 +8,8 @@ import { FINAL_STATUSES, HEARTBEAT_MS, RETRY_MS } from "./contract.js";
 const KEY = "sharecap-key";
 const MAX_SILENCE_MS = 3 * HEARTBEAT_MS;
 const MAX_RETRY_MS = 30_000;
+const MAX_TRIES = 10;
+export const NEEDS_KEY = "Enter an API key above.";
 
 export const apiKey = () => sessionStorage.getItem(KEY) ?? "";
 
@@ -16,19 +18,24 @@ export function setApiKey(value) {
   else sessionStorage.removeItem(KEY);
 }
 
-/** An error reported by the service; `status` is 0 if the service could not be reached. */
+/**
+ * An error reported by the service; `status` is 0 if the service could not be reached. `retryAfterS` is the time after
+ * which the service accepts the request again.
+ */
 export class Problem extends Error {
-  constructor(detail, status = 0, code = "") {
+  constructor(detail, status = 0, code = "", retryAfterS = 1) {
     super(detail);
     this.status = status;
     this.code = code;
+    this.retryAfterS = retryAfterS;
   }
 }
 
-function problemFrom(status, text) {
+function problemFrom(status, text, retryAfter) {
+  if (status === 401) return new Problem(apiKey() ? "This API key is not valid." : NEEDS_KEY, status, "unauthorized");
   try {
     const { detail, code } = JSON.parse(text);
-    if (typeof detail === "string") return new Problem(detail, status, code);
+    if (typeof detail === "string") return new Problem(detail, status, code, Number(retryAfter) || 1);
   } catch {
     // a proxy in front of the service may answer with something other than JSON
   }
@@ -46,7 +53,9 @@ async function open(path, { method = "GET", headers = {}, body, signal } = {}) {
   } catch (error) {
     throw signal?.aborted ? error : new Problem("The service cannot be reached.");
   }
-  if (!response.ok) throw problemFrom(response.status, await response.text());
+  if (!response.ok) {
+    throw problemFrom(response.status, await response.text(), response.headers.get("Retry-After"));
+  }
   return response;
 }
 
@@ -58,7 +67,21 @@ export async function request(method, path, values, headers = {}) {
 }
 
 /** Return an image as a Blob; an <img> element cannot send an API key. */
-export const fetchImage = async (path, signal) => (await open(path, { signal })).blob();
+export const fetchImage = (path, signal) => retryWhenLimited(async () => (await open(path, { signal })).blob(), signal);
+
+/** Call `send` until the rate limit no longer refuses it. `onWait` receives the seconds until the next try. */
+export async function retryWhenLimited(send, signal, onWait = () => {}) {
+  for (let tries = 1; ; tries += 1) {
+    try {
+      return await send();
+    } catch (problem) {
+      if (problem.status !== 429 || tries === MAX_TRIES) throw problem;
+      onWait(problem.retryAfterS);
+      await sleep(1000 * problem.retryAfterS, signal);
+      signal.throwIfAborted();
+    }
+  }
+}
 
 /**
  * Send a form and return the new job. `onProgress` receives the fraction sent so far, 0 to 1. This uses XMLHttpRequest
@@ -72,11 +95,11 @@ export function upload(path, form, onProgress, signal) {
     sending.upload.onprogress = (event) => event.lengthComputable && onProgress(event.loaded / event.total);
     sending.onload = () => {
       if (sending.status < 300) resolve(JSON.parse(sending.responseText));
-      else reject(problemFrom(sending.status, sending.responseText));
+      else reject(problemFrom(sending.status, sending.responseText, sending.getResponseHeader("Retry-After")));
     };
     sending.onerror = () => reject(new Problem("The connection was lost during the upload."));
     sending.onabort = () => reject(new Problem("The upload was stopped."));
-    signal.addEventListener("abort", () => sending.abort());
+    signal.addEventListener("abort", () => sending.abort(), { once: true });
     sending.send(form);
   });
 }
@@ -146,12 +169,12 @@ function parse(part, position) {
   return { type: fields.event, data: JSON.parse(fields.data) };
 }
 
-function sleep(ms, signal) {
+export function sleep(ms, signal) {
   return new Promise((resolve) => {
     const timer = setTimeout(resolve, ms);
     signal.addEventListener("abort", () => {
       clearTimeout(timer);
       resolve();
-    });
+    }, { once: true });
   });
 }

@@ -12,9 +12,5 @@ export const capitalised = (word) => word[0].toUpperCase() + word.slice(1);
 
 export const range = ({ start_s, end_s }) => `${clock(start_s)} to ${clock(end_s)}`;
 
-/** The job's name in titles and in the job list. */
-export function jobName(job) {
-  if (job.kind === "recaption") return job.options?.prompt ?? "An expanded prompt";
-  if (job.kind === "clip") return job.options ? range(job.options) : "Part of a video";
-  return job.source?.filename ?? job.source?.url ?? "A video";
-}
+/** The job's name in titles and in the job list. The service gives lists and jobs the same `title`. */
+export const jobName = (job) => job.title ?? "A video";

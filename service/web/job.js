@@ -1,10 +1,17 @@
 // The view of one job: shows its events as they arrive.
 
-import { apiKey, fetchImage, follow, request } from "./api.js";
+import { follow, request } from "./api.js";
 import { ClipForm } from "./clip.js";
 import { FINAL_STATUSES } from "./contract.js";
 import { fromTemplate, paragraph, setFinishedText, setText, showProblem } from "./dom.js";
+import { copyOnClick, saveAs } from "./download.js";
 import { capitalised, clock, jobName } from "./format.js";
+import { FORMATS, fileName } from "./formats.js";
+import { Frames } from "./frames.js";
+import { Images } from "./images.js";
+import { Player } from "./player.js";
+
+const POSITION_EVERY_MS = 3000;
 
 function tokenCounts(usage) {
   const [prompt, image, generated] = [usage.prompt_tokens, usage.image_tokens, usage.completion_tokens]
@@ -13,17 +20,20 @@ function tokenCounts(usage) {
 }
 
 export class JobView {
-  /** `onEnd` is called when the job or one of its clips ends, `onDelete` after the job is deleted. */
-  constructor(root, id, onEnd, onDelete) {
+  /**
+   * `onEnd` is called when the job or one of its clips ends, `onDelete` after the job is deleted, and `onUnauthorized`
+   * if the service needs another API key.
+   */
+  constructor(root, id, { onEnd, onDelete, onUnauthorized }) {
     this.root = root;
     this.id = id;
     this.onEnd = onEnd;
     this.onDelete = onDelete;
+    this.onUnauthorized = onUnauthorized;
     this.closing = new AbortController();
-    this.frames = new Map(); // keyframe -> {item, text, timeS}
-    this.imageUrls = [];
+    this.images = new Images(this.closing.signal);
     this.captioned = new Set();
-    this.allKeyframesFound = false;
+    this.allKeyframesSelected = false;
   }
 
   async show() {
@@ -32,7 +42,9 @@ export class JobView {
     try {
       job = await request("GET", `captions/${this.id}`);
     } catch (problem) {
-      if (!signal.aborted) this.root.replaceChildren(paragraph(problem.message));
+      if (signal.aborted) return;
+      this.root.replaceChildren(paragraph(problem.message));
+      if (problem.status === 401) this.onUnauthorized(problem);
       return;
     }
     if (signal.aborted) return;
@@ -46,8 +58,9 @@ export class JobView {
 
   close() {
     this.closing.abort();
-    this.observer?.disconnect();
-    for (const url of this.imageUrls) URL.revokeObjectURL(url);
+    clearInterval(this.asking);
+    this.player?.close();
+    this.images.close();
   }
 
   build(job) {
@@ -56,19 +69,57 @@ export class JobView {
     for (const part of this.root.querySelectorAll("[data-part]")) this.parts[part.dataset.part] = part;
     this.job = job;
     this.parts.title.textContent = jobName(job);
-    this.parts.frames.hidden = job.kind !== "video";
+    document.title = `${jobName(job)} · sharecap`;
+    this.buildButtons();
+    this.frames = new Frames(this.parts.list, this.images, (index) => this.imagePath(index), (s) => this.player?.seek(s));
+    if (job.kind === "video") this.buildVideo();
+    this.parts.parent.hidden = !job.parent;
+    if (job.parent) this.parts.parent.querySelector("a").href = `#${job.parent}`;
+    this.showControls(job.status);
+  }
+
+  buildButtons() {
     this.parts.cancel.onclick = () => this.send("POST", "/cancel");
     this.parts.delete.onclick = async () => {
       const confirmed = confirm("Delete this job with its captions and keyframes?");
       if (confirmed && await this.send("DELETE", "")) this.onDelete();
     };
-    this.parts.copy.onclick = () => navigator.clipboard.writeText(this.parts.caption.textContent);
-    this.parts.copy.hidden = !navigator.clipboard;
-    const { clip, clips } = this.parts;
-    const dimOthers = (startS, endS) => this.dimFramesOutside(startS, endS);
-    this.clipForm = new ClipForm(clip, clips, this.id, this.closing.signal, dimOthers, this.onEnd);
-    this.clipForm.extendTo(job.source?.duration_s || 0.1);
-    this.showControls(job.status);
+    copyOnClick(this.parts.copy, () => this.parts.caption.textContent);
+    copyOnClick(this.parts.link, () => location.href);
+    for (const [suffix, { label, type, timed, write }] of Object.entries(FORMATS)) {
+      if (timed && this.job.kind === "recaption") continue;
+      const button = document.createElement("button");
+      button.type = "button";
+      button.textContent = label;
+      button.setAttribute("aria-label", `Download as ${label}`);
+      button.onclick = () => this.download((job) => saveAs(fileName(job, suffix), type, write(job)));
+      this.parts.downloads.append(button);
+    }
+  }
+
+  buildVideo() {
+    const { signal } = this.closing;
+    this.parts.frames.hidden = false;
+    this.clipForm = new ClipForm(this.parts, this.id, signal, {
+      onRange: (startS, endS) => this.showRange(startS, endS),
+      onSeek: (seconds) => this.player.seek(seconds),
+      onEnd: this.onEnd,
+    });
+    this.player = new Player(this.parts, this.job, this.images, {
+      onTime: (seconds) => this.showTime(seconds),
+      onSelecting: (startS, endS) => this.clipForm.selectRange(startS, endS),
+      onSelect: (startS, endS) => this.clipForm.submitRange(startS, endS),
+    });
+    this.extendTo(this.job.source?.duration_s || 0.1);
+    this.clipForm.list().catch((problem) => signal.aborted || showProblem(this.root, problem));
+  }
+
+  async download(save) {
+    try {
+      save(await request("GET", `captions/${this.id}`));
+    } catch (problem) {
+      showProblem(this.root, problem);
+    }
   }
 
   /** Send a request about this job; return whether it succeeded. */
@@ -85,9 +136,10 @@ export class JobView {
   // -- events
 
   handle(type, data) {
+    if (type !== "queued") clearInterval(this.asking);
     if (FINAL_STATUSES.has(type)) return this.end(type, data);
     switch (type) {
-      case "queued": return this.showStatus("Waiting for a worker");
+      case "queued": return this.queued();
       case "started": return this.started(data.attempt);
       case "video": return this.video(data);
       case "keyframes": return this.keyframes(data);
@@ -99,22 +151,35 @@ export class JobView {
     }
   }
 
+  /** Show the position in the queue until the job starts. */
+  queued() {
+    const ask = async () => {
+      const { status, queue_position: position } = await request("GET", `captions/${this.id}`);
+      if (status === "queued") this.showStatus(position ? `Waiting, number ${position} in the queue` : "Waiting");
+    };
+    this.showStatus("Waiting for a worker");
+    if (FINAL_STATUSES.has(this.job.status) || this.closing.signal.aborted) return;
+    const tryToAsk = () => ask().catch(() => {}); // the next round asks again
+    tryToAsk();
+    this.asking = setInterval(tryToAsk, POSITION_EVERY_MS);
+  }
+
   started(attempt) {
     this.showControls("running");
     this.showStatus(attempt > 1 ? `Restarted, attempt ${attempt}` : "Started");
-    for (const target of this.root.querySelectorAll(".writing")) setText(target, "");
+    for (const target of this.root.querySelectorAll(".card > .writing, .frame .writing")) setText(target, "");
   }
 
   video({ duration_s, width, height, fps, interval_s }) {
     const format = `${width} × ${height}, ${clock(duration_s)}, ${Number(fps.toFixed(2))} frames per second`;
     this.parts.about.textContent = `${format}, sampled every ${interval_s} s`;
-    this.clipForm.extendTo(duration_s);
+    this.extendTo(duration_s);
     this.showStatus("Looking for keyframes");
   }
 
   keyframes({ keyframes, complete }) {
-    for (const { index, time_s } of keyframes) this.frame(index, time_s);
-    this.allKeyframesFound ||= complete;
+    for (const { index, time_s, shot } of keyframes) this.frame(index, time_s, shot);
+    this.allKeyframesSelected ||= complete;
     this.showProgress();
   }
 
@@ -126,8 +191,9 @@ export class JobView {
   }
 
   differential({ keyframe, time_s, text, finish_reason }) {
-    const frame = this.frame(keyframe, time_s);
-    setFinishedText(frame.text, text, finish_reason);
+    const { text: target } = this.frame(keyframe, time_s);
+    setFinishedText(target, text, finish_reason);
+    this.frames.link(target);
     this.captioned.add(keyframe);
     this.parts.clip.hidden = this.job.kind !== "video";
     this.showProgress();
@@ -136,12 +202,14 @@ export class JobView {
   caption({ text, finish_reason }) {
     this.parts.result.hidden = false;
     setFinishedText(this.parts.caption, text, finish_reason);
+    if (this.job.kind === "video") this.frames.link(this.parts.caption);
   }
 
   end(status, { usage, error }) {
     this.showControls(status);
     this.showStatus(usage ? `${capitalised(status)}: ${tokenCounts(usage)}` : capitalised(status));
     if (error) showProblem(this.root, { message: `${error.detail} (${error.code})` });
+    this.showSubtitles();
     this.onEnd();
   }
 
@@ -160,68 +228,61 @@ export class JobView {
     this.parts.cancel.hidden = ended;
     this.parts.delete.hidden = !ended;
     this.parts.progress.hidden = ended;
+    if (ended) this.parts.result.hidden &&= this.captioned.size === 0;
   }
 
   showStatus(text) {
-    this.parts.status.textContent = text;
+    if (this.parts.status.textContent !== text) this.parts.status.textContent = text;
   }
 
   showProgress() {
-    const [found, captioned] = [this.frames.size, this.captioned.size];
-    const keyframes = `${found} ${found === 1 ? "keyframe" : "keyframes"}${this.allKeyframesFound ? "" : " so far"}`;
-    this.showStatus(captioned ? `${captioned} of ${keyframes} captioned` : keyframes);
-    if (!this.allKeyframesFound) return;
-    this.parts.progress.max = found + 1; // the caption of the whole video follows the keyframes
-    this.parts.progress.value = captioned;
+    const [selected, captioned] = [this.frames.size, this.captioned.size];
+    const keyframes = `${selected} ${selected === 1 ? "keyframe" : "keyframes"}`;
+    if (!this.allKeyframesSelected) {
+      this.showStatus(captioned ? `${captioned} of ${keyframes} so far captioned` : `${keyframes} so far`);
+      return;
+    }
+    const { progress } = this.parts;
+    progress.max = selected + 1; // the caption of the whole video follows the keyframes
+    progress.value = captioned;
+    this.showStatus(`${Math.floor(100 * progress.position)} %: ${captioned} of ${keyframes} captioned`);
+  }
+
+  imagePath(index) {
+    // Not the `image` of the event: that path is absolute, and the page may be served below a prefix by a proxy.
+    return `captions/${this.id}/keyframes/${index}.jpg`;
   }
 
   /** Return the elements of keyframe `index`, creating them on first use. */
-  frame(index, timeS = 0) {
-    if (!this.frames.has(index)) {
-      const item = fromTemplate("frame-template").firstElementChild;
-      item.querySelector("time").textContent = clock(timeS);
-      const image = item.querySelector("img");
-      image.alt = `Keyframe at ${clock(timeS)}`;
-      // Not the `image` of the event: that path is absolute, and the page may be served below a prefix by a proxy.
-      this.loadImage(image, `captions/${this.id}/keyframes/${index}.jpg`);
-      this.parts.list.append(item);
-      this.frames.set(index, { item, text: item.querySelector(".text"), timeS });
-      this.clipForm.extendTo(timeS);
+  frame(index, timeS = 0, shot = 0) {
+    if (!this.frames.get(index)) {
+      const frame = this.frames.add(index, timeS, shot);
+      this.player?.timeLine.add(frame, this.imagePath(index));
+      this.extendTo(timeS);
     }
     return this.frames.get(index);
   }
 
-  dimFramesOutside(startS, endS) {
-    for (const { item, timeS } of this.frames.values()) {
-      item.classList.toggle("outside", timeS < startS || timeS > endS);
-    }
+  extendTo(seconds) {
+    this.player?.timeLine.extendTo(seconds);
+    this.clipForm?.extendTo(seconds);
   }
 
-  /** Load an image once it scrolls into view. */
-  loadImage(image, path) {
-    if (!apiKey()) {
-      image.loading = "lazy";
-      image.src = path;
-      return;
-    }
-    this.observer ??= new IntersectionObserver((entries) => {
-      for (const { target, isIntersecting } of entries) {
-        if (!isIntersecting) continue;
-        this.observer.unobserve(target);
-        this.loadImageWithKey(target);
-      }
-    }, { rootMargin: "200px" });
-    image.dataset.path = path;
-    this.observer.observe(image);
+  showRange(startS, endS) {
+    this.frames.dimOutside(startS, endS);
+    this.player?.timeLine.showSelection(startS, endS);
   }
 
-  async loadImageWithKey(image) {
-    try {
-      const url = URL.createObjectURL(await fetchImage(image.dataset.path, this.closing.signal));
-      this.imageUrls.push(url);
-      image.src = url;
-    } catch {
-      // the image stays empty; its time is still shown
-    }
+  /** Mark the differential caption that is in force at this time, and show it below the player. */
+  showTime(seconds) {
+    const frame = this.frames.inForceAt(seconds);
+    this.frames.highlight(frame);
+    this.player.timeLine.highlight(frame?.index);
+    this.parts.now.textContent = frame?.text.textContent ?? "";
+  }
+
+  showSubtitles() {
+    const frames = [...this.frames.byIndex.values()].sort((a, b) => a.timeS - b.timeS);
+    this.player?.setCues(frames.map(({ timeS, text }) => ({ timeS, text: text.textContent })));
   }
 }

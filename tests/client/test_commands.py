@@ -36,15 +36,15 @@ def test_caption_shows_captions_and_prints_the_id_at_once(sharecap: Sharecap, cl
 def test_every_option_of_the_api_is_a_flag(sharecap: Sharecap, clip: Path) -> None:
     flags = (
         "--mode sliding --keyframes semantic --interval 1.5 --similarity-threshold 0.9 --max-keyframes 7 --start 0.5 "
-        "--end 2.5 --hd-num 4 --parallel --cut-threshold 0.5 --max-tokens 64 --temperature 0.5 --num-beams 2 --seed 3 "
-        "--deadline 600 --metadata a=b --metadata c=d=e"
+        "--end 2.5 --hd-num 4 --parallel --cut-threshold 0.5 --keep-video --max-tokens 64 --temperature 0.5 "
+        "--num-beams 2 --seed 3 --deadline 600 --metadata a=b --metadata c=d=e"
     )
     job = json.loads(sharecap("caption", clip, *flags.split(), "--json").out)
     assert job["metadata"] == {"a": "b", "c": "d=e"}
     assert {name: value for name, value in job["options"].items() if name != "webhook_url"} == {
         **{"mode": "sliding", "keyframes": "semantic", "interval_s": 1.5, "similarity_threshold": 0.9},
         **{"max_keyframes": 7, "start_s": 0.5, "end_s": 2.5, "hd_num": 4, "parallel": True, "cut_threshold": 0.5},
-        **{"max_tokens": 64, "temperature": 0.5, "num_beams": 2, "seed": 3, "deadline_s": 600.0},
+        **{"keep_video": True, "max_tokens": 64, "temperature": 0.5, "num_beams": 2, "seed": 3, "deadline_s": 600.0},
     }
     refused = sharecap("caption", clip, "--webhook-url", "http://example.com/")
     assert refused.status == 1 and "webhook_url" in refused.err

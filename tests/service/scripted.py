@@ -67,8 +67,8 @@ class ScriptedWorker:
                 return str(queued[0])
             await asyncio.sleep(0.01)
 
-    async def show_card(self) -> None:
-        await self.store.show_worker(WorkerCard(id="w1", model="test/model", slots=4))
+    async def show_card(self, **changes: str) -> None:
+        await self.store.show_worker(WorkerCard(id="w1", model="test/model", slots=4, **changes))
 
     def serve(self, script: Callable[[str], list[Event]], pause_s: float = 0.0) -> "asyncio.Task[None]":
         """Claim each queued job and append the events of `script(job_id)`, until cancelled."""

@@ -65,11 +65,15 @@ class Done:
 
 @dataclass(frozen=True)
 class ModelDefaults:
-    """Defaults that a checkpoint declares in its config.json. `keyframe_encoder` is a directory or a hub id."""
+    """What a checkpoint declares in its config.json. `keyframe_encoder` is a directory or a hub id.
+
+    `demonstration` says what a demonstration model knows and what it cannot do.
+    """
 
     hd_num: int | None = None
     keyframe_encoder: str = CLIP_L_336
     similarity_threshold: float = CLIP_L_THRESHOLD
+    demonstration: str = ""
 
 
 class CannotWork(Exception):

@@ -1,7 +1,7 @@
 """The storage interface: everything that the gateway and the workers do with the files of a job.
 
-A job has at most one upload, its video, and the JPEG files of its keyframes. `LocalStorage` keeps them in the data
-directory. Another backend implements `Storage` and is selected in `backends.py`.
+A job has at most one upload, its video, and the JPEG files of its keyframes; with `keep_video` also a kept video.
+`LocalStorage` keeps them in the data directory. Another backend implements `Storage` and is selected in `backends.py`.
 
 When an upload is deleted
 -------------------------
@@ -16,6 +16,9 @@ that causes the state:
     job not accepted             the gateway, if Redis did not confirm the record (`service/intake/submission.py`)
     record deleted               the gateway that deletes the job; the worker that finds its lease gone for this reason
     pipeline run by a script     `workers/standalone.py`, which has neither a record nor a lease, at the end of the run
+
+A job with `keep_video` has a second file, its kept video, which is the same file as the upload under another name. It
+is not affected by these rules: it exists until the record is deleted.
 
 A process that is killed in between leaves the file behind. The retention sweep (`service/upkeep/retention.py`) then
 deletes uploads of ended jobs and files without a job, with `delete_file`. Deleting a file that does not exist is not an
@@ -39,11 +42,15 @@ class FileKind(Enum):
 
     UPLOAD = "upload"
     KEYFRAMES = "keyframes"
+    VIDEO = "video"
 
 
 @dataclass(frozen=True)
 class StoredFile:
-    """An upload, complete or still arriving, or all keyframes of one job. `changed_at`: seconds since the epoch."""
+    """An upload, complete or still arriving, all keyframes of one job, or its kept video.
+
+    `changed_at`: seconds since the epoch.
+    """
 
     kind: FileKind
     name: str
@@ -113,6 +120,14 @@ class Storage(ABC):
         """Return a local file that holds the job's upload. Raises FileNotFoundError."""
 
     @abstractmethod
+    async def keep_video(self, job_id: str) -> None:
+        """Keep the job's upload as its video until the job's files are deleted."""
+
+    @abstractmethod
+    async def local_video(self, job_id: str) -> Path:
+        """Return a local file that holds the job's kept video. Raises FileNotFoundError."""
+
+    @abstractmethod
     async def delete_upload(self, job_id: str) -> None:
         """Delete the job's upload. The module's docstring says when this is done."""
 
@@ -126,7 +141,7 @@ class Storage(ABC):
 
     @abstractmethod
     async def delete_job_files(self, job_id: str) -> None:
-        """Delete the job's upload and keyframes."""
+        """Delete the job's upload, keyframes and kept video."""
 
     @abstractmethod
     async def list_files(self, kind: FileKind) -> list[StoredFile]:

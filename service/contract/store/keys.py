@@ -32,6 +32,7 @@ API keys and rate limits (`service/access`):
     sharecap:key:{id}              string  the API key's entry (JSON)
     sharecap:spent:{key}:{bucket}  string  bucket `requests`, `bytes` or `jobs`: time (ms) at which it is full again
     sharecap:unfinished:{key}      zset    ids of the API key's unfinished jobs by the time they were accepted (ms)
+    sharecap:token:{sha256}        string  a short-lived token: the job that it can read, and the API key that made it
     sharecap:streams:{key}         zset    ids of its open event streams by the time at which each entry expires (ms)
 
 Intake and upkeep (`service/intake/idempotency.py`, `service/upkeep`):
@@ -104,6 +105,10 @@ def spent_key(key_id: str, bucket: str) -> str:
 
 def unfinished_key(key_id: str) -> str:
     return f"sharecap:unfinished:{key_id}"
+
+
+def token_key(sha256: str) -> str:
+    return f"sharecap:token:{sha256}"
 
 
 def streams_key(key_id: str) -> str:

@@ -208,6 +208,12 @@ class Store(LeaseStore, WorkerCardStore, Turns):
         owner: str | None = await self.redis.hget(job_key(job_id), "owner")
         return owner
 
+    async def queue_position(self, job_id: str) -> int | None:
+        """Return which of its API key's waiting jobs this one is, from 1; None if a worker has claimed it before."""
+        queue, owner = await self.redis.hmget(job_key(job_id), "queue", "owner")
+        rank = await self.redis.zrank(line_key(queue, owner), job_id) if queue is not None else None
+        return None if rank is None else rank + 1
+
     async def is_over(self, job_id: str, after: int) -> bool:
         """Return whether no event can follow `after`: the job is deleted, or it has ended before."""
         known = await self.kind_and_status(job_id)

@@ -20,12 +20,16 @@ EngineState = Literal["alive", "died", "stalled"]
 
 
 class WorkerCard(BaseModel):
-    """What a worker reports about itself. `engine`: whether its engine works, or how it ended."""
+    """What a worker reports about itself. `engine`: whether its engine works, or how it ended.
+
+    `demonstration` says what a demonstration model knows and what it cannot do; it is empty for any other model.
+    """
 
     id: str
     host: str = ""
     """Name of the worker's host."""
     model: str
+    demonstration: str = ""
     slots: int
     running: int = 0
     engine: EngineState = "alive"

@@ -49,6 +49,8 @@ ROUTES = [
     ("GET", "/captions/x/events"),
     ("GET", "/captions/x/keyframes/0.jpg"),
     ("POST", "/captions/x/cancel"),
+    ("POST", "/captions/x/token"),
+    ("GET", "/captions/x/video"),
     ("POST", "/captions/x/clips"),
     ("DELETE", "/captions/x"),
     ("POST", "/recaption"),

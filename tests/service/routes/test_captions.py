@@ -108,7 +108,8 @@ async def test_a_list_has_pages_and_filters(gateway: Served, worker: ScriptedWor
     assert await listed(status="running", limit=1) == [recaptions[1]]
     assert await listed(status="completed") == []
     page = (await gateway.client.get("/captions", params={"kind": "video"})).json()
-    assert set(page["jobs"][0]) == {"id", "kind", "status", "source", "parent", "metadata", "created_at", "links"}
+    facts = {"id", "kind", "status", "title", "source", "parent", "metadata", "created_at", "links"}
+    assert set(page["jobs"][0]) == facts
     assert (page["jobs"][0]["status"], page["jobs"][0]["source"]["filename"]) == ("queued", "clip.mp4")
 
 

@@ -15,6 +15,11 @@ from workers.demo.training.model import DemoModel, Sizes
 
 HD_NUM = 1
 SIMILARITY_THRESHOLD = 0.9
+DEMONSTRATION = (
+    "This is a demonstration model. It knows only drawn scenes: one coloured shape that moves, turns, grows or changes "
+    "its colour. What it says about real videos is meaningless."
+)
+"""Shown to everybody who uses a service with this model."""
 MAX_POSITIONS = 4096
 
 
@@ -60,7 +65,12 @@ def config(sizes: Sizes, threshold: float = SIMILARITY_THRESHOLD) -> dict[str, A
             "wqkv_r": sizes.plora_wqkv_r,
             "wqkv_alpha": sizes.plora_wqkv_alpha,
         },
-        "sharecap": {"hd_num": HD_NUM, "keyframe_encoder": "keyframe_encoder", "similarity_threshold": threshold},
+        "sharecap": {
+            "hd_num": HD_NUM,
+            "keyframe_encoder": "keyframe_encoder",
+            "similarity_threshold": threshold,
+            "demonstration": DEMONSTRATION,
+        },
     }
 
 

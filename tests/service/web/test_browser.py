@@ -1,0 +1,280 @@
+"""The page in a real browser, on a desktop and on a phone, light and dark, with a scripted worker behind it."""
+
+import json
+import re
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from sharecap_client.formats import render
+from sharecap_client.models import Job
+
+from service.access.api_keys import ApiKeyStore, KeyLimits
+from service.contract.store.connection import connect
+from service.contract.store.store import Store
+from tests.service.scripted import ScriptedWorker, Serve, Served, eventually
+from tests.service.web.browsing import (
+    CAPTION,
+    CHROMIUM,
+    CLIP_CAPTION,
+    DESKTOP,
+    PHONE,
+    SAMPLE,
+    TEXTS,
+    WAIT_MS,
+    BrowserWorker,
+    check_accessibility,
+    chromium,
+    open_page,
+    playwright,
+    screenshot,
+)
+
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed"),
+]
+HOSTILE = "<img src=x onerror=alert(1)>"
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browser() -> AsyncIterator[Any]:
+    async with chromium() as started:
+        yield started
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def store(redis_url: str) -> AsyncIterator[Store]:
+    async with connect(redis_url) as client:
+        yield Store(client)
+
+
+def expect(target: Any) -> Any:
+    return playwright.expect(target)
+
+
+async def send(page: Any, *files: Path) -> None:
+    await page.locator("[name=file]").set_input_files(files)
+    await page.get_by_role("button", name="Caption", exact=True).click()
+
+
+async def current_time_s(page: Any) -> float:
+    return float(await page.locator("video").evaluate("video => video.currentTime"))
+
+
+async def until(page: Any, expression: str) -> None:
+    """Wait until the expression is true. Playwright's own function uses `eval`, which the page's policy forbids."""
+
+    async def holds() -> bool:
+        return bool(await page.evaluate(expression))
+
+    await eventually(holds, WAIT_MS / 1000)
+
+
+async def downloaded(page: Any, label: str) -> str:
+    async with page.expect_download() as download:
+        await page.get_by_role("button", name=f"Download as {label}", exact=True).click()
+    return Path(await (await download.value).path()).read_text()
+
+
+async def check_playback(page: Any, video: Path) -> None:
+    """The file is opened again, a thumbnail seeks, and the caption in force is marked."""
+    await page.locator("[data-part=open-file] input").set_input_files(video)
+    await expect(page.locator("video")).to_be_visible()
+    await page.locator("video").evaluate("video => { video.muted = true; return video.play(); }")
+    await until(page, "document.querySelector('video').currentTime > 0.2")
+    await page.locator("video").evaluate("video => video.pause()")
+    await page.get_by_role("button", name="Frame 3 at 0:04.50", exact=True).click()
+    assert await current_time_s(page) == pytest.approx(4.5)
+    await expect(page.locator(".frame[aria-current]")).to_contain_text("Frame 3")
+    await expect(page.locator("[data-part=now]")).to_have_text(TEXTS[2])
+    await expect(page.locator(".tick.shot")).to_have_count(1)
+
+
+async def check_frame_links(page: Any) -> None:
+    """Frame numbers in captions lead to the cards, and back."""
+    await page.locator("[data-part=caption] .mention").click()
+    await expect(page.locator(".frame").nth(2)).to_be_focused()
+    await page.locator(".frame").nth(2).get_by_role("button", name="in the caption").click()
+    await expect(page.locator(".mention:focus")).to_have_text("frame 3")
+
+
+async def check_parts(page: Any) -> None:
+    """Dragging on the time line selects a part, whose caption is there after a reload."""
+    track = page.locator(".track")
+    await track.scroll_into_view_if_needed()
+    box = await track.bounding_box()
+    await page.mouse.move(box["x"] + box["width"] / 4, box["y"] + 10)
+    await page.mouse.down()
+    await page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 10, steps=4)
+    await page.mouse.up()
+    await expect(page.locator("[data-part=clips] .text")).to_have_text(CLIP_CAPTION)
+    await expect(page.locator("[data-part=clips] h4")).to_have_text("0:02.00 to 0:04.00")
+    await screenshot(page, "job")
+    await check_accessibility(page)
+    await page.reload()
+    await expect(page.locator("[data-part=clips] .text")).to_have_text(CLIP_CAPTION)
+
+
+async def check_downloads(page: Any, gateway: Served) -> None:
+    """The downloads are those of the command line."""
+    job = Job.model_validate((await gateway.client.get(f"/captions/{page.url.partition('#')[2]}")).json())
+    assert json.loads(await downloaded(page, "JSON"))["caption"] == CAPTION
+    for suffix, label in (("srt", "SRT"), ("vtt", "WebVTT"), ("md", "Markdown"), ("csv", "CSV")):
+        assert await downloaded(page, label) == render(job, suffix), suffix  # type: ignore[arg-type]
+
+
+async def check_sharing_and_deletion(page: Any) -> None:
+    """The link opens the job; deleting it leaves the others."""
+    await page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    await page.get_by_role("button", name="Copy link").click()
+    await expect(page.get_by_role("button", name="Copied")).to_be_visible()
+    assert await page.evaluate("navigator.clipboard.readText()") == page.url
+    link = page.url
+    page.on("dialog", lambda dialog: dialog.accept())
+    await page.get_by_role("button", name="Delete", exact=True).click()
+    await expect(page.locator("#jobs a")).to_have_count(2)  # the second video and the part of the first
+    await page.goto(link)
+    await page.reload()
+    await expect(page.locator("#job")).to_have_text("This job does not exist.")
+
+
+async def test_two_videos_on_a_desktop(browser: Any, serve: Serve, store: Store, tmp_path: Path) -> None:
+    first, second = (Path(shutil.copy(SAMPLE, tmp_path / name)) for name in ("first.mp4", "second.mp4"))
+    async with serve(heartbeat_s=0.5) as gateway, open_page(browser, **DESKTOP) as page:
+        worker = BrowserWorker(ScriptedWorker(store), gateway)
+        async with worker.running():
+            await page.goto(gateway.url)
+            await expect(page.locator("#service")).to_contain_text("Ready")
+            await expect(page.get_by_role("button", name="Try a sample clip")).to_be_visible()
+            await check_accessibility(page)
+            await screenshot(page, "empty")
+
+            # a queue of two files; a text file among them fails alone
+            text = tmp_path / "broken.mp4"
+            text.write_text("not a video")
+            await send(page, first, text, second)
+            rows = page.locator("#queue-rows > li")
+            await expect(rows).to_have_count(3)
+            await expect(rows.nth(1).locator(".about.error")).to_be_visible()
+            await expect(page.locator("[data-part=status]")).to_contain_text("number 1 in the queue")
+            await expect(rows.nth(2).locator("a")).to_be_visible()
+
+            # reload while the captions arrive
+            worker.may_start.set()
+            await expect(page.locator("[data-part=status]")).to_have_text("40 %: 2 of 4 keyframes captioned")
+            await screenshot(page, "streaming")
+            first_url = page.url
+            await page.reload()
+            await expect(page.locator(".frame .text").nth(1)).to_have_text(TEXTS[1])
+            worker.may_finish.set()
+            await expect(page.locator("[data-part=caption]")).to_have_text(CAPTION)
+            await expect(page.locator("[data-part=title]")).to_have_text("first.mp4")
+            await expect(page.locator("#jobs a")).to_have_count(2)
+
+            await check_playback(page, first)
+            await check_frame_links(page)
+            await check_parts(page)
+            await check_downloads(page, gateway)
+            assert page.url == first_url
+            await check_sharing_and_deletion(page)
+
+
+async def test_a_file_is_cancelled_and_all_captions_are_downloaded(
+    browser: Any, serve: Serve, store: Store, tmp_path: Path
+) -> None:
+    async with serve(heartbeat_s=0.5) as gateway, open_page(browser, **DESKTOP) as page:
+        worker = BrowserWorker(ScriptedWorker(store), gateway)
+        async with worker.running():
+            await page.goto(gateway.url)
+            await page.get_by_role("button", name="Try a sample clip").click()
+            await expect(page.locator("[data-part=status]")).to_contain_text("number 1 in the queue")
+            await page.get_by_role("button", name="Cancel", exact=True).click()
+            await expect(page.locator("[data-part=status]")).to_have_text("Cancelled")
+            worker.may_start.set()
+            worker.may_finish.set()
+            await page.locator("[name=keep_video]").evaluate("input => { input.checked = true; }")
+            await send(page, Path(shutil.copy(SAMPLE, tmp_path / "kept.mp4")))
+            await page.get_by_role("link", name="kept.mp4").first.click()
+            await expect(page.locator("[data-part=caption]")).to_have_text(CAPTION)
+            async with page.expect_download() as download:
+                await page.get_by_role("button", name="Download all (JSONL)").click()
+            [line] = Path(await (await download.value).path()).read_text().splitlines()
+            assert (json.loads(line)["title"], json.loads(line)["caption"]) == ("kept.mp4", CAPTION)
+            await page.reload()
+            await until(page, "document.querySelector('video')?.readyState >= 1")
+            await page.locator("video").evaluate("video => { video.currentTime = 7; }")
+            await expect(page.locator(".frame[aria-current]")).to_contain_text("Frame 4")
+
+
+async def test_api_keys_and_hostile_texts_on_a_dark_phone(
+    browser: Any, serve: Serve, store: Store, tmp_path: Path
+) -> None:
+    hostile = Path(shutil.copy(SAMPLE, tmp_path / f"{HOSTILE.replace('/', '')}.mp4"))
+    _, key = await ApiKeyStore(store.redis).add("phone", KeyLimits())
+    async with serve(heartbeat_s=0.5) as gateway, open_page(browser, **PHONE) as page:
+        worker = BrowserWorker(ScriptedWorker(store), gateway)
+        worker.texts, worker.caption = (HOSTILE, *TEXTS[1:]), f"{HOSTILE}<script>alert(2)</script> in frame 2"
+        worker.may_start.set()
+        worker.may_finish.set()
+        async with worker.running():
+            await page.goto(gateway.url)
+            await expect(page.locator("#no-jobs")).to_have_text("Enter an API key above.")
+            for value, note in (("sc_wrong", "This API key is not valid."), (key, "")):
+                await page.get_by_label("Key (stored until this tab is closed)").fill(value)
+                await page.get_by_role("button", name="Use").click()
+                await expect(page.locator("#key-note")).to_have_text(note or re.compile(".*"))
+            await expect(page.locator("#no-jobs")).to_have_text("No jobs yet.")
+
+            refused = []
+
+            async def refuse_once(route: Any) -> None:
+                if route.request.url in refused:
+                    await route.continue_()
+                else:
+                    refused.append(route.request.url)
+                    problem = {"detail": "Too many requests", "code": "rate_limited"}
+                    await route.fulfill(status=429, headers={"Retry-After": "1"}, json=problem)
+
+            await page.route(re.compile(r"/keyframes/|/captions$"), refuse_once)
+            await page.locator("summary", has_text="Options").click()
+            await page.get_by_label("Keep the video").check()
+            await send(page, hostile)
+            await expect(page.locator("[data-part=caption]")).to_have_text(worker.caption)
+            await expect(page.locator("[data-part=title]")).to_contain_text(HOSTILE)
+            await expect(page.locator(".frame .text").first).to_have_text(HOSTILE)
+            assert len(refused) >= 2
+            loaded = "[...document.querySelectorAll('.thumbs button:not([hidden]) img')].every(i => i.naturalWidth)"
+            await until(page, loaded)
+
+            # the kept video plays through a token, because <video> sends no key
+            await page.reload()
+            await until(page, "document.querySelector('video')?.readyState >= 1")
+            assert "?token=sct_" in await page.locator("video").get_attribute("src")
+            assert await page.locator("video").evaluate("video => video.duration") == pytest.approx(8, abs=0.2)
+
+            job, forms = await page.locator("#job").bounding_box(), await page.locator("#side").bounding_box()
+            assert job["y"] < forms["y"], "on a phone the current job comes first"
+            assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+            await check_accessibility(page)
+            await screenshot(page, "phone")
+            await page.evaluate("sessionStorage.setItem('sharecap-key', 'sc_wrong')")
+            await page.reload()
+            await expect(page.locator("#no-jobs")).to_have_text("Enter an API key above.")
+            await expect(page.locator("#job")).to_have_text("This API key is not valid.")
+
+
+async def test_the_banner_says_what_a_demonstration_knows(browser: Any, serve: Serve, store: Store) -> None:
+    scripted = ScriptedWorker(store)
+    async with serve() as gateway, open_page(browser, **PHONE) as page:
+        await scripted.show_card(demonstration="Knows only shapes.")
+        await eventually(lambda: _ready(gateway))
+        await page.goto(gateway.url)
+        await expect(page.locator("#banner")).to_have_text("Knows only shapes.")
+
+
+async def _ready(gateway: Any) -> bool:
+    return (await gateway.client.get("/readyz")).json()["demonstration"] == "Knows only shapes."
