@@ -1,0 +1,1 @@
+"""`sharecap export`: from the rows of a store to the files that trainers read."""
