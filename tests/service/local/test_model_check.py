@@ -6,8 +6,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.local import model_check
-from service.local.model_check import OFFLINE, CannotStart, check_model
+from service.contract import model_hub
+from service.contract.model_hub import OFFLINE
+from service.local.model_check import CannotStart, check_model
 
 MODEL = "owner/name"
 Hub = Callable[[httpx.Response | Exception], None]
@@ -30,7 +31,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hub:
                 raise answer
             return answer
 
-        monkeypatch.setattr(model_check.httpx, "head", head)
+        monkeypatch.setattr(model_hub.httpx, "head", head)
 
     return set_answer
 
@@ -48,7 +49,7 @@ def test_a_model_of_the_hub(hub: Hub) -> None:
 
 def test_without_a_network_the_model_must_be_in_the_cache(hub: Hub, tmp_path: Path) -> None:
     hub(httpx.ConnectError("no route"))
-    with pytest.raises(CannotStart, match=r"cannot download owner/name: .* \(no route\).*give --model a directory"):
+    with pytest.raises(CannotStart, match=r"cannot download owner/name: .* \(no route\).*name a directory"):
         check_model(MODEL)
     put_in_cache(tmp_path)
     assert check_model(MODEL) == OFFLINE
