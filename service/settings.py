@@ -21,7 +21,9 @@ class Settings(SharedSettings):
     redis_patience_s: Annotated[float, Field(ge=0)] = 8.0
     """How long a request waits for an unreachable Redis before it fails with `queue_unavailable`."""
     host: str = "127.0.0.1"
+    """Address to listen on. Other addresses than loopback need an API key or `ALLOW_PUBLIC_BIND`."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """TCP port to listen on; 0 selects a free one."""
     allow_public_bind: bool = False
     """Allow a `host` other than loopback without any API key. Set this only if something else restricts access, such
     as a proxy or a container network."""
@@ -30,12 +32,12 @@ class Settings(SharedSettings):
     allowed_origins: AllowedOrigins = frozenset()
     """`scheme://host[:port],…`: other sites whose pages may send requests while no API key exists."""
 
-    max_deadline_s: Annotated[float, Field(gt=0)] = 24 * 3600.0
-    """Upper bound of the option `deadline_s`, and its default."""
     cors_origins: AllowedOrigins = frozenset()
     """`scheme://host[:port],…`: other sites whose pages may use the API, with an API key or, while no key exists,
     without one. Their scripts may read the responses (CORS)."""
 
+    max_deadline_s: Annotated[float, Field(gt=0)] = 24 * 3600.0
+    """Upper bound of the option `deadline_s`, and its default."""
     webhook_secret: SecretStr | None = None
     """Secret that signs webhooks: `whsec_…`. Several secrets, separated by spaces, allow rotation."""
     retention_s: Annotated[float, Field(ge=0)] = 7 * 24 * 3600.0

@@ -53,9 +53,10 @@ Names = Annotated[frozenset[str], NoDecode, BeforeValidator(split_names)]
 class RedisSettings(BaseSettings):
     """Each field is read from the environment variable of the same name in capitals, or from a file of that name."""
 
-    model_config = SettingsConfigDict(frozen=True)
+    model_config = SettingsConfigDict(frozen=True, use_attribute_docstrings=True)
 
     redis_url: str = "redis://127.0.0.1:6379/0"
+    """URL of the Redis or Valkey server: `redis://[user:password@]host[:port]/database`."""
 
     @classmethod
     def settings_customise_sources(
@@ -85,6 +86,7 @@ class SharedSettings(RedisSettings):
     max_upload_bytes: Annotated[int, Field(gt=0)] = 4 * GIB
     """Maximum size of a video file, uploaded or fetched from a URL."""
     max_duration_s: Annotated[float, Field(gt=0)] = VideoLimits.max_duration_s
+    """Maximum length of a video in seconds."""
     max_pixels: Annotated[int, Field(gt=0)] = VideoLimits.max_pixels
     """Maximum width times height of a frame."""
     formats: Annotated[Names, AfterValidator(partial(check_names, "format", FORMATS))] = frozenset(FORMATS)
@@ -92,6 +94,7 @@ class SharedSettings(RedisSettings):
     codecs: Annotated[Names, AfterValidator(partial(check_names, "codec", CODECS))] = frozenset(CODECS)
     """Accepted video codecs, likewise."""
     probe_timeout_s: Annotated[float, Field(gt=0)] = VideoLimits.wall_s
+    """Time limit for opening a video and reading its properties."""
     max_keyframes: Annotated[int, Field(ge=1, le=MAX_KEYFRAMES_LIMIT)] = 2000
     """Upper bound of the option `max_keyframes`, and its default."""
     min_free_bytes: Annotated[int, Field(ge=0)] = GIB

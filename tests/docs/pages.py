@@ -1,0 +1,68 @@
+"""Reads the pages, and runs the commands in their `console run` fences. `docs/contributing.md` describes the fences."""
+
+import re
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "deploy").glob("*.md")])
+MARK = "=== next command ==="
+TIMEOUT_S = 120
+VARIES = re.compile(
+    r'^(id: \d+|retry: \d+|…)$|"of":"(differential|caption)"|^event: (delta|keyframes)$|"complete":(true|false)}$'
+)
+"""Lines of a transcript that depend on timing: how text is cut into deltas, and keyframes into events."""
+
+
+@dataclass
+class Command:
+    """A command of a page and the lines that the page shows as its output."""
+
+    text: str
+    output: list[str] = field(default_factory=list)
+
+
+def commands(page: Path) -> list[Command]:
+    """Return the commands of all `console run` fences of a page, in order."""
+    listed: list[Command] = []
+    for fence in re.findall(r"^```console run\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+        for line in fence.replace("\\\n", " ").splitlines():
+            if line.startswith("$ "):
+                listed.append(Command(line[2:]))
+            else:
+                listed[-1].output.append(line)
+    return listed
+
+
+def run(texts: list[str], folder: Path, path: str) -> list[str]:
+    """Run commands in one bash, which stops at the first one that fails. Return the output of each command."""
+    script = "\n".join(f"{text}\necho; echo '{MARK}'" for text in texts)
+    result = subprocess.run(
+        ["bash", "-c", f"set -e\n{script}"],
+        cwd=folder,
+        env={"PATH": path, "HOME": str(folder), "LANG": "C.UTF-8"},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    outputs = result.stdout.split(MARK)
+    assert result.returncode == 0, (texts[len(outputs) - 1], result.stdout[-2000:], result.stderr)
+    return outputs[:-1]
+
+
+def check(command: Command, output: str) -> None:
+    """Check that the lines that a page shows occur in the output, in their order."""
+    lines = iter(output.replace("\r", "").splitlines())
+    for expected in command.output:
+        if expected.strip() and not VARIES.search(expected):
+            pattern = re.compile(_pattern(expected))
+            assert any(pattern.fullmatch(line) for line in lines), f"{command.text} prints no {expected}:\n{output}"
+
+
+def _pattern(line: str) -> str:
+    """Return the regular expression for a line of a page."""
+    text = re.escape(line).replace("…", ".*")
+    text = re.sub(r"cap_[0-9a-f]{32}", "cap_[0-9a-f]{32}", text)
+    return re.sub(r'"(queued|decode|keyframes|captioning|summary)":[0-9]+(\\\.[0-9]+)?', r'"\1":[0-9.]+', text)

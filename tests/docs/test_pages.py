@@ -1,0 +1,145 @@
+"""What the pages say is true: their commands run and print what is shown, and their tables agree with the code."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import psutil
+import pytest
+import yaml
+
+from service.app import create_app
+from service.local.up import free_port
+from service.metrics import Metrics
+from service.settings import Settings
+from tests.conftest import needs_worker
+from tests.docs.pages import PAGES, ROOT, check, commands, run
+from workers.demo import scenes
+
+START_TIMEOUT_S = 240
+PAGES_TO_RUN = [page for page in PAGES if commands(page)]
+BIN = Path(sys.executable).parent
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """`localhost:PORT` of the service of this module, which runs everything as `make serve` does."""
+    if missing := [tool for tool in ("curl", "jq") if shutil.which(tool) is None]:
+        pytest.skip(f"not installed: {', '.join(missing)}")
+    port, data_dir = free_port(), tmp_path_factory.mktemp("service")
+    command = [sys.executable, "-m", "sharecap_client.cli", "up", "--port", str(port), "--data-dir", str(data_dir)]
+    process = psutil.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        line = process.stderr.readline()
+        assert "sharecap is ready" in line, line
+        yield f"localhost:{port}"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    finally:
+        if process.is_running():
+            process.kill()
+        process.stderr.close()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    scenes.write_clip(tmp_path / "clip.mp4", scenes.sample_clip())
+    return tmp_path
+
+
+@needs_worker
+@pytest.mark.parametrize("page", PAGES_TO_RUN, ids=lambda page: page.name)
+def test_the_commands_of_a_page_run_and_print_what_it_shows(page: Path, address: str, folder: Path) -> None:
+    listed = [command for command in commands(page) if not starts_a_checkout(command.text, folder)]
+    texts = [command.text.replace("localhost:8000", address) for command in listed]
+    path = os.pathsep.join([str(BIN), os.environ["PATH"]])
+    for command, output in zip(listed, run(texts, folder, path), strict=True):
+        check(command, output)
+
+
+def starts_a_checkout(text: str, folder: Path) -> bool:
+    """Whether a command of the README gets the checkout or starts the service, which this test has done already.
+
+    The clone is this checkout: `folder` gets links to its files.
+    """
+    if text.startswith("git clone "):
+        for path in ROOT.iterdir():
+            (folder / path.name).symlink_to(path)
+        if not (folder / ".venv").exists():  # the tests of a copy run with the environment of another checkout
+            (folder / ".venv").symlink_to(BIN.parent)
+        return True
+    if text == "make serve":
+        assert re.search(r"^serve: .*\n\t@\$\(BIN\)/sharecap up$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        return True
+    return False
+
+
+def settings_table() -> ModuleType:
+    sys.path.insert(0, str(ROOT / "docs"))
+    try:
+        import settings_table  # noqa: PLC0415 (a script beside the pages)
+    finally:
+        sys.path.pop(0)
+    return settings_table
+
+
+@needs_worker
+def test_the_tables_of_settings_are_those_of_the_classes() -> None:
+    table = settings_table()
+    page = table.PAGE.read_text()
+    assert page == table.updated(page), "run `python docs/settings_table.py`"
+    for _, _, settings, _ in table.TABLES:
+        for name, setting in settings.model_fields.items():
+            assert setting.description and f"| `{name.upper()}` |" in page, name
+
+
+def test_the_table_of_metrics_lists_every_metric_with_its_labels() -> None:
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    rows = re.findall(r"^\| `(sharecap_\w+)` \|([^|]*)\|", page, re.MULTILINE)
+    metrics = [value for value in vars(Metrics()).values() if hasattr(value, "collect") and hasattr(value, "_name")]
+    names = {m._name + ("_total" if m._type == "counter" else ""): set(m._labelnames) for m in metrics}
+    assert {name: set(re.findall(r"\w+", labels)) for name, labels in rows} == names
+
+
+def test_alerts_use_metrics_that_exist() -> None:
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    documents = [yaml.safe_load(text) for text in re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)]
+    rules = documents[1]["groups"][0]["rules"]
+    names = {name for rule in rules for name in re.findall(r"sharecap_\w+", rule["expr"])}
+    listed = set(re.findall(r"^\| `(sharecap_\w+)`", page, re.MULTILINE))
+    assert len(rules) >= 8 and {name.removesuffix("_bucket") for name in names} <= listed
+
+
+def test_every_request_of_the_api_is_on_the_page_of_examples() -> None:
+    curls = "\n".join(command.text for command in commands(ROOT / "docs" / "api.md"))
+    for path, methods in create_app(Settings()).openapi()["paths"].items():
+        address = re.sub(r"\\{\w+\\}", r"[^/ ]+", re.escape(f"localhost:8000{path}"))
+        for method in methods:
+            requests = [line for line in curls.splitlines() if re.search(rf"{address}[\"?]*([ ?&]|$)", line + " ")]
+            posts = [line for line in requests if re.search(r" -F | --json |-X POST", line)]
+            deletes = [line for line in requests if "-X DELETE" in line]
+            by_method = {"post": posts, "delete": deletes, "get": [x for x in requests if x not in [*posts, *deletes]]}
+            assert by_method[method], f"{method.upper()} {path}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", text):
+        file = (page.parent / target).resolve() if target else page
+        assert file.exists(), target
+        if anchor and file.suffix == ".md":
+            headings = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
+            anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+            assert anchor in anchors, f"{target}#{anchor}"
+
+
+def test_every_page_is_listed() -> None:
+    listed = set(re.findall(r"\]\(([\w.-]+\.md)\)", (ROOT / "docs" / "README.md").read_text()))
+    assert {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"} <= listed
