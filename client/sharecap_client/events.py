@@ -38,6 +38,14 @@ class Started(EventBase):
     attempt: int
 
 
+class Fetching(EventBase):
+    """Progress of the download of a URL job's video. `total_bytes` is None if its size is not known."""
+
+    type: Literal["fetching"] = "fetching"
+    received_bytes: int
+    total_bytes: int | None = None
+
+
 class Video(EventBase):
     """The video was opened. `interval_s` is the sampling interval in use."""
 
@@ -112,7 +120,7 @@ class Cancelled(EventBase):
 
 
 Event = Annotated[
-    Queued | Started | Video | Keyframes | Delta | Differential | Caption | Completed | Failed | Cancelled,
+    Queued | Started | Fetching | Video | Keyframes | Delta | Differential | Caption | Completed | Failed | Cancelled,
     Field(discriminator="type"),
 ]
 _ADAPTER: TypeAdapter[Event] = TypeAdapter(Event)

@@ -57,6 +57,14 @@ class Started(EventBase):
     attempt: int
 
 
+class Fetching(EventBase):
+    """Progress of the download of a URL job's video. `total_bytes` is None if the server has not stated the size."""
+
+    type: Literal["fetching"] = "fetching"
+    received_bytes: int
+    total_bytes: int | None = None
+
+
 class Video(EventBase):
     """The video was opened. `interval_s` is the sampling interval in use; it can be longer than the requested one.
 
@@ -142,7 +150,7 @@ class Cancelled(EventBase):
 
 
 Event = Annotated[
-    Queued | Started | Video | Keyframes | Delta | Differential | Caption | Completed | Failed | Cancelled,
+    Queued | Started | Fetching | Video | Keyframes | Delta | Differential | Caption | Completed | Failed | Cancelled,
     Field(discriminator="type"),
 ]
 EVENT: TypeAdapter[Event] = TypeAdapter(Event)

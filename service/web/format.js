@@ -14,3 +14,9 @@ export const range = ({ start_s, end_s }) => `${clock(start_s)} to ${clock(end_s
 
 /** The job's name in titles and in the job list. The service gives lists and jobs the same `title`. */
 export const jobName = (job) => job.title ?? "A video";
+
+export function tokenCounts(usage) {
+  const [prompt, image, generated] = [usage.prompt_tokens, usage.image_tokens, usage.completion_tokens]
+    .map((count) => count.toLocaleString());
+  return `${prompt} prompt tokens, ${image} of them for images, ${generated} generated`;
+}

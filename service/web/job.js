@@ -5,19 +5,13 @@ import { ClipForm } from "./clip.js";
 import { FINAL_STATUSES } from "./contract.js";
 import { fromTemplate, paragraph, setFinishedText, setText, showProblem } from "./dom.js";
 import { copyOnClick, saveAs } from "./download.js";
-import { capitalised, clock, jobName } from "./format.js";
+import { capitalised, clock, jobName, tokenCounts } from "./format.js";
 import { FORMATS, fileName } from "./formats.js";
 import { Frames } from "./frames.js";
 import { Images } from "./images.js";
 import { Player } from "./player.js";
 
 const POSITION_EVERY_MS = 3000;
-
-function tokenCounts(usage) {
-  const [prompt, image, generated] = [usage.prompt_tokens, usage.image_tokens, usage.completion_tokens]
-    .map((count) => count.toLocaleString());
-  return `${prompt} prompt tokens, ${image} of them for images, ${generated} generated`;
-}
 
 export class JobView {
   /**
@@ -68,14 +62,25 @@ export class JobView {
     this.parts = {};
     for (const part of this.root.querySelectorAll("[data-part]")) this.parts[part.dataset.part] = part;
     this.job = job;
-    this.parts.title.textContent = jobName(job);
-    document.title = `${jobName(job)} · sharecap`;
+    this.showTitle(jobName(job));
     this.buildButtons();
     this.frames = new Frames(this.parts.list, this.images, (index) => this.imagePath(index), (s) => this.player?.seek(s));
     if (job.kind === "video") this.buildVideo();
     this.parts.parent.hidden = !job.parent;
-    if (job.parent) this.parts.parent.querySelector("a").href = `#${job.parent}`;
+    if (job.parent) this.linkParent(job);
     this.showControls(job.status);
+  }
+
+  showTitle(title) {
+    this.parts.title.textContent = title;
+    document.title = `${title} · sharecap`;
+  }
+
+  /** Name the video that a clip is a part of. */
+  async linkParent(job) {
+    this.parts.parent.querySelector("a").href = `#${job.parent}`;
+    const parent = await request("GET", `captions/${job.parent}`).catch(() => null);
+    if (parent && !this.closing.signal.aborted) this.showTitle(`${jobName(job)} of ${jobName(parent)}`);
   }
 
   buildButtons() {
@@ -141,6 +146,7 @@ export class JobView {
     switch (type) {
       case "queued": return this.queued();
       case "started": return this.started(data.attempt);
+      case "fetching": return this.fetching(data);
       case "video": return this.video(data);
       case "keyframes": return this.keyframes(data);
       case "delta": return this.delta(data);
@@ -168,6 +174,11 @@ export class JobView {
     this.showControls("running");
     this.showStatus(attempt > 1 ? `Restarted, attempt ${attempt}` : "Started");
     for (const target of this.root.querySelectorAll(".card > .writing, .frame .writing")) setText(target, "");
+  }
+
+  fetching({ received_bytes: received, total_bytes: total }) {
+    const amount = total ? `${Math.floor((100 * received) / total)} %` : `${Math.floor(received / 1e6)} MB`;
+    this.showStatus(`Fetching the video, ${amount}`);
   }
 
   video({ duration_s, width, height, fps, interval_s }) {

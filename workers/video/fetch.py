@@ -6,6 +6,7 @@ interrupted attempt received. As with uploads, the probe checks afterwards wheth
 
 import asyncio
 import math
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Set
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -14,11 +15,13 @@ from aiohttp import ClientResponse
 from yarl import URL
 
 from service.contract.errors import UrlForbidden, UrlUnreachable
+from service.contract.events import Fetching
 from service.contract.outbound import http as net
 from service.contract.outbound.http import TransientFetchError
 from service.contract.outbound.ssrf import HostAndPort, check_url
 from service.contract.storage.interface import IncomingVideo, too_large
 from workers.attempt import Attempt, Fetched
+from workers.publisher import EventSink
 
 MAX_REDIRECTS = 3
 REDIRECT_STATUSES = (301, 302, 303, 307, 308)
@@ -30,6 +33,10 @@ RESPONSE_TIMEOUT_S = 30.0
 """Time limit from a request to the headers of its response."""
 RATE_WINDOW_S = 20.0
 """Period over which the minimum rate is measured."""
+REPORTS = 20
+REPORT_EVERY_S = 1.0
+REPORT_EVERY_BYTES = 64 << 20
+"""Of a file whose size is not known."""
 SCHEDULE_SLACK_S = 60.0
 """How far a file of declared size may fall behind its schedule."""
 
@@ -71,7 +78,7 @@ async def _download(attempt: Attempt, url: str, sha256: str | None) -> Fetched:
     ):
         storage.check_free_space(response.content_length or 0)
         rate = MinimumRate(settings.fetch_min_rate, settings.fetch_timeout_s, response.content_length)
-        await _receive(response, video, rate)
+        await _receive(response, video, rate, Progress(attempt.events, response.content_length))
         if sha256 not in (None, video.sha256):
             raise UrlUnreachable("The URL returns a different file than when the job started.")
         await attempt.events.check_lease()  # without the lease, it must not replace another attempt's file
@@ -165,12 +172,30 @@ class MinimumRate:
         return max(self._demanded, (self.declared_bytes or 0) / self.timeout_s)
 
 
-async def _receive(response: ClientResponse, video: IncomingVideo, rate: MinimumRate) -> None:
+@dataclass
+class Progress:
+    """Reports a download in `fetching` events: at most one a second, and at most twenty if its size is known."""
+
+    events: EventSink
+    total_bytes: int | None
+    _next_bytes: float = 0.0
+    _next_s: float = field(default_factory=lambda: time.monotonic() + REPORT_EVERY_S)
+
+    def report(self, received_bytes: int) -> None:
+        if received_bytes < self._next_bytes or time.monotonic() < self._next_s:
+            return
+        self.events.submit(Fetching(received_bytes=received_bytes, total_bytes=self.total_bytes))
+        self._next_bytes = received_bytes + (self.total_bytes or REPORT_EVERY_BYTES * REPORTS) / REPORTS
+        self._next_s = time.monotonic() + REPORT_EVERY_S
+
+
+async def _receive(response: ClientResponse, video: IncomingVideo, rate: MinimumRate, progress: Progress) -> None:
     """Write the response's body to `video`, durably. Raises UrlUnreachable if it arrives too slowly."""
     async with _enforced(rate) as report_progress:
         async for chunk in net.read_body(response):
             await video.write(chunk)
             report_progress(video.size)
+            progress.report(video.size)
     await video.sync()
 
 

@@ -24,6 +24,7 @@ from sharecap_client.events import (
     Differential,
     Event,
     Failed,
+    Fetching,
     Keyframes,
     Queued,
     Started,
@@ -70,6 +71,10 @@ class JobDisplay:
                 self._activity = "waiting for a worker"
             case Started():
                 self._activity, self._unfinished = "opening the video", {}
+            case Fetching():
+                received, total = event.received_bytes, event.total_bytes
+                amount = f"{100 * received // total} %" if total else f"{received // 1_000_000} MB"
+                self._activity = f"fetching the video, {amount}"
             case Video():
                 self._note(f"{event.width} × {event.height}, {event.duration_s:.2f} s, {event.fps:g} frames a second")
                 self._activity = "choosing keyframes"

@@ -13,6 +13,7 @@ from sharecap_client.formats import render
 from sharecap_client.models import Job
 
 from service.access.api_keys import ApiKeyStore, KeyLimits
+from service.contract.events import Differential, Fetching, Started
 from service.contract.store.connection import connect
 from service.contract.store.store import Store
 from tests.service.scripted import ScriptedWorker, Serve, Served, eventually
@@ -265,6 +266,30 @@ async def test_api_keys_and_hostile_texts_on_a_dark_phone(
             await page.reload()
             await expect(page.locator("#no-jobs")).to_have_text("Enter an API key above.")
             await expect(page.locator("#job")).to_have_text("This API key is not valid.")
+
+
+async def test_a_download_shows_its_progress_and_a_clip_names_its_video(
+    browser: Any, serve: Serve, store: Store
+) -> None:
+    url = "http://8.8.8.8/films/day.mp4"  # nothing fetches it: the worker is scripted
+    scripted = ScriptedWorker(store)
+    async with serve(heartbeat_s=0.5) as gateway, open_page(browser, **DESKTOP) as page:
+        await page.goto(gateway.url)
+        await page.get_by_label("or its URL").fill(url)
+        await page.get_by_role("button", name="Caption", exact=True).click()
+        await expect(page.locator("[data-part=title]")).to_have_text("day.mp4")
+        lease = await scripted.claim(await scripted.oldest_queued())
+        await scripted.append(lease, Started(attempt=1), Fetching(received_bytes=43, total_bytes=100))
+        await expect(page.locator("[data-part=status]")).to_have_text("Fetching the video, 43 %")
+        await expect(page.locator("video")).to_have_attribute("src", url)
+        await expect(page.locator("video")).to_have_attribute("preload", "none")
+        await scripted.append(lease, Differential(keyframe=0, time_s=0.0, text="A day."))
+        part = {"start_s": 0, "end_s": 2}
+        path = f"/captions/{lease.job_id}/clips"
+        answer = await gateway.client.post(path, json=part, headers={"Prefer": "wait=0"})
+        assert answer.status_code == 202, answer.text
+        await page.goto(f"{gateway.url}/#{answer.json()['id']}")
+        await expect(page.locator("[data-part=title]")).to_have_text("Part 0:00.00 to 0:02.00 of day.mp4")
 
 
 async def test_the_banner_says_what_a_demonstration_knows(browser: Any, serve: Serve, store: Store) -> None:

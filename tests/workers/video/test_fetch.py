@@ -19,6 +19,7 @@ from service.contract.outbound import ssrf as urls
 from tests.fake_captioner import FakeCaptioner
 from tests.hostile_server import Answer, HostileServer, endless, file, hostile_server, raw, redirect, status
 from tests.workers.conftest import Bench
+from workers.publisher import MemorySink
 from workers.settings import Settings
 from workers.video import fetch
 
@@ -356,3 +357,17 @@ async def test_a_large_file_that_cannot_arrive_in_time_is_refused_soon(
     job = await caption(bench, server, max_upload_bytes=1 << 30, fetch_timeout_s=30.0, fetch_min_rate=30_000)
     assert job.error is not None and job.error.code == code
     assert time.monotonic() - started_at < 15, "at its rate, the large file would take 200 s"
+
+
+def test_progress_is_reported_at_most_twenty_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "REPORT_EVERY_S", 0.0)
+    sink = MemorySink()
+    progress = fetch.Progress(sink, 1000)
+    for received_bytes in range(1, 1001):
+        progress.report(received_bytes)
+    reports = [stored.event.data() for stored in sink.stored]
+    assert len(reports) == fetch.REPORTS
+    assert reports[0] == {"received_bytes": 1, "total_bytes": 1000} and reports[-1]["received_bytes"] > 900
+    monkeypatch.setattr(fetch, "REPORT_EVERY_S", 3600.0)
+    fetch.Progress(sink, None).report(1 << 40)
+    assert len(sink.stored) == len(reports), "a short download reports nothing"
