@@ -49,24 +49,24 @@ class JobStatus(StrEnum):
 class Decoding(Strict):
     """How the model generates text."""
 
-    max_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS_LIMIT)] | None = Field(None, examples=[200])
+    max_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS_LIMIT)] | None = Field(default=None, examples=[200])
     """Maximum length of each text in tokens. Default: 512 for a differential caption, 1024 for other texts."""
     temperature: Annotated[float, Field(ge=0, le=2, examples=[0.7])] = 0.0
     """0 always chooses the most likely token; higher values vary the text."""
     num_beams: Annotated[int, Field(ge=1, le=8, examples=[3])] = 1
     """Number of beams of the beam search. 1 generates without a search."""
-    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = Field(None, examples=[7])
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = Field(default=None, examples=[7])
     """Seed of the random choices if `temperature` is not 0. The same seed gives the same text."""
 
 
 class JobOptions(Decoding):
     """Options of every job."""
 
-    deadline_s: Annotated[float, Field(gt=0)] | None = Field(None, examples=[600.0])
+    deadline_s: Annotated[float, Field(gt=0)] | None = Field(default=None, examples=[600.0])
     """The job fails with `deadline_exceeded` if it has not ended this many seconds after its creation. At most the
     server's `MAX_DEADLINE_S` (24 hours by default), which is also the default."""
     webhook_url: Annotated[str, Field(max_length=MAX_URL_CHARS)] | None = Field(
-        None, examples=["https://hooks.example/captions"]
+        default=None, examples=["https://hooks.example/captions"]
     )
     """Receives a signed POST request when the job has ended. Needs the server's `WEBHOOK_SECRET`."""
 
@@ -79,29 +79,29 @@ Metadata = Annotated[
 class VideoOptions(JobOptions):
     """Options of `POST /captions`. None selects the default of the model or the server."""
 
-    mode: Literal["sliding", "fast"] = Field("sliding", examples=["fast"])
+    mode: Literal["sliding", "fast"] = Field(default="sliding", examples=["fast"])
     """`sliding`: a caption of what changed at each keyframe, then a caption of the whole. `fast`: one caption for all
     keyframes, from a single call of the model."""
-    keyframes: Literal["semantic", "interval"] = Field("semantic", examples=["interval"])
+    keyframes: Literal["semantic", "interval"] = Field(default="semantic", examples=["interval"])
     """`semantic`: sampled frames that differ enough from the previous keyframe. `interval`: all sampled frames."""
     interval_s: Annotated[float, Field(ge=0.1, le=60, examples=[1.0])] = 2.0
     """Sampling interval in seconds."""
-    similarity_threshold: Annotated[float, Field(ge=-1, le=1)] | None = Field(None, examples=[0.93])
+    similarity_threshold: Annotated[float, Field(ge=-1, le=1)] | None = Field(default=None, examples=[0.93])
     """A sampled frame becomes a keyframe if its similarity to the previous keyframe is below this value. Default: that
     of the model that compares frames, 0.93 for CLIP-L."""
-    max_keyframes: Annotated[int, Field(ge=1, le=MAX_KEYFRAMES_LIMIT)] | None = Field(None, examples=[20])
+    max_keyframes: Annotated[int, Field(ge=1, le=MAX_KEYFRAMES_LIMIT)] | None = Field(default=None, examples=[20])
     """Maximum number of keyframes. The sampling interval is widened until the video cannot have more. At most the
     server's `MAX_KEYFRAMES` (2000 by default), which is also the default."""
-    start_s: Annotated[float, Field(ge=0)] | None = Field(None, examples=[4.0])
+    start_s: Annotated[float, Field(ge=0)] | None = Field(default=None, examples=[4.0])
     """Start of the part to caption, in seconds. At most the length of the video. Default: its beginning."""
-    end_s: Annotated[float, Field(gt=0)] | None = Field(None, examples=[8.0])
+    end_s: Annotated[float, Field(gt=0)] | None = Field(default=None, examples=[8.0])
     """End of the part to caption, in seconds. At most the end of the video counts, which is also the default."""
-    hd_num: Annotated[int, Field(ge=1, le=55)] | None = Field(None, examples=[9])
+    hd_num: Annotated[int, Field(ge=1, le=55)] | None = Field(default=None, examples=[9])
     """Maximum number of high-resolution crops per image. Default: the checkpoint's, else 9 in sliding and 16 in fast
     mode."""
-    parallel: bool = Field(False, examples=[True])
+    parallel: bool = Field(default=False, examples=[True])
     """Sliding mode only: split the video into shots and caption the shots independently and concurrently."""
-    cut_threshold: Annotated[float, Field(ge=-1, le=1)] | None = Field(None, examples=[0.5])
+    cut_threshold: Annotated[float, Field(ge=-1, le=1)] | None = Field(default=None, examples=[0.5])
     """With `parallel`: a keyframe whose similarity to the previous one is below this value starts a new shot. Default:
     a value well below `similarity_threshold`."""
 
