@@ -79,8 +79,9 @@ def responses(*errors: type[SharecapError]) -> dict[int | str, dict[str, Any]]:
     """Return the OpenAPI responses of a route that can raise `errors`, including those that any route can raise."""
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
     codes: dict[int, list[str]] = {}
-    kinds: list[type[SharecapError]] = [*errors, InvalidOption, Unauthorized, RateLimited, QueueUnavailable]
-    for kind in [*kinds, SharecapError]:
+    common = (InvalidOption, Unauthorized, RateLimited, QueueUnavailable, SharecapError)
+    kinds: list[type[SharecapError]] = [*errors, *common]
+    for kind in kinds:
         codes.setdefault(kind.status, []).append(kind.code)
     return {status: {"description": " · ".join(names), "content": content} for status, names in codes.items()}
 
