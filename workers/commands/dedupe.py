@@ -232,12 +232,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> tuple[int, int]:
     """Filter the file. Returns the number of captions and the number of kept captions. Raises OSError or ValueError."""
     path: Path = options.captions
+    if path.is_dir():
+        return _run_on_store(options)
     options.kept = options.kept or path.with_name(f"{path.stem}.kept.jsonl")
     options.dropped = options.dropped or path.with_name(f"{path.stem}.dropped.jsonl")
     if len({file.resolve() for file in (path, options.kept, options.dropped)}) < 3:
         raise ValueError("the captions, the kept and the dropped must be three different files")
     with _atomic_file(options.kept) as kept, _atomic_file(options.dropped) as dropped, _progress() as progress:
         return _filter(options, Report(kept, dropped, options.id), progress)
+
+
+def _run_on_store(options: argparse.Namespace) -> tuple[int, int]:
+    from workers.commands.dedupe_store import filter_store  # noqa: PLC0415  (needs pyarrow; files do not)
+
+    if options.kept or options.dropped:
+        raise ValueError("--kept and --dropped are for files: a run keeps its rows and marks those that are dropped")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    pool, encoder = Pool(options.threshold, device), CaptionEncoder(options.encoder, device)
+
+    def admit(captions: list[str]) -> tuple[list[bool], list[int], list[float]]:
+        kept, indices, cosines = pool.admit(encoder.encode(captions))
+        return kept.tolist(), indices.tolist(), cosines.tolist()
+
+    options.kept = options.captions
+    options.dropped = f"excluded from exports, {options.captions}"
+    with _progress() as progress:
+        task = progress.add_task("filtering", total=None)
+        return filter_store(options.captions, admit, BLOCK, lambda count: progress.update(task, advance=count))
 
 
 def _filter(options: argparse.Namespace, report: Report, progress: Progress) -> tuple[int, int]:
@@ -267,7 +288,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="sharecap dedupe", description="Drop captions that are too similar to an earlier kept caption."
     )
-    parser.add_argument("captions", type=Path, help="JSON lines file: one object per line")
+    parser.add_argument("captions", type=Path, help="JSON lines file, one object per line, or a run")
     parser.add_argument(
         "--threshold", type=_cosine, required=True, help="cosine (-1 to 1) at or above which a caption is dropped"
     )

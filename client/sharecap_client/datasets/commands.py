@@ -4,16 +4,23 @@ pyarrow and the packages of the extras are imported only by the command that nee
 `sharecap` work without them.
 """
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
 
+from sharecap_client.cli.errors import CommandFailed
 from sharecap_client.cli.run import require
+from sharecap_client.cli.terminal import printable
+
+if TYPE_CHECKING:
+    from sharecap_client.datasets.edit import Changed
 
 PACKAGES = ("pyarrow", "fsspec")
 ADVICE = "Install them with `pip install 'sharecap-client[datasets]'`."
+SHOWN_CHANGES = 10
 
 notes = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -51,7 +58,62 @@ def export(
     notes.print(f"{report.written} captions for {trainer} in {to}, {exports.describe(report)}", markup=False)
 
 
+def edit(
+    *,
+    run: Run,
+    trigger: Annotated[str | None, typer.Option(help="Word to put before captions that do not contain it.")] = None,
+    prefix: Annotated[str | None, typer.Option(help="Text to put before each caption.")] = None,
+    suffix: Annotated[str | None, typer.Option(help="Text to put after each caption.")] = None,
+    find: Annotated[str | None, typer.Option(help="Text to replace, with --replace.")] = None,
+    replacement: Annotated[str | None, typer.Option("--replace", help="Text that replaces --find.")] = None,
+    regex: Annotated[bool, typer.Option("--regex", help="--find is a Python regular expression.")] = False,
+    ignore_case: Annotated[bool, typer.Option("--ignore-case", help="--find matches in any case.")] = False,
+    undo: Annotated[bool, typer.Option("--undo", help="Take back the last edit first.")] = False,
+    write: Annotated[bool, typer.Option("--write", help="Write the edits; without it, they are only shown.")] = False,
+) -> None:
+    """Edit the captions of a run. Shows what would change; `--write` changes it.
+
+    The model's own captions stay in the run, and the edits are recorded there: `--undo` takes the last one back.
+    Several edits of one command apply in this order: find and replace, prefix, suffix, trigger word.
+
+    sharecap edit captions/ --trigger ohwx --write
+    """
+    require(PACKAGES, ADVICE)
+    from sharecap_client.datasets import edit as edits  # noqa: PLC0415
+    from sharecap_client.datasets.store import Store  # noqa: PLC0415
+
+    if (find is None) != (replacement is None):
+        raise CommandFailed("--find and --replace belong together")
+    added = [edits.replace(find, replacement or "", regex, ignore_case)] if find is not None else []
+    simple = ((edits.prefix, prefix), (edits.suffix, suffix), (edits.trigger, trigger))
+    added += [make(text) for make, text in simple if text]
+    with Store.open(run).locked() as store:
+        recorded = store.manifest.edits[:-1] if undo else store.manifest.edits
+        _show_changes(edits.preview(store.rows(), [*recorded, *added]), [edits.describe(one) for one in recorded])
+        if write:
+            edits.record(store, [*recorded, *added])
+            notes.print("written")
+        else:
+            notes.print("nothing was written: --write writes these texts")
+
+
+def _show_changes(changes: Iterable["Changed"], recorded: Sequence[str]) -> None:
+    """Print the first changes and their number."""
+    count = 0
+    for count, change in enumerate(changes, 1):
+        if count <= SHOWN_CHANGES:
+            print(f"{printable(change.row_id)}\n- {_line(change.before)}\n+ {_line(change.after)}")
+    for number, one in enumerate(recorded, 1):
+        notes.print(f"edit {number}, recorded before: {one}", markup=False)
+    more = f", {SHOWN_CHANGES} of them are shown" if count > SHOWN_CHANGES else ""
+    notes.print(f"{count} captions change{more}")
+
+
+def _line(text: str) -> str:
+    return " ".join(printable(text).split())
+
+
 def register(app: typer.Typer) -> None:
     """Add this module's commands to `app`."""
-    for command in (export,):
+    for command in (export, edit):
         app.command()(command)

@@ -13,6 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sharecap_client.cli import app as cli
+from sharecap_client.datasets.rows import Row
+from sharecap_client.datasets.store import Store
+from sharecap_client.models import JobStatus
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
@@ -195,6 +198,18 @@ def test_an_invalid_line_is_named_and_no_files_remain(
     assert error.startswith(f"sharecap dedupe: {path} line 3: ")
     assert words in error and error.count("\n") == 1
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_filtering_a_run(encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    store = Store.create(run)
+    texts = ["a red fox", "a blue star", "A RED FOX"]
+    store.append([Row(id=f"v{k}", video="x", state=JobStatus.COMPLETED, caption=text) for k, text in enumerate(texts)])
+    arguments = [str(run), "--threshold", "0.9999", "--encoder", str(encoder)]
+    assert dedupe.main(arguments) == 0
+    assert capsys.readouterr().out == f"kept 2 of 3 captions: {run}\ndropped 1: excluded from exports, {run}\n"
+    assert [row.excluded for row in store.rows()] == [None, None, "says the same as v0 (cosine 1.000)"]
+    assert dedupe.main([*arguments, "--kept", "x.jsonl"]) == 1
 
 
 def test_a_lone_surrogate_in_a_caption_is_replaced(tmp_path: Path) -> None:
