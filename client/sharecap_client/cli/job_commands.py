@@ -130,8 +130,9 @@ def _print_table(listed: list[JobSummary]) -> None:
 
 
 def _name(job: JobSummary) -> str:
+    """Return the title, which older services do not send."""
     source = job.source
-    return " ".join(printable((source and (source.filename or source.url)) or job.parent or "").split())
+    return " ".join(printable(job.title or (source and (source.filename or source.url)) or job.parent or "").split())
 
 
 async def _show(service: Service, job_id: str, output: Output) -> int:
