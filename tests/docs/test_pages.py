@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+import httpx
 import psutil
 import pytest
 import yaml
@@ -23,7 +24,8 @@ from tests.docs.pages import PAGES, ROOT, check, commands, run
 from workers.demo import scenes
 
 START_TIMEOUT_S = 240
-PAGES_TO_RUN = [page for page in PAGES if commands(page)]
+ACCESS = ROOT / "docs" / "access.md"
+PAGES_TO_RUN = [page for page in PAGES if commands(page) and page != ACCESS]
 BIN = Path(sys.executable).parent
 
 
@@ -53,14 +55,41 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@needs_worker
-@pytest.mark.parametrize("page", PAGES_TO_RUN, ids=lambda page: page.name)
-def test_the_commands_of_a_page_run_and_print_what_it_shows(page: Path, address: str, folder: Path) -> None:
+@pytest.fixture
+def closed_gateway(redis_url: str, tmp_path: Path) -> Iterator[str]:
+    """`localhost:PORT` of a gateway of its own, for the page whose commands create an API key. Its jobs stay queued."""
+    port = free_port()
+    changes = {"REDIS_URL": redis_url, "PORT": str(port), "DATA_DIR": str(tmp_path / "data"), "MIN_FREE_BYTES": "0"}
+    process = subprocess.Popen([sys.executable, "-m", "service"], env={**os.environ, **changes}, cwd=ROOT)
+    try:
+        with httpx.Client(transport=httpx.HTTPTransport(retries=8)) as http:
+            http.get(f"http://localhost:{port}/healthz")
+        yield f"localhost:{port}"
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def run_page(page: Path, address: str, folder: Path, **environment: str) -> None:
+    """Run the commands of a page with the service at `address`, and check what they print."""
     listed = [command for command in commands(page) if not starts_a_checkout(command.text, folder)]
     texts = [command.text.replace("localhost:8000", address) for command in listed]
     path = os.pathsep.join([str(BIN), os.environ["PATH"]])
-    for command, output in zip(listed, run(texts, folder, path), strict=True):
+    outputs = run(texts, folder, {"PATH": path, "SHARECAP_URL": address, **environment})
+    for command, output in zip(listed, outputs, strict=True):
         check(command, output)
+
+
+@needs_worker
+@pytest.mark.parametrize("page", PAGES_TO_RUN, ids=lambda page: page.name)
+def test_the_commands_of_a_page_run_and_print_what_it_shows(page: Path, address: str, folder: Path) -> None:
+    run_page(page, address, folder)
+
+
+def test_the_commands_about_access_run_and_print_what_is_shown(
+    closed_gateway: str, redis_url: str, folder: Path
+) -> None:
+    run_page(ACCESS, closed_gateway, folder, REDIS_URL=redis_url)
 
 
 def starts_a_checkout(text: str, folder: Path) -> bool:
