@@ -68,20 +68,23 @@ class AsyncClient:
         *,
         filename: str | None = None,
         idempotency_key: str | None = None,
+        wait_s: int = 0,
         **options: Unpack[VideoOptions],
     ) -> "AsyncSubmittedJob":
         """Upload a video, or let the service fetch a URL, and return the new job.
 
         `filename` is the name that the job shows; the default is that of the file. With `idempotency_key`, a repeated
-        call returns the same job. Raises OSError if the file cannot be read.
+        call returns the same job. With `wait_s`, at most 60, the service answers when the job has ended or this time is
+        over. Raises OSError if the file cannot be read.
         """
+        headers = {"Prefer": f"wait={wait_s}"} if wait_s else {}
         if isinstance(video, str) and video.startswith(("http://", "https://")):
-            return await self._submit("/captions", idempotency_key, json={"url": video, **options})
+            return await self._submit("/captions", idempotency_key, json={"url": video, **options}, headers=headers)
         if isinstance(video, str | os.PathLike):
             with Path(video).open("rb") as file:
-                return await self._upload(file, filename or Path(video).name, idempotency_key, options)
+                return await self._upload(file, filename or Path(video).name, idempotency_key, options, headers)
         name = filename or Path(str(getattr(video, "name", "video"))).name
-        return await self._upload(video, name, idempotency_key, options)
+        return await self._upload(video, name, idempotency_key, options, headers)
 
     async def recaption(
         self, prompt: str, *, idempotency_key: str | None = None, **options: Unpack[JobOptions]
@@ -161,11 +164,11 @@ class AsyncClient:
         await self._transport.request("DELETE", f"/captions/{job_id}")
 
     async def _upload(
-        self, video: BinaryIO, name: str, key: str | None, options: Mapping[str, Any]
+        self, video: BinaryIO, name: str, key: str | None, options: Mapping[str, Any], headers: dict[str, str]
     ) -> "AsyncSubmittedJob":
         files = {"file": (name, video, "application/octet-stream")}
         fields = {option: _form_text(value) for option, value in options.items()}
-        return await self._submit("/captions", key, files=files, data=fields)
+        return await self._submit("/captions", key, files=files, data=fields, headers=headers)
 
     async def _submit(self, path: str, key: str | None, **arguments: Any) -> "AsyncSubmittedJob":
         """Create a job. If it has failed already, this returns it as well; `wait` raises its error."""

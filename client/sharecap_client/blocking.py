@@ -94,10 +94,11 @@ class Client:
         *,
         filename: str | None = None,
         idempotency_key: str | None = None,
+        wait_s: int = 0,
         **options: Unpack[VideoOptions],
     ) -> "SubmittedJob":
         """See `AsyncClient.caption`."""
-        work = self._client.caption(video, filename=filename, idempotency_key=idempotency_key, **options)
+        work = self._client.caption(video, filename=filename, idempotency_key=idempotency_key, wait_s=wait_s, **options)
         return self._submitted(work)
 
     def recaption(

@@ -35,6 +35,7 @@ class LiveService(threading.Thread):
 
     def __init__(self, redis_url: str, data_dir: Path) -> None:
         super().__init__(daemon=True)
+        self.redis_url = redis_url
         self._settings = Settings(redis_url=redis_url, data_dir=data_dir, port=0, min_free_bytes=0)
         self._ready = threading.Event()
         self.url = ""

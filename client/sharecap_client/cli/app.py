@@ -18,6 +18,7 @@ from sharecap_client.cli import caption_commands, job_commands
 from sharecap_client.cli.errors import CommandFailed, describe
 from sharecap_client.cli.terminal import printable
 from sharecap_client.datasets import commands as dataset_commands
+from sharecap_client.datasets.batch import command as batch_command
 from sharecap_client.errors import SharecapError
 
 ENTRY_POINT_GROUP = "sharecap.commands"
@@ -77,6 +78,7 @@ def create_app() -> typer.Typer:
     app.callback(invoke_without_command=True)(root)
     caption_commands.register(app)
     job_commands.register(app)
+    batch_command.register(app)
     dataset_commands.register(app)
     return app
 

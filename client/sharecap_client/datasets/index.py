@@ -25,7 +25,7 @@ class Index:
     """Maps ids to places. Close it with `with` or `close`."""
 
     def __init__(self) -> None:
-        self._db = sqlite3.connect("", isolation_level=None)  # "": a file that is deleted when it is closed
+        self._db = sqlite3.connect("", isolation_level=None, check_same_thread=False)  # "": a temporary file
         self._db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
         self._db.execute("PRAGMA journal_mode = OFF")
         self._db.execute("PRAGMA synchronous = OFF")

@@ -18,13 +18,18 @@ NOT_ABOUT_CAPTIONS = frozenset({"deadline_s", "webhook_url", "metadata"})
 
 
 class Manifest(BaseModel):
-    """`options` are those of the jobs, `inputs` what the command was given, `edits` are in the order applied."""
+    """`options` are those of the jobs, `inputs` what the command was given, `edits` are in the order applied.
+
+    `root` is the directory that ids are relative to. `columns` of a table contain the video and the id.
+    """
 
     format: int = FORMAT
     run: str = Field(default_factory=lambda: uuid4().hex)
     created_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
     options: dict[str, Any] = {}
     inputs: list[str] = []
+    root: str | None = None
+    columns: tuple[str, str | None] = ("video", None)
     edits: list[dict[str, Any]] = []
 
     @classmethod

@@ -7,6 +7,7 @@ Parts are never changed, only replaced. A row of a later part replaces a row wit
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -54,10 +55,13 @@ class Parts:
 
     def write(self, number: int, rows: Iterable[Row]) -> int:
         """Write a part, replacing the one with this number. Returns the number of rows; 0 removes the part."""
+        return self._write_tables(number, map(to_table, _groups(rows, GROUP_ROWS)))
+
+    def _write_tables(self, number: int, tables: Iterable[pa.Table]) -> int:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.path(number)
         temporary = path.with_name(f".{path.name}.tmp")
-        count = _write_file(temporary, rows)
+        count = _write_file(temporary, tables)
         if count:
             temporary.replace(path)
         else:
@@ -65,6 +69,18 @@ class Parts:
             path.unlink(missing_ok=True)
         sync_directory(self.folder)
         return count
+
+    def merge(self, numbers: Sequence[int], into: int) -> None:
+        """Write the rows of these parts, in order, into the part with the number `into`."""
+        self._write_tables(into, self._tables(numbers))
+
+    def _tables(self, numbers: Iterable[int]) -> Iterator[pa.Table]:
+        batches = (batch for number in numbers for batch in self.batches(number))
+        while group := list(islice(batches, GROUP_ROWS // BATCH_ROWS)):
+            if all(batch.schema.equals(SCHEMA) for batch in group):
+                yield pa.Table.from_batches(group)
+            else:  # written by an older version
+                yield to_table([row for batch in group for row in from_records(batch.to_pylist())])
 
     def remove(self, numbers: Iterable[int]) -> None:
         """Delete parts whose rows are all in another part."""
@@ -77,13 +93,13 @@ class Parts:
             path.unlink(missing_ok=True)
 
 
-def _write_file(path: Path, rows: Iterable[Row]) -> int:
+def _write_file(path: Path, tables: Iterable[pa.Table]) -> int:
     count = 0
     with path.open("wb") as file:
         with pq.ParquetWriter(file, SCHEMA, compression="zstd") as writer:
-            for group in _groups(rows, GROUP_ROWS):
-                writer.write_table(to_table(group))
-                count += len(group)
+            for table in tables:
+                writer.write_table(table)
+                count += table.num_rows
         file.flush()
         os.fsync(file.fileno())
     return count

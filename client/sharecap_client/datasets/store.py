@@ -134,5 +134,5 @@ class Store:
     def _merge(self, numbers: Sequence[int]) -> None:
         """Write the rows of these parts into the last of them. If interrupted, the others only repeat its rows."""
         *others, last = numbers
-        self.parts.write(last, (row for number in numbers for row in self.parts.read(number)))
+        self.parts.merge(numbers, last)
         self.parts.remove(others)

@@ -1,0 +1,162 @@
+"""What `sharecap batch` is given: files, directories, patterns, tables of paths, standard input; local or by URL.
+
+Everything is read as a stream, in the order in which the file system or the table yields it, so that memory does not
+grow with the number of videos.
+"""
+
+import glob
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fsspec.core import url_to_fs
+
+from sharecap_client.datasets.batch.tables import TABLE_SUFFIXES, Columns, read_table
+from sharecap_client.datasets.errors import StoreError
+
+STDIN = "-"
+VIDEO_SUFFIXES = frozenset(
+    (
+        *(".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".mkv", ".webm", ".avi", ".divx", ".flv", ".f4v", ".gif"),
+        *(".ts", ".m2ts", ".mts", ".mpg", ".mpeg", ".m2v", ".vob", ".wmv", ".asf", ".ogv", ".ogg", ".apng"),
+        *(".h264", ".264", ".h265", ".265", ".hevc"),
+    )
+)
+"""Files in a directory with these suffixes are videos. A file that is named itself is taken as it is."""
+_URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+_PATTERN = re.compile(r"[*?\[]")
+
+
+@dataclass(frozen=True)
+class Item:
+    """A video to caption. `video` is an absolute path or a URL."""
+
+    id: str
+    video: str
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The inputs of a run. `root` is the directory that ids are relative to."""
+
+    names: Sequence[str]
+    root: Path
+    columns: Columns = Columns()  # noqa: RUF009 (it is frozen)
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether the inputs can be read again."""
+        return STDIN not in self.names
+
+    def __iter__(self) -> Iterator[Item]:
+        """Yield all videos. The same video can come more than once. Raises StoreError if an input cannot be read."""
+        for name in self.names:
+            yield from self._items(name)
+
+    def _items(self, name: str) -> Iterator[Item]:
+        if name == STDIN:
+            lines = (line.strip() for line in sys.stdin)
+            return (self._item(line) for line in lines if line)
+        if Path(name).suffix.lower() in TABLE_SUFFIXES:
+            return (Item(row_id, _beside(name, video)) for row_id, video in read_table(name, self.columns))
+        if is_url(name):
+            return _in_url(name)
+        return (self._item(path) for path in _local(name))
+
+    def _item(self, name: str) -> Item:
+        if is_url(name):
+            return Item(name, name)
+        path = Path(os.path.abspath(name))  # noqa: PTH100 (links keep their names)
+        relative = path.relative_to(self.root) if path.is_relative_to(self.root) else path
+        return Item(relative.as_posix(), str(path))
+
+
+def is_url(name: str) -> bool:
+    return _URL.match(name) is not None
+
+
+def is_web(name: str) -> bool:
+    """Return whether the service can fetch this video itself."""
+    return name.startswith(("http://", "https://"))
+
+
+def common_root(names: Iterable[str]) -> Path:
+    """Return the directory that contains all local inputs: the input itself if it is the only one and a directory."""
+    tops = [_top(name) for name in names if name != STDIN and not is_url(name)]
+    return Path(os.path.commonpath(tops)) if tops else Path.cwd()
+
+
+def _top(name: str) -> Path:
+    path = Path(os.path.abspath(name))  # noqa: PTH100
+    if path.is_dir():
+        return path
+    while _PATTERN.search(path.name) or not path.is_dir():
+        path = path.parent
+        if not _PATTERN.search(str(path)):
+            break
+    return path
+
+
+def _local(name: str) -> Iterator[str]:
+    if Path(name).is_dir():
+        return _in_directory(name)
+    if Path(name).exists():
+        return iter([name])
+    if _PATTERN.search(name):
+        paths = glob.iglob(name, recursive=True)  # noqa: PTH207 (pathlib takes no absolute pattern)
+        return (path for path in paths if Path(path).is_file())
+    raise StoreError(f"{name}: no such file or directory")
+
+
+def _in_directory(directory: str) -> Iterator[str]:
+    """Yield the videos in a directory and below. Names that start with a dot are skipped."""
+    try:
+        entries = os.scandir(directory)
+    except OSError as error:
+        raise StoreError(f"cannot read {directory}: {error.strerror}") from None
+    with entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                yield from _in_directory(entry.path)
+            elif Path(entry.name).suffix.lower() in VIDEO_SUFFIXES:
+                yield entry.path
+
+
+def _in_url(url: str) -> Iterator[Item]:
+    """Yield the videos of a URL: itself, the matches of a pattern, or all videos in a directory."""
+    if is_web(url):
+        yield Item(url, url)
+        return
+    try:
+        yield from _remote(url)
+    except (OSError, ImportError, ValueError) as error:
+        raise StoreError(f"cannot read {url}: {error}") from error
+
+
+def _remote(url: str) -> Iterator[Item]:
+    files, path = url_to_fs(url)
+    if _PATTERN.search(path):
+        paths, base = files.glob(path), path[: _PATTERN.search(path).start()].rpartition("/")[0]  # type: ignore[union-attr]
+    elif files.isdir(path):
+        walked = files.walk(path)
+        paths, base = (f"{folder}/{name}" for folder, _, names in walked for name in names), path
+    else:
+        yield Item(url, url)
+        return
+    for one in paths:
+        if Path(one).suffix.lower() in VIDEO_SUFFIXES:
+            yield Item(one.removeprefix(base).lstrip("/"), files.unstrip_protocol(one))
+
+
+def _beside(table: str, video: str) -> str:
+    """Return the path or URL of a video that a table names relative to itself."""
+    if is_url(video) or Path(video).is_absolute():
+        return video
+    if is_url(table):
+        return f"{table.rpartition('/')[0]}/{video}"
+    return os.path.abspath(Path(table).parent / video)  # noqa: PTH100

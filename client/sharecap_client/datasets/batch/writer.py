@@ -1,0 +1,60 @@
+"""Collects finished rows and appends them to the store, a part every few seconds.
+
+Rows that were not yet written when the process was killed are not lost: their jobs exist, and sending a video again
+with the same `Idempotency-Key` finds its job.
+"""
+
+import asyncio
+import threading
+import time
+
+from sharecap_client.datasets.rows import Row
+from sharecap_client.datasets.store import Store
+
+MAX_ROWS = 512
+MAX_AGE_S = 5.0
+CHECK_S = 0.5
+
+
+class RowWriter:
+    """Writes rows to `store`. `ids` are those of the rows that are not written yet."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._rows: dict[str, Row] = {}
+        self._since = 0.0
+        self._writing = threading.Lock()
+
+    @property
+    def ids(self) -> set[str]:
+        return set(self._rows)
+
+    async def add(self, row: Row) -> None:
+        """Take a row. It is written with others, at the latest after `MAX_AGE_S`."""
+        if not self._rows:
+            self._since = time.monotonic()
+        self._rows[row.id] = row
+        if len(self._rows) >= MAX_ROWS:
+            await self._flush_in_thread()
+
+    async def keep_writing(self) -> None:
+        """Write rows that have waited long enough, until cancelled."""
+        while True:
+            await asyncio.sleep(CHECK_S)
+            if self._rows and time.monotonic() - self._since > MAX_AGE_S:
+                await self._flush_in_thread()
+
+    async def _flush_in_thread(self) -> None:
+        rows, self._rows = self._rows, {}
+        await asyncio.to_thread(self._write, list(rows.values()))
+
+    def flush(self) -> None:
+        """Write all rows now."""
+        rows, self._rows = self._rows, {}
+        self._write(list(rows.values()))
+
+    def _write(self, rows: list[Row]) -> None:
+        with self._writing:
+            if rows:
+                self._store.append(rows)
+                self._store.merge_small()
