@@ -21,7 +21,7 @@ help: ## show this list
 
 setup: $(STAMP) ## make the virtual environment .venv
 
-$(STAMP): requirements/cpu.txt requirements/gateway.txt requirements/dev.txt requirements/datasets.txt requirements/install.sh pyproject.toml client/pyproject.toml
+$(STAMP): requirements/cpu.txt requirements/gateway.txt requirements/dev.txt requirements/datasets.txt requirements/stats.txt requirements/install.sh pyproject.toml client/pyproject.toml
 	@[[ -n "$(PYTHON)" ]] || { echo "sharecap needs Python 3.11 or newer: make setup PYTHON=/path/to/python3" >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV)
 	@requirements/install.sh $(VENV)

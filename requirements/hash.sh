@@ -7,7 +7,7 @@ set -eu
 cd "$(dirname "$0")"
 
 mkdir -p hashed
-for list in gateway worker datasets build; do
+for list in gateway worker datasets stats build; do
     {
         echo "# Written by requirements/hash.sh from requirements/$list.txt."
         uv pip compile --quiet --no-deps --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \

@@ -21,7 +21,7 @@ done
 [ -n "$python" ] || exit 0
 
 venv=.venv-$version
-lists="requirements/gateway.txt requirements/dev.txt requirements/datasets.txt requirements/cpu.txt requirements/other-python.sh pyproject.toml client/pyproject.toml"
+lists="requirements/gateway.txt requirements/dev.txt requirements/datasets.txt requirements/stats.txt requirements/cpu.txt requirements/other-python.sh pyproject.toml client/pyproject.toml"
 stamp=$(cat $lists | cksum)
 if [ "$(cat "$venv/.sharecap" 2>/dev/null)" != "$stamp" ]; then
     echo "sharecap: making $venv with $("$python" --version)" >&2

@@ -36,7 +36,7 @@ def test_requirements_are_copied_before_they_are_installed() -> None:
             assert path in copied and pins(ROOT / path) and "--require-hashes" in line
 
 
-@pytest.mark.parametrize("name", ["gateway.txt", "worker.txt", "datasets.txt", "build.txt"])
+@pytest.mark.parametrize("name", ["gateway.txt", "worker.txt", "datasets.txt", "stats.txt", "build.txt"])
 def test_lists_with_hashes_contain_the_pinned_packages(name: str) -> None:
     """`requirements/hash.sh` writes them."""
     hashed = ROOT / "requirements/hashed" / name

@@ -71,6 +71,7 @@ def test_declared_dependencies_are_pinned() -> None:
     client = tomllib.loads((ROOT / "client/pyproject.toml").read_text())["project"]["optional-dependencies"]
     declared = {
         "datasets.txt": client["datasets"],
+        "stats.txt": client["stats"],
         "gateway.txt": project["dependencies"],
         "cpu.txt": [*project["dependencies"], *extras["worker"], *extras["demo"], *extras["dev"]],
         "gpu.txt": [*project["dependencies"], *extras["worker"]],

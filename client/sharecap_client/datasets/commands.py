@@ -4,6 +4,7 @@ pyarrow and the packages of the extras are imported only by the command that nee
 `sharecap` work without them.
 """
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -113,7 +114,32 @@ def _line(text: str) -> str:
     return " ".join(printable(text).split())
 
 
+def stats(
+    *,
+    run: Annotated[Path, typer.Argument(metavar="DIR|FILE", help="Directory of a run, or a JSON lines file.")],
+    field: Annotated[str, typer.Option(help="Field with the caption, in a JSON lines file.")] = "caption",
+    png: Annotated[Path | None, typer.Option("--png", metavar="FILE", help="Draw the figures to this file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Show what captions consist of: their length, their words, clips that failed.
+
+    sharecap stats captions/ --png captions.png
+    """
+    require((*PACKAGES, "textblob", *(("matplotlib",) if png else ())), ADVICE.replace("datasets", "datasets,stats"))
+    from sharecap_client.datasets.quality import charts, summary  # noqa: PLC0415
+    from sharecap_client.datasets.store import Store  # noqa: PLC0415
+
+    rows = summary.rows_of_file(run, field) if run.is_file() else Store.open(run).rows()
+    report = summary.summarize(rows).report()
+    if png:
+        charts.draw(report, png)
+    if as_json:
+        print(json.dumps(report, indent=1))
+    else:
+        Console(highlight=False, soft_wrap=True).print(charts.table(report))
+
+
 def register(app: typer.Typer) -> None:
     """Add this module's commands to `app`."""
-    for command in (export, edit):
+    for command in (export, edit, stats):
         app.command()(command)

@@ -1,0 +1,1 @@
+"""`sharecap stats` and `eval`: what captions consist of, and how good they are."""
