@@ -6,4 +6,10 @@ function plainText(system) {
   return { wrapComponents: { Markdown: () => Markdown } };
 }
 
-window.SwaggerUIBundle({ url: "openapi.json", dom_id: "#docs", plugins: [plainText], validatorUrl: null });
+window.SwaggerUIBundle({
+  url: "openapi.json",
+  dom_id: "#docs",
+  plugins: [plainText],
+  validatorUrl: null,
+  deepLinking: true,
+});

@@ -167,6 +167,10 @@ async def test_a_browser_without_network_shows_the_api(gateway: Served, tmp_path
     shown = await shown_by_browser(f"{gateway.url}/docs", tmp_path, 'data-path="/healthz"')
     for path in ("/captions/{job_id}/events", "/recaption", "/healthz"):
         assert f'data-path="{path}"' in shown
+    operation = f"{gateway.url}/docs#/captions/caption_video_captions_post"
+    shown = await shown_by_browser(operation, tmp_path, "Sampling interval in seconds.")
+    for text in ("high-resolution crops", "not_a_video · ", "Idempotency-Key"):
+        assert text in shown
 
 
 @needs_browser
