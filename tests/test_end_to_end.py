@@ -291,3 +291,53 @@ def test_killed_worker_is_restarted_and_the_job_completes(service: Service, samp
     events = service.events(job_id)
     check_structure(events, service.job(job_id))
     assert worker_of(service).pid != before.pid
+
+
+async def test_the_page_captions_two_videos(service: Service, sample: Path, tmp_path: Path) -> None:
+    """The path of a user in a real browser, with the real engine. `SCREENSHOTS=docs/images` makes screenshots."""
+    from tests.service.web import browsing  # noqa: PLC0415  # skips the test without a browser
+
+    expect = browsing.playwright.expect
+    second = tmp_path / "square.mp4"
+    scenes.write_clip(second, scenes.make_scene(7))
+    async with browsing.chromium() as browser, browsing.open_page(browser, **browsing.DESKTOP) as page:
+        await page.goto(str(service.http.base_url))
+        await expect(page.locator("#banner")).to_contain_text("demonstration model")
+        assert str(service.data_dir) not in await page.content()
+        await page.locator("[name=file]").set_input_files([sample, second])
+        await page.get_by_role("button", name="Caption", exact=True).click()
+        rows = page.locator("#queue-rows > li")
+        for row in (rows.nth(1), rows.nth(0)):
+            await row.locator("a").click()
+            await expect(page.locator("[data-part=status]")).to_contain_text("Completed", timeout=1000 * JOB_TIMEOUT_S)
+        await expect(page.locator("[data-part=caption]")).to_contain_text("red star")
+        await page.locator("video").evaluate("video => { video.muted = true; return video.play(); }")
+        await page.locator(".thumbs button:visible").nth(1).click()
+        await page.locator("video").evaluate("video => video.pause()")
+        assert await page.locator("video").evaluate("video => video.currentTime") > 1
+        await expect(page.locator(".frame[aria-current]")).to_contain_text("Frame 2")
+        await browsing.drag(page, 0.3, 0.7)
+        part = page.locator("[data-part=clips] article")
+        await expect(part.locator(".text:not(.writing)")).to_contain_text("star", timeout=1000 * JOB_TIMEOUT_S)
+        text = await part.locator(".text").inner_text()
+        await page.locator("body").evaluate("body => scrollTo(0, 0)")
+        await browsing.screenshot(page, "page")
+        for label, expected in (("SRT", "-->"), ("JSON", '"differentials"')):
+            assert expected in await browsing.downloaded(page, label)
+        await browsing.check_accessibility(page)
+        link = page.url
+        await page.goto("about:blank")
+        await page.goto(link)
+        await expect(part.locator(".text")).to_have_text(text)
+        phone = {**browsing.PHONE, "storage_state": await page.context.storage_state()}
+        async with browsing.open_page(browser, **phone) as small:
+            await small.goto(link)
+            await expect(small.locator("[data-part=status]")).to_contain_text("Completed")
+            await browsing.check_accessibility(small)
+            await browsing.screenshot(small, "page-on-a-phone")
+        page.on("dialog", lambda dialog: dialog.accept())
+        await page.get_by_role("button", name="Delete", exact=True).click()
+        await expect(page.get_by_role("button", name="Try a sample clip")).to_be_visible()
+        await page.get_by_role("button", name="Try a sample clip").click()
+        await page.get_by_role("button", name="Cancel", exact=True).click()
+        await expect(page.locator("[data-part=status]")).to_have_text(re.compile("Cancelled|Completed"))

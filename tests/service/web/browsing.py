@@ -54,6 +54,8 @@ CLIP_CAPTION = "The star turns cyan."
 @asynccontextmanager
 async def chromium() -> AsyncIterator[Any]:
     """Run one browser without access to other hosts. At the end, its processes and the driver's are killed."""
+    if not CHROMIUM:
+        pytest.skip("Chromium is not installed")
     before = {child.pid for child in psutil.Process().children(recursive=True)}
     try:
         async with playwright.async_playwright() as driver:
@@ -103,6 +105,24 @@ async def check_accessibility(page: Any) -> None:
 async def screenshot(page: Any, name: str) -> None:
     if SCREENSHOTS:
         await page.screenshot(path=Path(SCREENSHOTS, f"{name}.png"))
+
+
+async def downloaded(page: Any, label: str) -> str:
+    """Download the captions in this format and return the file's text."""
+    async with page.expect_download() as download:
+        await page.get_by_role("button", name=f"Download as {label}", exact=True).click()
+    return Path(await (await download.value).path()).read_text()
+
+
+async def drag(page: Any, start: float, end: float) -> None:
+    """Select a part on the time line; `start` and `end` are fractions of its width."""
+    track = page.locator(".track")
+    await track.scroll_into_view_if_needed()
+    box = await track.bounding_box()
+    await page.mouse.move(box["x"] + start * box["width"], box["y"] + 10)
+    await page.mouse.down()
+    await page.mouse.move(box["x"] + end * box["width"], box["y"] + 10, steps=4)
+    await page.mouse.up()
 
 
 class BrowserWorker:

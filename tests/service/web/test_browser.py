@@ -29,6 +29,8 @@ from tests.service.web.browsing import (
     BrowserWorker,
     check_accessibility,
     chromium,
+    downloaded,
+    drag,
     open_page,
     playwright,
     screenshot,
@@ -75,12 +77,6 @@ async def until(page: Any, expression: str) -> None:
     await eventually(holds, WAIT_MS / 1000)
 
 
-async def downloaded(page: Any, label: str) -> str:
-    async with page.expect_download() as download:
-        await page.get_by_role("button", name=f"Download as {label}", exact=True).click()
-    return Path(await (await download.value).path()).read_text()
-
-
 async def check_playback(page: Any, video: Path) -> None:
     """The file is opened again, a thumbnail seeks, and the caption in force is marked."""
     await page.locator("[data-part=open-file] input").set_input_files(video)
@@ -105,13 +101,7 @@ async def check_frame_links(page: Any) -> None:
 
 async def check_parts(page: Any) -> None:
     """Dragging on the time line selects a part, whose caption is there after a reload."""
-    track = page.locator(".track")
-    await track.scroll_into_view_if_needed()
-    box = await track.bounding_box()
-    await page.mouse.move(box["x"] + box["width"] / 4, box["y"] + 10)
-    await page.mouse.down()
-    await page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 10, steps=4)
-    await page.mouse.up()
+    await drag(page, 0.25, 0.5)
     await expect(page.locator("[data-part=clips] .text")).to_have_text(CLIP_CAPTION)
     await expect(page.locator("[data-part=clips] h4")).to_have_text("0:02.00 to 0:04.00")
     await screenshot(page, "job")
@@ -299,6 +289,7 @@ async def test_the_banner_says_what_a_demonstration_knows(browser: Any, serve: S
         await eventually(lambda: _ready(gateway))
         await page.goto(gateway.url)
         await expect(page.locator("#banner")).to_have_text("Knows only shapes.")
+        await check_accessibility(page)
 
 
 async def _ready(gateway: Any) -> bool:
