@@ -4,6 +4,7 @@ pyarrow and the packages of the extras are imported only by the command that nee
 `sharecap` work without them.
 """
 
+import asyncio
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -139,7 +140,53 @@ def stats(
         Console(highlight=False, soft_wrap=True).print(charts.table(report))
 
 
+def evaluate(
+    *,
+    run: Run,
+    reference: Annotated[Path, typer.Option("--reference", metavar="FILE", help="JSON lines: id, caption, …")],
+    judge_url: Annotated[str | None, typer.Option("--judge-url", help="Server with OpenAI's API.")] = None,
+    judge_model: Annotated[str | None, typer.Option("--judge-model", help="Model of that server.")] = None,
+    judge_api_key: Annotated[
+        str | None, typer.Option("--judge-api-key", envvar="SHARECAP_JUDGE_API_KEY", help="API key of that server.")
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option("--cache", help="Directory for the judge's answers, DIR/judge by default.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="How often the judge is asked each question.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Compare the model's captions of a run with references.
+
+    Each line of FILE has the fields id and caption and, if known, differentials (time_s, text), duration_s and events.
+
+    sharecap eval captions/ --reference references.jsonl --judge-url http://localhost:8001 --judge-model MODEL
+    """
+    require(PACKAGES, ADVICE)
+    from sharecap_client.datasets.evaluation import evaluate as evaluation  # noqa: PLC0415
+    from sharecap_client.datasets.evaluation.references import pair, read_references  # noqa: PLC0415
+    from sharecap_client.datasets.store import Store  # noqa: PLC0415
+
+    if (judge_url is None) != (judge_model is None):
+        raise CommandFailed("--judge-url and --judge-model belong together")
+    references = read_references(reference)
+    pairs = pair(Store.open(run).rows(), references)
+    if not pairs:
+        raise CommandFailed("no caption of the run has a reference: do the ids of both agree?")
+    report = {"compared": len(pairs), "missing": len(references) - len(pairs), "texts": evaluation.text_figures(pairs)}
+    if judge_url and judge_model:
+        directory = cache or run / "judge"
+        judged = evaluation.judged_figures(
+            pairs, judge_url, judge_model, directory, repeats=repeats, api_key=judge_api_key
+        )
+        report["events"] = asyncio.run(judged)
+    if as_json:
+        print(json.dumps(report, indent=1))
+    else:
+        Console(highlight=False, soft_wrap=True).print(evaluation.table(report))
+
+
 def register(app: typer.Typer) -> None:
     """Add this module's commands to `app`."""
     for command in (export, edit, stats):
         app.command()(command)
+    app.command("eval")(evaluate)

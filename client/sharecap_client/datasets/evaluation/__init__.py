@@ -1,0 +1,1 @@
+"""`sharecap eval`: captions of a run compared with references."""
