@@ -1,8 +1,10 @@
 """Changes to encoded files: packed B-frames, as DivX and XviD write them, and files with a missing start or end."""
 
 from pathlib import Path
+from typing import Any
 
 import av
+from av.video.stream import VideoStream
 
 PACKED = b"\x00\x00\x01\xb2DivX503b1393p"
 """User data that says: B-frames are packed (the final `p`)."""
@@ -27,6 +29,26 @@ def from_packet(source: Path, target: Path, first: int) -> Path:
             packet.stream = stream
             out.mux(packet)
     return target
+
+
+def joined(source: Path, target: Path, second: int) -> Path:
+    """Copy a file as two, the second of which starts at packet `second` and at time 0, and join them byte by byte."""
+    with av.open(str(source)) as read:
+        packets = [packet for packet in read.demux(video=0) if packet.size]
+        for part in (packets[:second], packets[second:]):
+            _copy_from_zero(part, read.streams.video[0], target.with_name(f"part{target.suffix}"))
+            with target.open("ab") as out:
+                out.write(target.with_name(f"part{target.suffix}").read_bytes())
+    return target
+
+
+def _copy_from_zero(packets: list[Any], template: VideoStream, target: Path) -> None:
+    first = packets[0].pts
+    with av.open(str(target), "w") as out:
+        stream = out.add_stream_from_template(template)
+        for packet in packets:
+            packet.pts, packet.dts, packet.stream = packet.pts - first, packet.dts - first, stream
+            out.mux(packet)
 
 
 def packed_b_frames(source: Path, target: Path) -> Path:

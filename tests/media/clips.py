@@ -16,13 +16,16 @@ from typing import Any
 import av
 import numpy as np
 
-from tests.media.changes import from_packet, packed_b_frames, truncated
+from tests.media.changes import from_packet, joined, packed_b_frames, truncated
 from tests.media.encoding import Encoding, encode
 from tests.workers.clips import numbered, rotate, trimmed
 
 COUNT = 30
 TRIMMED = 12
 VARIABLE_S = (0, 0.05, 0.1, 0.4, 0.43, 0.48, 0.7, 1.2, 1.25, 1.3, 1.9, 2.0)
+SHORT_S = (0, 0.01, 0.02, 0.5, 0.9)
+SHORT_AS_SHOWN_S = (0, 0.1, 0.2, 0.68, 1.08)
+"""Browsers replace a delay of 10 ms by 100 ms."""
 DROPPED_S = tuple(number / 25 for number in range(40) if number % 7 not in (3, 4))
 LATE_S = Fraction(3, 2)
 LONG = {"count": 260, "gop": 50}
@@ -204,6 +207,7 @@ PROPERTIES = (
     clip("late.ts", b_frames=2, shift_s=LATE_S, audio="mp2", audio_s=2.7),
     clip("late.flv", "flv", shift_s=LATE_S, audio="aac", audio_s=2.7),
     clip("wrap.ts", b_frames=2, shift_s=CLOCK_OVERFLOW_S - Fraction(3, 5)),
+    clip("joined.ts", b_frames=2, count=2 * COUNT, change=partial(joined, second=COUNT)),
     clip("mid-gop.ts", change=partial(from_packet, first=MISSING), shown=after_missing_frames()),
     clip("hidden-frames.webm", "vp8", encoder="libvpx", gop=COUNT, options=HIDDEN_FRAMES),
     clip("dropped.avi", "mpeg4", times_s=DROPPED_S, tick_s=Fraction(1, 25)),
@@ -211,6 +215,8 @@ PROPERTIES = (
     clip("variable.mp4", b_frames=2, times_s=VARIABLE_S),
     clip("variable.mkv", b_frames=2, times_s=VARIABLE_S),
     clip("variable.gif", "gif", pix_fmt="gray", times_s=VARIABLE_S),
+    clip("short-delays.gif", "gif", pix_fmt="gray", times_s=SHORT_S, shown=tuple(enumerate(SHORT_AS_SHOWN_S))),
+    clip("fast-clock.mkv", b_frames=2, fps=Fraction(2000), times_s=VARIABLE_S),
     clip("variable.webp", "libwebp_anim", times_s=VARIABLE_S),
     clip("ntsc.mp4", b_frames=2, fps=NTSC),
     clip("rotated.mp4", draw=on_its_side, change=rotate),
@@ -225,6 +231,7 @@ PROPERTIES = (
     clip("444.mp4", b_frames=2, pix_fmt="yuv444p"),
     clip("one-frame.mp4", times_s=(0.0,)),
     clip("one-frame.mkv", times_s=(0.0,)),
+    clip("one-frame.mpg", "mpeg2video", container="vob", count=1),
     clip("truncated.mkv", b_frames=2, change=truncated, is_cut=True),
     clip("truncated.ts", b_frames=2, change=truncated, is_cut=True),
     clip("truncated.avi", "mpeg4", count=60, change=truncated, is_cut=True),

@@ -1,13 +1,15 @@
-"""Codecs that are refused: the error names the codec and the reason that docs/media.md gives."""
+"""What is refused: the error names the container or the codec and the reason that docs/media.md gives."""
 
+import io
 import re
 from pathlib import Path
 
 import pytest
 
 from service.contract.errors import UnsupportedMedia
-from service.contract.sandbox.formats import EXCLUDED_CODECS
+from service.contract.sandbox.formats import EXCLUDED_CODECS, EXCLUDED_FORMATS
 from service.contract.sandbox.probe import probe
+from service.contract.sandbox.signatures import EXCLUDED, detect
 from tests.media.clips import clip
 
 REFUSED = (
@@ -28,3 +30,8 @@ async def test_a_refused_codec_is_named_with_its_reason(clip, tmp_path: Path) ->
     codec = clip.how.codec
     with pytest.raises(UnsupportedMedia, match=re.escape(f"{codec}: {EXCLUDED_CODECS[codec]}")):
         await probe(clip.write(tmp_path))
+
+
+def test_every_refused_container_is_recognised() -> None:
+    starts = [*EXCLUDED, b"RIFF\0\0\0\0WEBPVP8 ", b"\0\0\0\x20ftypavis", b"\0\0\0\x20ftyphevc"]
+    assert {detect(io.BytesIO(start + bytes(100))) for start in starts} == {(None, name) for name in EXCLUDED_FORMATS}

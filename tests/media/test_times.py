@@ -9,6 +9,7 @@ from service.contract.sandbox.subprocesses import ChildStarter
 from tests.media.clips import CLIPS, Clip, Shown
 from tests.workers.clips import number_of
 from workers.video.frames import DecodeLimits, Part, open_frames
+from workers.video.keyframes import duration_s, fps
 
 EVERY_FRAME_S = 0.001
 SEEKING_S = 0.28
@@ -55,3 +56,17 @@ async def test_each_frame_has_its_time(clip: Clip, tmp_path: Path, starter: Chil
     shown = readable(clip, every)
     check(every, shown)
     check(await samples(path, SEEKING_S, starter), on_screen(shown, SEEKING_S))
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize(
+    ("name", "seconds", "rate"),
+    [("h264.mkv", 1.2, 25), ("mpeg2.mpg", 1.2, 25), ("fast-clock.mkv", 2, 5.5), ("short-delays.gif", 1.4, 3.7)],
+)
+async def test_duration_and_rate_fit_the_frames(
+    name: str, seconds: float, rate: float, tmp_path: Path, starter: ChildStarter
+) -> None:
+    path = next(clip for clip in CLIPS if clip.name == name).write(tmp_path)
+    info = await probe(path, starter=starter)
+    async with open_frames(path, info, Part(interval_s=1, max_samples=1), DecodeLimits(), starter) as frames:
+        assert (duration_s(info, frames), fps(info, frames)) == pytest.approx((seconds, rate), abs=0.06)

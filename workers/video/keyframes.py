@@ -20,10 +20,13 @@ from service.contract.sandbox.probe import VideoInfo, probe
 from workers.attempt import Attempt
 from workers.video.frames import Frames, Part, open_frames
 from workers.video.keyframe_log import KeyframeLog
+from workers.video.sampling import TIME_ERROR_S
 from workers.video.selection import SelectedFrame, select
 
 JPEG_QUALITY = 95
 FULL_CHROMA = 0  # Pillow's `subsampling`: 4:4:4
+RATE_ERROR = 0.1
+"""A stated frame rate may differ by this fraction from the measured one."""
 
 
 @asynccontextmanager
@@ -73,15 +76,27 @@ async def _publish_video(attempt: Attempt, info: VideoInfo, frames: Frames) -> N
     width, height = info.shown_size
     await attempt.events.append(
         Video(
-            duration_s=frames.duration_s if info.duration_s is None else info.duration_s,
+            duration_s=duration_s(info, frames),
             width=width,
             height=height,
-            fps=info.fps or frames.fps,
+            fps=fps(info, frames),
             interval_s=frames.interval_s,
             bytes=attempt.fetched.bytes if attempt.fetched else None,
             sha256=attempt.fetched.sha256 if attempt.fetched else None,
         )
     )
+
+
+def duration_s(info: VideoInfo, frames: Frames) -> float:
+    """Return the stated duration if the last frame is shown before it ends. MPEG-PS states a shorter one."""
+    last_frame_s = frames.duration_s - (1 / frames.fps if frames.fps else 0) + TIME_ERROR_S
+    return frames.duration_s if info.duration_s is None or info.duration_s < last_frame_s else info.duration_s
+
+
+def fps(info: VideoInfo, frames: Frames) -> float:
+    """Return the stated frame rate, or the measured one if no rate is stated, or that of a clock."""
+    is_close = not frames.fps or abs((info.fps or 0) / frames.fps - 1) < RATE_ERROR
+    return info.fps if info.fps and is_close else frames.fps
 
 
 async def _store_selected(attempt: Attempt, options: VideoOptions, log: KeyframeLog, frames: Frames) -> None:

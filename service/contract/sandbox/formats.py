@@ -5,6 +5,7 @@ processes run without a search path and load this file by its path (`runpy`), so
 """
 
 from collections.abc import Iterable
+from fractions import Fraction
 
 FORMATS = {
     "mov": "MP4, QuickTime and 3GP",
@@ -63,7 +64,12 @@ EXCLUDED_FORMATS = {
     "JPEG": "it is a still picture, and a raw sequence of JPEG files states no times",
     "YUV4MPEG": "uncompressed video exceeds the upload limit within seconds",
     "IVF": "it is a format of test streams; the same codecs are accepted in WebM and MP4",
-    "AVIF or HEIF": "it is a still picture format",
+    "NUT": "only FFmpeg writes it",
+    "SWF": "it is a program that draws; Flash video (FLV) is accepted",
+    "WTV": "only Windows Media Center wrote it, and no public data set uses it",
+    "raw MPEG-1, MPEG-2 or MPEG-4": "no public data set uses it; the same codecs are accepted in MPEG-PS, MPEG-TS and MP4",
+    "raw AV1": "no public data set uses it; AV1 is accepted in WebM and MP4",
+    "AVIF or HEIF": "it is a picture format, and its animations are rare",
 }
 """Known containers that are refused, each with the reason."""
 
@@ -96,6 +102,9 @@ BROADCAST = frozenset({"mpegts", "mpeg"})
 REORDERING_CODECS = frozenset({"h264", "hevc", "mpeg4", "mpeg1video", "mpeg2video", "vc1", "wmv3", "av1"})
 """Codecs that may store frames in another order than they are shown in."""
 
+HIGHEST_RATE = 1000
+"""Frames per second. A file that states a higher rate states that of a clock, and its frames are fewer."""
+
 _AUDIO_DECODERS = ("aac", "mp3", "mp3float", "opus", "vorbis", "ac3", "flac")
 """The probe allows these because FFmpeg opens a decoder to read the parameters of a sound stream."""
 
@@ -117,6 +126,11 @@ def decode_options(demuxer: str, codec: str) -> dict[str, str]:
 
 def _options(demuxer: str, decoders: tuple[str, ...]) -> dict[str, str]:
     return {"format_whitelist": demuxer, "protocol_whitelist": "file", "codec_whitelist": ",".join(decoders)}
+
+
+def frame_rate(*stated: Fraction | None) -> Fraction | None:
+    """Return the first of the stated rates that can be one of frames."""
+    return next((rate for rate in stated if rate is not None and 0 < rate <= HIGHEST_RATE), None)
 
 
 def times_are_stored(demuxer: str, codec: str) -> bool:

@@ -26,7 +26,6 @@ CHILD = Path(__file__).with_name("probe_child.py")
 LIBRARIES = ("av", "av.logging", "av.subtitles.codeccontext", "av.subtitles.stream", "av.video.stream")
 """What the child imports; a `ChildStarter` has imported it before."""
 MAX_STREAMS = 32
-MAX_FPS = 1000
 MAX_OUTPUT_BYTES = 16_384
 START_TIMEOUT_S = 60.0
 EXIT_TIMEOUT_S = 1.0
@@ -166,8 +165,6 @@ def check(info: VideoInfo, limits: VideoLimits) -> None:
         raise VideoTooLarge(f"Frames are {info.width} × {info.height}; the maximum is {limits.max_pixels} pixels.")
     if info.duration_s is not None and info.duration_s > limits.max_duration_s:
         raise VideoTooLong(f"The video lasts {info.duration_s:.0f} s; the maximum is {limits.max_duration_s:.0f} s.")
-    if info.fps is not None and info.fps > MAX_FPS:
-        raise UnsupportedMedia(f"The video has {info.fps:.0f} frames per second; the maximum is {MAX_FPS}.")
     if info.streams > MAX_STREAMS:
         raise UnsupportedMedia(f"The file has {info.streams} streams; the maximum is {MAX_STREAMS}.")
 

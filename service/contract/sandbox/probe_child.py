@@ -83,7 +83,7 @@ def inspect_with(demuxer: str, spec: Spec, decoder_limits: dict[str, str]) -> di
             properties = {"container": demuxer, "streams": len(container.streams), **describe(streams[0])}
             properties["duration_s"] = duration_s(container, streams[0])
             if demuxer in FORMATS["WITHOUT_TIMES"]:
-                properties["fps"] = float(streams[0].guessed_rate or 0) or None
+                properties["fps"] = float(FORMATS["frame_rate"](streams[0].guessed_rate) or 0) or None
             packet = next((p for p in container.demux(streams[0]) if p.size), None)
             if packet is None:
                 return {"outcome": "no video", "container": demuxer}
@@ -97,7 +97,7 @@ def inspect_with(demuxer: str, spec: Spec, decoder_limits: dict[str, str]) -> di
 def describe(stream: VideoStream) -> dict[str, Any]:
     """Return the properties of a video stream that its headers state."""
     context = stream.codec_context
-    rate: Fraction | None = stream.average_rate or stream.guessed_rate
+    rate: Fraction | None = FORMATS["frame_rate"](stream.average_rate, stream.guessed_rate)
     aspect = stream.sample_aspect_ratio or Fraction(1)
     return {
         "codec": context.codec.canonical_name if context is not None else "unknown",

@@ -7,7 +7,7 @@ from typing import BinaryIO
 WEBP = runpy.run_path(str(Path(__file__).with_name("webp.py")))
 HEAD_BYTES = 1024
 MOV_ATOMS = {b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"}
-STILL_BRANDS = {b"avif", b"heic", b"heix", b"mif1"}
+PICTURE_BRANDS = {b"avif", b"avis", b"heic", b"heix", b"hevc", b"mif1", b"msf1"}
 TS_PACKET = 188
 M2TS_PACKET = 192
 TS_SYNC_BYTE = 0x47
@@ -27,6 +27,13 @@ EXCLUDED = {
     b"\x1f\x07\x00": "DV",
     b"YUV4MPEG2": "YUV4MPEG",
     b"DKIF": "IVF",
+    b"nut/multimedia container": "NUT",
+    b"FWS": "SWF",
+    b"CWS": "SWF",
+    bytes.fromhex("b7d800203749da11a64e0007e95ead8d"): "WTV",
+    b"\x00\x00\x01\xb0": "raw MPEG-1, MPEG-2 or MPEG-4",
+    b"\x00\x00\x01\xb3": "raw MPEG-1, MPEG-2 or MPEG-4",
+    b"\x12\x00\x0a": "raw AV1",
 }
 """First bytes of containers in `EXCLUDED_FORMATS` (`formats.py`), so that the error can name them."""
 
@@ -46,7 +53,7 @@ def detect(file: BinaryIO) -> tuple[str | None, str | None]:
 
 def _matches(head: bytes, file: BinaryIO) -> dict[str, bool]:
     return {
-        "mov": head[4:8] in MOV_ATOMS and not _is_still_picture(head),
+        "mov": head[4:8] in MOV_ATOMS and not _is_picture(head),
         "matroska": head.startswith(b"\x1aE\xdf\xa3"),
         "avi": head.startswith(b"RIFF") and head[8:12] == b"AVI ",
         "mpegts": any(_has_sync_bytes(head, start, step) for start, step in ((0, TS_PACKET), (4, M2TS_PACKET))),
@@ -63,7 +70,7 @@ def _matches(head: bytes, file: BinaryIO) -> dict[str, bool]:
 
 
 def _excluded(head: bytes) -> str | None:
-    if _is_still_picture(head):
+    if _is_picture(head):
         return "AVIF or HEIF"
     if WEBP["is_webp"](head):
         return "WebP"
@@ -75,8 +82,8 @@ def _has_sync_bytes(head: bytes, start: int, step: int) -> bool:
     return len(positions) > 1 and all(head[position] == TS_SYNC_BYTE for position in positions)
 
 
-def _is_still_picture(head: bytes) -> bool:
-    return head[4:8] == b"ftyp" and head[8:12] in STILL_BRANDS
+def _is_picture(head: bytes) -> bool:
+    return head[4:8] == b"ftyp" and head[8:12] in PICTURE_BRANDS
 
 
 def _is_animated_png(file: BinaryIO) -> bool:

@@ -51,8 +51,9 @@ class File:
         """Frames before this timestamp are not decoded if no other frame refers to them. They are not returned."""
         self._codec = codec
         self._keeps_damaged = demuxer in FORMATS["BROADCAST"]
-        self.start_us = self.container.start_time or 0
-        self.rate = self.stream.guessed_rate or self.stream.average_rate or DEFAULT_RATE
+        self.start_us: int | None = self.container.start_time
+        rate = FORMATS["frame_rate"](self.stream.guessed_rate, self.stream.average_rate)
+        self.rate: Fraction = rate or DEFAULT_RATE
 
     def expect(self, frames: int) -> None:
         """Prepare for a video of so many frames, before the first one is decoded."""
@@ -117,15 +118,21 @@ class Index:
     first_dts: int | None
     is_complete: bool
     """Whether every packet states when its frame is shown."""
+    goes_back: bool
+    """Whether the clock goes back within the file, as in several recordings joined to one."""
 
 
 def read_index(file: File, seek_by_dts: bool) -> Index:
     """Read all packets without decoding them."""
     pts, keyframes, first_dts, is_complete = array("q"), dict[int, int](), None, True
+    latest_dts, goes_back = None, False
     for packet in file.packets():
         if not packet.size:
             continue
         first_dts = packet.dts if first_dts is None else first_dts
+        if packet.dts is not None:
+            goes_back = goes_back or (latest_dts is not None and packet.dts < latest_dts)
+            latest_dts = packet.dts
         if packet.pts is None:
             is_complete = False
         elif not packet.is_discard:
@@ -135,4 +142,4 @@ def read_index(file: File, seek_by_dts: bool) -> Index:
                 keyframes.setdefault(packet.pts, packet.pts if seek_to is None else seek_to)
     keyframe_pts = sorted(keyframes)
     positions = [keyframes[stamp] for stamp in keyframe_pts]
-    return Index(TIMELINE["sorted_unique"](pts), keyframe_pts, positions, first_dts, is_complete)
+    return Index(TIMELINE["sorted_unique"](pts), keyframe_pts, positions, first_dts, is_complete, goes_back)

@@ -27,12 +27,15 @@ def sorted_unique(stamps: "array[int]") -> Times:
     return unique
 
 
-def microseconds(stamps: Times, time_base: Fraction, start_us: int) -> Times:
-    """Return the times of timestamps in units of `time_base`, rounded down."""
+def microseconds(stamps: Times, time_base: Fraction, start_us: int | None) -> Times:
+    """Return the times of timestamps in units of `time_base`, rounded down.
+
+    `start_us` is the container's start. If it states none, as an MPEG-PS with a single frame, the first time is 0.
+    """
     whole, rest = np.divmod(stamps, time_base.denominator)
     scale = time_base.numerator * MICROSECONDS
-    times_us: Times = whole * scale + rest * scale // time_base.denominator - start_us
-    return times_us
+    times_us: Times = whole * scale + rest * scale // time_base.denominator
+    return times_us - (times_us[:1] if start_us is None else start_us)
 
 
 def is_shown(times_us: Times) -> npt.NDArray[np.bool_]:
@@ -83,6 +86,13 @@ def first_at(stamps: "array[int]", first: Stamp) -> "array[int]":
         return stamps
     shift = first - stamps[0]
     return array("q", (stamp + shift for stamp in stamps))
+
+
+def without_short_delays(times_us: Times, shortest_ms: int, replacement_ms: int) -> Times:
+    """Return the times with each delay of up to `shortest_ms` replaced."""
+    delays_us = np.diff(times_us)
+    delays_us[delays_us <= shortest_ms * 1000] = replacement_ms * 1000
+    return np.concatenate([times_us[:1], times_us[:1] + np.cumsum(delays_us)])
 
 
 def at_constant_rate(count: int, rate: Fraction) -> Times:

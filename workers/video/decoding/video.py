@@ -223,27 +223,35 @@ def open_video(path: str, demuxer: str, codec: str) -> Video:
         return SequentialVideo(times_us, lambda: WEBP["frames"](path))
     file: File = STREAM["File"](path, demuxer, codec)
     index: Index = STREAM["read_index"](file, seek_by_dts=demuxer == "mpegts")
-    if FORMATS["times_are_stored"](demuxer, codec) and index.is_complete:
+    are_stored = FORMATS["times_are_stored"](demuxer, codec) and index.is_complete
+    if are_stored and not index.goes_back:
         file.expect(len(index.pts))
         return SeekingVideo(lambda: STREAM["File"](path, demuxer, codec), file, index)
     file.container.close()
-    return _decoded_for_times(path, demuxer, codec, index)
+    starts_with_dts = not are_stored and demuxer in FORMATS["ONLY_DECODING_TIMES"]
+    return _decoded_for_times(
+        path, demuxer, codec, bool(index.keyframe_pts), index.first_dts if starts_with_dts else None
+    )
 
 
-def _decoded_for_times(path: str, demuxer: str, codec: str, index: "Index") -> SequentialVideo:
+def _decoded_for_times(path: str, demuxer: str, codec: str, has_keyframes: bool, first: int | None) -> SequentialVideo:
+    """Decode a whole video for its times. `first` is the timestamp of the first frame, if it is not the decoder's."""
+
     def decode() -> Iterator[av.VideoFrame]:
         file: File = STREAM["File"](path, demuxer, codec)
         with file.container:
-            yield from file.frames(from_keyframe=bool(index.keyframe_pts))
+            yield from file.frames(from_keyframe=has_keyframes)
 
     file: File = STREAM["File"](path, demuxer, codec)
     with file.container:
         count, stamps = TIMELINE["stamps_of_frames"](
-            ((frame.pts, frame.dts) for frame in file.frames(from_keyframe=bool(index.keyframe_pts))),
+            ((frame.pts, frame.dts) for frame in file.frames(from_keyframe=has_keyframes)),
             1 / (file.rate * file.time_base),
         )
     if not stamps:
         return SequentialVideo(TIMELINE["at_constant_rate"](count, file.rate), decode)
-    first = index.first_dts if demuxer in FORMATS["ONLY_DECODING_TIMES"] else stamps[0]
     times_us = TIMELINE["microseconds"](TIMELINE["first_at"](stamps, first), file.time_base, file.start_us)
+    if demuxer == "gif":
+        short = WEBP_STRUCTURE["SHORTEST_MS"], WEBP_STRUCTURE["REPLACEMENT_MS"]
+        times_us = TIMELINE["without_short_delays"](times_us, *short)
     return SequentialVideo(TIMELINE["from_zero"](times_us), decode)
