@@ -6,7 +6,8 @@ pyarrow and the packages of the extras are imported only by the command that nee
 
 import asyncio
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -56,7 +57,8 @@ def export(
     from sharecap_client.datasets.store import Store  # noqa: PLC0415
 
     form = exports.select(trainer, kind)
-    report = exports.export(Store.open(run).rows(), form, to, videos, replace=replace)
+    with file_errors():
+        report = exports.export(Store.open(run).rows(), form, to, videos, replace=replace)
     notes.print(f"{report.written} captions for {trainer} in {to}, {exports.describe(report)}", markup=False)
 
 
@@ -131,9 +133,10 @@ def stats(
     from sharecap_client.datasets.store import Store  # noqa: PLC0415
 
     rows = summary.rows_of_file(run, field) if run.is_file() else Store.open(run).rows()
-    report = summary.summarize(rows).report()
-    if png:
-        charts.draw(report, png)
+    with file_errors():
+        report = summary.summarize(rows).report()
+        if png:
+            charts.draw(report, png)
     if as_json:
         print(json.dumps(report, indent=1))
     else:
@@ -168,7 +171,8 @@ def evaluate(
 
     if (judge_url is None) != (judge_model is None):
         raise CommandFailed("--judge-url and --judge-model belong together")
-    references = read_references(reference)
+    with file_errors():
+        references = read_references(reference)
     pairs = pair(Store.open(run).rows(), references)
     if not pairs:
         raise CommandFailed("no caption of the run has a reference: do the ids of both agree?")
@@ -178,11 +182,21 @@ def evaluate(
         judged = evaluation.judged_figures(
             pairs, judge_url, judge_model, directory, repeats=repeats, api_key=judge_api_key
         )
-        report["events"] = asyncio.run(judged)
+        with file_errors():
+            report["events"] = asyncio.run(judged)
     if as_json:
         print(json.dumps(report, indent=1))
     else:
         Console(highlight=False, soft_wrap=True).print(evaluation.table(report))
+
+
+@contextmanager
+def file_errors() -> Iterator[None]:
+    """Raise CommandFailed for a file that cannot be read or written."""
+    try:
+        yield
+    except OSError as error:
+        raise CommandFailed(f"{error.filename or 'a file'}: {error.strerror or error}") from None
 
 
 def register(app: typer.Typer) -> None:

@@ -225,6 +225,7 @@ def test_the_table_and_errors(sharecap: Sharecap, tmp_path: Path, references: Pa
     assert re.search(r"references without caption +1", result.out)
     assert "rouge l" in result.out and "1.000" in result.out and "event" not in result.out
     assert "belong together" in sharecap("eval", run, "--reference", references, "--judge-url", "x").err
+    assert "error: none.jsonl: No such file" in sharecap("eval", run, "--reference", "none.jsonl").err
     references.write_text('{"id": "z", "caption": "x"}\n')
     assert "has a reference" in sharecap("eval", run, "--reference", references).err
     references.write_text('{"id": "z"}\n')

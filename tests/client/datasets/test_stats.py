@@ -58,6 +58,7 @@ def test_the_command(sharecap: Sharecap, store: Store, tmp_path: Path) -> None:
     with Image.open(png) as image:
         assert image.format == "PNG" and image.width > 800 and len(image.convert("L").getcolors() or []) > 10
     assert json.loads(sharecap("stats", store.directory, "--json").out)["captions"] == 8
+    assert "No such file" in sharecap("stats", store.directory, "--png", tmp_path / "none" / "x.png").err
 
 
 def test_a_file_of_captions(sharecap: Sharecap, tmp_path: Path) -> None:

@@ -16,11 +16,14 @@ from sharecap_client.datasets.evaluation.references import Pair
 
 MAX_EVENTS = 10
 MAX_EVENT_WORDS = 10
+MAX_EVENT_CHARS = 120
+"""Bounds the answer of a judge that does not stop, where the server enforces the schema."""
 ENTAILMENT, NEUTRAL, CONTRADICTION = "entailment", "neutral", "contradiction"
 
+EVENT = {"type": "string", "maxLength": MAX_EVENT_CHARS}
 EVENTS_SCHEMA = {
     "type": "object",
-    "properties": {"events": {"type": "array", "items": {"type": "string"}, "maxItems": MAX_EVENTS}},
+    "properties": {"events": {"type": "array", "items": EVENT, "maxItems": MAX_EVENTS}},
     "required": ["events"],
     "additionalProperties": False,
 }

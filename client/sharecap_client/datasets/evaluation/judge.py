@@ -16,6 +16,7 @@ CONCURRENCY = 8
 ATTEMPTS = 4
 BACKOFF_S = 0.5
 TIMEOUT_S = 300.0
+MAX_TOKENS = 1024
 RETRIED = frozenset({408, 429, 500, 502, 503, 504})
 
 
@@ -35,12 +36,13 @@ class Judge:
         return f"{self.model} at {self.url}"
 
     async def ask(self, prompt: str, schema: dict[str, Any], repeat: int = 0) -> dict[str, Any]:
-        """Return the answer. Each `repeat` is a question of its own. Raises StoreError if the server does not answer."""
+        """Return the answer. Each `repeat` is asked anew. Raises StoreError if the server does not answer."""
         body = {
             "model": self.model,
             "messages": [{"role": "user", "content": prompt}],
             "temperature": 0,
             "seed": repeat,
+            "max_tokens": MAX_TOKENS,
             "response_format": {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}},
         }
         path = self._path(body)
@@ -65,7 +67,7 @@ class Judge:
                 await asyncio.sleep(BACKOFF_S * 2**attempt)
             try:
                 response = await self.http.post(f"{self.url}/chat/completions", json=body, timeout=TIMEOUT_S)
-            except httpx.TransportError as error:
+            except (httpx.TransportError, httpx.InvalidURL) as error:
                 problem = f"cannot be reached: {error or type(error).__name__}"
                 continue
             if response.status_code == httpx.codes.OK:
