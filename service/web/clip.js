@@ -17,6 +17,7 @@ export class ClipForm {
     this.form = form;
     this.clips = parts.clips;
     this.more = parts["more-clips"];
+    this.note = parts["player-note"];
     this.videoId = videoId;
     this.signal = signal;
     this.onRange = onRange;
@@ -63,7 +64,11 @@ export class ClipForm {
   /** Select a part on the time line, and caption it. */
   submitRange(startS, endS) {
     this.selectRange(startS, endS);
-    return this.submit();
+    if (this.form.hidden) {
+      this.note.textContent = "A part can be captioned as soon as it has keyframe captions. Fast mode makes none.";
+      return;
+    }
+    this.submit();
   }
 
   selectRange(startS, endS) {

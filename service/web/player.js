@@ -4,6 +4,8 @@ import { apiKey, request } from "./api.js";
 import { fileOf, rememberFile } from "./files.js";
 import { TimeLine } from "./timeline.js";
 
+const MIN_TOKEN_AGE_MS = 60_000; // an error this soon after the token was made has another cause
+
 export class Player {
   /** `onTime` receives the time that is shown; `parts` are the job's elements, `part` what the time line selects. */
   constructor(parts, job, images, { onTime, onSelecting, onSelect }) {
@@ -16,7 +18,7 @@ export class Player {
     this.timeLine = new TimeLine(parts.timeline, images, {
       onSeek: (seconds) => this.seek(seconds), onSelecting, onSelect });
     this.video.ontimeupdate = this.video.onseeking = () => this.show(this.video.currentTime);
-    this.video.onerror = () => this.hideVideo("This browser cannot play the video.");
+    this.video.onerror = () => this.recover();
     parts["open-file"].querySelector("input").onchange = ({ target }) => this.openFile(target.files[0]);
     parts.player.hidden = false;
     this.load();
@@ -30,6 +32,7 @@ export class Player {
       this.play(this.objectUrl, "metadata");
     } else if (options.keep_video) {
       const token = apiKey() && (await request("POST", `captions/${id}/token`).catch(() => null));
+      this.tokenMadeAt = token ? Date.now() : undefined;
       this.play(`captions/${id}/video${token ? `?token=${token.token}` : ""}`, "metadata");
     } else if (/^https?:/.test(source?.url ?? "")) {
       this.play(source.url, "none"); // nothing is requested from another site until the user plays the video
@@ -44,6 +47,17 @@ export class Player {
     this.video.hidden = false;
     this.parts["open-file"].hidden = true;
     this.parts["player-note"].textContent = "";
+  }
+
+  /** Continue with a new token if the old one has expired. */
+  async recover() {
+    if (!(Date.now() - this.tokenMadeAt > MIN_TOKEN_AGE_MS)) {
+      this.hideVideo("This browser cannot play the video.");
+      return;
+    }
+    const seconds = this.video.currentTime;
+    await this.load();
+    this.video.currentTime = seconds;
   }
 
   hideVideo(note) {

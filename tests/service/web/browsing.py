@@ -12,7 +12,6 @@ from typing import Any
 
 import psutil
 import pytest
-from PIL import Image
 
 import service
 from service.contract.events import (
@@ -31,6 +30,7 @@ from tests.service.scripted import ScriptedWorker, Served
 
 playwright = pytest.importorskip("playwright.async_api", reason="the package playwright is not installed")
 axe = pytest.importorskip("axe_core_python.async_playwright", reason="the package axe-core-python is not installed")
+images = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
 CHROMIUM = shutil.which("chromium") or ""
 SAMPLE = Path(service.__file__).parent / "web" / "sample.mp4"
 SCREENSHOTS = os.environ.get("SCREENSHOTS")
@@ -190,5 +190,5 @@ class BrowserWorker:
 def _picture(index: int) -> bytes:
     file = BytesIO()
     colour = ((170, 40, 40), (40, 140, 60), (40, 60, 170), (120, 120, 40))[index]
-    Image.new("RGB", (160, 90), colour).save(file, "JPEG")
+    images.new("RGB", (160, 90), colour).save(file, "JPEG")
     return file.getvalue()

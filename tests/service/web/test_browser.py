@@ -188,7 +188,14 @@ async def test_a_file_is_cancelled_and_all_captions_are_downloaded(
             worker.may_start.set()
             worker.may_finish.set()
             await page.locator("[name=keep_video]").evaluate("input => { input.checked = true; }")
-            await send(page, Path(shutil.copy(SAMPLE, tmp_path / "kept.mp4")))
+            folder = tmp_path / "folder" / "deeper"
+            folder.mkdir(parents=True)
+            shutil.copy(SAMPLE, folder / "kept.mp4")
+            (folder / "notes.txt").write_text("not a video")
+            await page.locator("[name=folder]").set_input_files(folder.parent)
+            await expect(page.locator("#chosen")).to_have_text("kept.mp4 (1 left out: not a video)")
+            await page.get_by_role("button", name="Caption", exact=True).click()
+            await expect(page.locator("#queue-rows > li").nth(1)).to_contain_text("folder/deeper/kept.mp4")
             await page.get_by_role("link", name="kept.mp4").first.click()
             await expect(page.locator("[data-part=caption]")).to_have_text(CAPTION)
             async with page.expect_download() as download:
