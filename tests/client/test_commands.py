@@ -56,6 +56,8 @@ def test_the_format_follows_the_flag_or_the_file(sharecap: Sharecap, clip: Path,
     result = sharecap("caption", clip, "--out", tmp_path / "new" / "captions.vtt")
     assert (tmp_path / "new" / "captions.vtt").read_text().startswith("WEBVTT\n")
     assert CAPTION in result.out and f"wrote {tmp_path}/new/captions.vtt" in result.err
+    sharecap("caption", clip, "--format", "txt", "--out", f"{tmp_path}/directory/")
+    assert (tmp_path / "directory" / "clip.txt").is_file()
 
 
 def test_several_videos_are_captioned_into_a_directory(

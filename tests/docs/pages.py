@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "deploy").glob("*.md")])
 MARK = "=== next command ==="
-TIMEOUT_S = 120
+TIMEOUT_S = 240
 VARIES = re.compile(
     r'^(id: \d+|retry: \d+|…)$|"of":"(differential|caption)"|^event: (delta|keyframes)$|"complete":(true|false)}$'
 )

@@ -17,10 +17,11 @@ FormatOption = Annotated[
     ),
 ]
 OutOption = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--out",
         "-o",
+        metavar="<path>",
         help="File for the result; its suffix selects the format. An existing directory, or a name that ends with /, "
         "gets one file per video. Existing files are replaced.",
     ),
@@ -40,15 +41,16 @@ class Output:
     def __init__(
         self,
         output: Format | None,
-        out: Path | None,
+        out: str | None,
         as_json: bool = False,
         *,
         several: bool = False,
         detached: bool = False,
     ) -> None:
         self.detached = detached
-        self.directory = out if out and (several or out.is_dir() or str(out).endswith(os.sep)) else None
-        self.file = None if self.directory else out
+        path = Path(out) if out else None
+        self.directory = path if out and path and (several or path.is_dir() or out.endswith(os.sep)) else None
+        self.file = None if self.directory else path
         self.shown = not (output or as_json) or out is not None
         self.format: Format = output or ("json" if as_json else _format_of(self.file))
         self._several = several
