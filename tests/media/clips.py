@@ -235,6 +235,9 @@ PROPERTIES = (
     clip("truncated.mkv", b_frames=2, change=truncated, is_cut=True),
     clip("truncated.ts", b_frames=2, change=truncated, is_cut=True),
     clip("truncated.avi", "mpeg4", count=60, change=truncated, is_cut=True),
+    clip("truncated.gif", "gif", pix_fmt="gray", change=truncated, is_cut=True),
+    clip("truncated.webp", "libwebp_anim", change=truncated, is_cut=True),
+    clip("truncated.wmv", "wmv2", count=60, change=truncated, is_cut=True),
     clip("truncated.mp4", b_frames=2, muxer=FRAGMENTS, change=truncated, is_cut=True),
 )
 LONG_CLIPS = (

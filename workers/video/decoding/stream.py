@@ -25,6 +25,8 @@ MANY_FRAMES, THREADS = 250, 2
 MAX_DECODE_ERRORS = 100
 """So many packets in a row may be damaged."""
 DEFAULT_RATE = Fraction(25)
+GIF_TRAILER = b";"
+"""The end of a GIF. Before it, the data of a frame end with an empty block, which is a zero."""
 Times = npt.NDArray[np.int64]
 
 
@@ -51,6 +53,7 @@ class File:
         """Frames before this timestamp are not decoded if no other frame refers to them. They are not returned."""
         self._codec = codec
         self._keeps_damaged = demuxer in FORMATS["BROADCAST"]
+        self._is_gif = demuxer == "gif"
         self.start_us: int | None = self.container.start_time
         rate = FORMATS["frame_rate"](self.stream.guessed_rate, self.stream.average_rate)
         self.rate: Fraction = rate or DEFAULT_RATE
@@ -74,11 +77,27 @@ class File:
             if packet is None:
                 return
             errors = 0
-            if self._keeps_damaged or not packet.is_corrupt:
+            if self._keeps_damaged or not self._is_damaged(packet):
                 yield packet
 
+    def _is_damaged(self, packet: "av.Packet[VideoStream]") -> bool:
+        is_cut = self._is_gif and packet.size > 0 and not bytes(packet).rstrip(GIF_TRAILER).endswith(b"\0")
+        return packet.is_corrupt or is_cut
+
     def frames(self, from_keyframe: bool) -> Iterator[av.VideoFrame]:
-        """Decode from here on, in the order of presentation; with `from_keyframe`, from the next keyframe on."""
+        """Decode from here on, in the order of presentation; with `from_keyframe`, from the next keyframe on.
+
+        A damaged frame at the end is left out: the end of the file is missing.
+        """
+        latest: av.VideoFrame | None = None
+        for frame in self._all_frames(from_keyframe):
+            if latest is not None:
+                yield latest
+            latest = frame if frame.is_corrupt and not self._keeps_damaged else None
+            if latest is None:
+                yield frame
+
+    def _all_frames(self, from_keyframe: bool) -> Iterator[av.VideoFrame]:
         waits, errors = from_keyframe, 0
         for packet in self.packets():
             waits = waits and bool(packet.size) and not packet.is_keyframe
