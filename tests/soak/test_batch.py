@@ -25,6 +25,7 @@ from sharecap_client.datasets.rows import Row
 from sharecap_client.datasets.store import Store
 
 from service.contract.store.keys import JOBS
+from tests.client.live_service import work
 from tests.conftest import MakeClip
 from tests.soak.cluster import START_TIMEOUT_S, Cluster
 from tests.soak.history import check, read_histories
@@ -102,15 +103,19 @@ async def kill_all(command: Command, kills: list[str], videos: int, chance: rand
             cluster.start_worker()
 
 
-async def check_all(cluster: Cluster, run: Path, videos: int) -> list[Row]:
-    """Check that the store has each video once, each with its own job, and that the service ran no further jobs."""
+async def check_all(cluster: Cluster, run: Path, videos: int, *, streams: bool = True) -> list[Row]:
+    """Check that the store has each video once, each with its own job, and that the service ran no further jobs.
+
+    With `streams`, also check that no job has captioned a keyframe twice.
+    """
     store = Store.open(run)
     rows = list(store.rows())
     assert len({row.id for row in rows}) == len(rows) == videos
     assert sum(map(store.parts.rows_in, store.parts.numbers())) == videos
     jobs = {row.job: len(row.keyframe_times_s) for row in rows if row.job}
     assert await accepted(cluster) == len(jobs) == videos
-    check(await read_histories(cluster.store, jobs))
+    if streams:
+        check(await read_histories(cluster.store, jobs))
     return rows
 
 
@@ -217,8 +222,9 @@ async def test_10000_short_clips(start: Callable[..., Any], make_clip: MakeClip,
     clip = make_clip(tmp_path / "clip.mp4", seconds=1)
     for number in range(videos):
         (folder / f"{number:05}.mp4").hardlink_to(clip)
-    cluster = await start(1, gateway=True, lease_s=10, word_s=0.0, slots=16)
-    command = Command(cluster, [str(folder), "--out", str(run), "--mode", "fast"], tmp_path / "batch.log")
+    cluster = await start(0, gateway=True)
+    worker = asyncio.create_task(work(cluster.store))  # captions without opening the videos, at the gateway's speed
+    command = Command(cluster, [str(folder), "--out", str(run)], tmp_path / "batch.log")
     sizes: list[float] = []
     async with running(command):
         started = time.monotonic()
@@ -228,10 +234,14 @@ async def test_10000_short_clips(start: Callable[..., Any], make_clip: MakeClip,
             if command.process.poll() is None:
                 sizes.append(psutil.Process(command.process.pid).memory_info().rss / 1e6)
         assert await ended == 0
+    worker.cancel()
     rate = videos / (time.monotonic() - started)
     quarter = len(sizes) // 4
-    print(f"\n{videos} clips, {rate:.1f} clips/s, memory {sizes[quarter]:.0f} MB, at the end {sizes[-2]:.0f} MB")
+    print(
+        f"\n{videos} clips, {rate:.1f} clips/s, memory {sizes[quarter]:.0f} MB, at the end {sizes[-2]:.0f} MB",
+        flush=True,
+    )
     (end,) = command.events("end")
     assert (end["total"], end["completed"], end["failed"]) == (videos, videos, 0)
     assert sizes[-2] < sizes[quarter] + 30
-    await check_all(cluster, run, videos)
+    await check_all(cluster, run, videos, streams=False)

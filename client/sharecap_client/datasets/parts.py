@@ -50,8 +50,8 @@ class Parts:
 
     def batches(self, number: int, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """Yield the content of a part as record batches of bounded size."""
-        with pq.ParquetFile(self.path(number)) as file:
-            yield from file.iter_batches(BATCH_ROWS, columns=columns)
+        with pq.ParquetFile(self.path(number), pre_buffer=False) as file:
+            yield from file.iter_batches(BATCH_ROWS, columns=columns, use_threads=False)
 
     def write(self, number: int, rows: Iterable[Row]) -> int:
         """Write a part, replacing the one with this number. Returns the number of rows; 0 removes the part."""

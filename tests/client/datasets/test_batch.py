@@ -1,7 +1,10 @@
 """`sharecap batch` with a real gateway and a scripted worker: inputs, continuing, options, failures, what it prints."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +16,7 @@ from sharecap_client.datasets.rows import Row
 from sharecap_client.datasets.store import Store
 
 from service.contract.store.keys import JOBS
-from tests.client.conftest import Sharecap
+from tests.client.conftest import ROOT, Sharecap
 from tests.client.live_service import LiveService
 
 CAPTION = "A light square moves to the right."
@@ -205,3 +208,16 @@ def test_what_cannot_work_is_said_before_anything_is_sent(sharecap: Sharecap, cl
     assert "not empty" in sharecap("batch", clips, "--out", clips).err
     unreachable = sharecap("batch", clips, "--out", tmp_path / "run2", "--url", "localhost:1")
     assert unreachable.status == 1 and "cannot reach" in unreachable.err
+
+
+def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
+    """`SOAK=1` compares 10,000 rows with a million, half of which are in the store when the command starts again."""
+    sizes = (10_000, 1_000_000) if "SOAK" in os.environ else (1000, 4000)
+    used = []
+    for rows in sizes:
+        folder = tmp_path / str(rows)
+        folder.mkdir()
+        command = [sys.executable, "-m", "tests.client.datasets.memory", str(rows), str(folder)]
+        used.append(float(subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout))
+    print(f"{sizes[0]} rows: {used[0]:.0f} MB, {sizes[1]} rows: {used[1]:.0f} MB")
+    assert used[1] < used[0] + 40

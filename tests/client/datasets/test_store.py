@@ -64,11 +64,11 @@ def test_a_later_row_replaces_an_earlier_one(store: Store) -> None:
 
 
 def test_parts_are_merged_and_stay_few(store: Store) -> None:
-    for number in range(100):
+    for number in range(40):
         store.append([completed(f"{number:03}")])
         store.merge_small()
-    assert len(store.parts.numbers()) < 24
-    assert ids(store) == [f"{number:03}" for number in range(100)]
+    assert len(store.parts.numbers()) < 16
+    assert ids(store) == [f"{number:03}" for number in range(40)]
 
 
 def test_every_file_that_a_killed_process_leaves_is_ignored(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,7 @@ class Totals:
     video_s: float = 0.0
     tokens: int = 0
     last: Row | None = None
+    ended: bool = False
     started: float = field(default_factory=time.monotonic)
     samples: deque[tuple[float, int, float]] = field(default_factory=deque)
 
@@ -62,8 +63,9 @@ class Totals:
 
     @property
     def rates(self) -> tuple[float, float]:
-        """Clips per second, and hours of video per hour."""
-        then, finished, video_s = self.samples[0] if self.samples else (self.started, 0, 0.0)
+        """Clips per second, and hours of video per hour: of the last minute or, at the end, of the whole run."""
+        start = (self.started, 0, 0.0)
+        then, finished, video_s = self.samples[0] if self.samples and not self.ended else start
         elapsed_s = max(time.monotonic() - then, 0.001)
         return (self.finished - finished) / elapsed_s, (self.video_s - video_s) / elapsed_s
 
@@ -96,7 +98,9 @@ class Totals:
         if self.skipped:
             parts.append(f"{self.skipped:,} already there")
         parts += [f"{clips_per_s:.2f} clips/s", f"{hours_per_hour:.1f} video-hours/h", f"{self.tokens:,} tokens"]
-        if (remaining_s := self.remaining_s) is not None and self.finished:
+        if self.ended:
+            parts.append(duration(time.monotonic() - self.started))
+        elif (remaining_s := self.remaining_s) is not None and self.finished:
             parts.append(f"about {duration(remaining_s)} left")
         return ", ".join(parts)
 
@@ -127,6 +131,7 @@ class Lines:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.totals.ended = True
         self.line(self.totals.as_line())
 
     def counted(self, total: int) -> None:
@@ -199,6 +204,7 @@ class Events:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.totals.ended = True
         self._print("end", self.totals.as_json())
 
     def counted(self, total: int) -> None:

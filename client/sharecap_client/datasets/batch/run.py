@@ -49,7 +49,9 @@ class Run:
         except BaseExceptionGroup as group:
             raise first_error(group) from None
         finally:
-            self._writer.flush()
+            self._writer.close()
+        totals = self._progress.totals
+        self._progress.counted(totals.skipped + totals.finished)
         await asyncio.to_thread(self._store.compact)
 
     async def _caption_all(self, items: Iterable[Item]) -> None:

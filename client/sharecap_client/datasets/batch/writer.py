@@ -5,8 +5,8 @@ with the same `Idempotency-Key` finds its job.
 """
 
 import asyncio
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 from sharecap_client.datasets.rows import Row
 from sharecap_client.datasets.store import Store
@@ -17,17 +17,13 @@ CHECK_S = 0.5
 
 
 class RowWriter:
-    """Writes rows to `store`. `ids` are those of the rows that are not written yet."""
+    """Writes rows to `store`. Close it at the end."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._rows: dict[str, Row] = {}
         self._since = 0.0
-        self._writing = threading.Lock()
-
-    @property
-    def ids(self) -> set[str]:
-        return set(self._rows)
+        self._thread = ThreadPoolExecutor(1, "writer")  # always the same one: memory is kept for each thread
 
     async def add(self, row: Row) -> None:
         """Take a row. It is written with others, at the latest after `MAX_AGE_S`."""
@@ -46,15 +42,16 @@ class RowWriter:
 
     async def _flush_in_thread(self) -> None:
         rows, self._rows = self._rows, {}
-        await asyncio.to_thread(self._write, list(rows.values()))
+        writing = self._thread.submit(self._write, list(rows.values()))
+        await asyncio.shield(asyncio.wrap_future(writing))  # an interruption does not cancel it
 
-    def flush(self) -> None:
-        """Write all rows now."""
+    def close(self) -> None:
+        """Write all rows, after those that are being written."""
+        self._thread.shutdown()
         rows, self._rows = self._rows, {}
         self._write(list(rows.values()))
 
     def _write(self, rows: list[Row]) -> None:
-        with self._writing:
-            if rows:
-                self._store.append(rows)
-                self._store.merge_small()
+        if rows:
+            self._store.append(rows)
+            self._store.merge_small()
