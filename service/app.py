@@ -22,6 +22,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from service import problems
 from service.access import authentication
+from service.access.job_tokens import hide_tokens
 from service.connections.descriptors import connections_that_fit, listen_backlog, raise_descriptor_limit
 from service.connections.protocol import BoundedProtocol
 from service.connections.table import ConnectionTable
@@ -40,8 +41,8 @@ CORS_REQUEST_HEADERS = ["Authorization", "Content-Type", "Idempotency-Key", "Las
 CORS_RESPONSE_HEADERS = ["Location", "Retry-After", "Idempotency-Replayed", "Preference-Applied", "Content-Range"]
 DESCRIPTION = (
     "Errors are application/problem+json with a stable code; each route lists its own. Besides those, any request can "
-    "be answered with 404 not_found or 405 method_not_allowed (no such path or method), and with 408 request_timeout or "
-    "431 head_too_large, after which the connection is closed."
+    "be answered with 404 not_found or 405 method_not_allowed (no such path or method), and with 408 request_timeout "
+    "or 431 head_too_large, after which the connection is closed."
 )
 
 log = logging.getLogger(__name__)
@@ -114,6 +115,7 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S,
             )
         )
+        logging.getLogger("uvicorn.access").addFilter(hide_tokens)
 
     async def on_tick(self, counter: int) -> bool:
         """Called by uvicorn ten times a second."""

@@ -5,6 +5,7 @@ the API key that made it, and ends with that key. Only its SHA-256 is stored.
 """
 
 import hashlib
+import logging
 import re
 import secrets
 from datetime import UTC, datetime, timedelta
@@ -21,6 +22,7 @@ from service.contract.store.keys import token_key
 TOKEN_TTL_S = 600
 MAX_QUERY_BYTES = 4096
 _TOKEN = re.compile(r"sct_[0-9a-f]{64}")
+_IN_LOG = re.compile(r"sct_[0-9a-f]+")
 _READABLE = re.compile(rf"/captions/({JOB_ID_PATTERN})(?:/events|/video|/clips|/keyframes/[^/]+)?")
 
 
@@ -69,6 +71,13 @@ def token_in(scope: Scope) -> tuple[str, str] | None:
         return None
     tokens = parse_qs(query.decode("ascii", "replace")).get("token", [])
     return (tokens[0], match[1]) if len(tokens) == 1 else None
+
+
+def hide_tokens(record: logging.LogRecord) -> bool:
+    """Replace the tokens in a line of the access log, which contains the address of the request. A logging filter."""
+    if isinstance(record.args, tuple):
+        record.args = tuple(_IN_LOG.sub("sct_…", arg) if isinstance(arg, str) else arg for arg in record.args)
+    return True
 
 
 def _stored_key(token: str) -> str:

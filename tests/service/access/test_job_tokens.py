@@ -1,5 +1,6 @@
 """Tokens that can read one job, and the sites whose pages may use the API."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,21 @@ async def test_a_token_reads_one_job_and_nothing_else(gateway: Served, keys: Api
     for wrong in ("", "sct_", f"sct_{'0' * 64}", token[:-1], f"{token}0"):
         assert await status(gateway, f"/captions/{job}", wrong) == 401, wrong
     assert (await gateway.client.get(f"/captions/{job}", params=[("token", token)] * 2)).status_code == 200, "the key"
+
+
+async def test_the_access_log_contains_no_token(
+    gateway: Served, keys: ApiKeyStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = await new_job(gateway)
+    token = (await gateway.client.post(f"/captions/{job}/token")).json()["token"]
+    logger = logging.getLogger("uvicorn.access")
+    logger.addHandler(caplog.handler)
+    logger.setLevel(logging.INFO)
+    try:
+        assert await status(gateway, f"/captions/{job}", token) == 200
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert f"/captions/{job}?token=sct_…" in caplog.text and token not in caplog.text
 
 
 async def test_a_token_ends_with_its_time_and_with_its_key(gateway: Served, keys: ApiKeyStore, store: Store) -> None:
