@@ -91,7 +91,7 @@ def test_a_video_from_standard_input(sharecap: Sharecap, clip: Path, monkeypatch
 
 def test_inputs_that_cannot_be_read_are_reported_before_anything_is_sent(sharecap: Sharecap, clip: Path) -> None:
     folder = sharecap("caption", clip, clip.parent)
-    assert folder.status == 1 and f"`sharecap batch {clip.parent}`" in folder.err and "job" not in folder.err
+    assert folder.status == 1 and f"`sharecap batch {clip.parent} --out RUN`" in folder.err and "job" not in folder.err
     assert "cannot read no-such.mp4: No such file" in sharecap("caption", clip, "no-such.mp4").err
 
 

@@ -150,7 +150,7 @@ def _resolve(name: str) -> VideoInput:
         return VideoInput("stdin", _read_stdin())
     path = Path(name)
     if path.is_dir():
-        raise CommandFailed(f"{name} is a folder: `sharecap batch {name}` captions the videos in it")
+        raise CommandFailed(f"{name} is a folder: `sharecap batch {name} --out RUN` captions the videos in it")
     try:
         with path.open("rb"):
             return VideoInput(name, path)
