@@ -6,8 +6,8 @@
 The clips repeat one group of pictures of 4.8 s with three B-frames, so drawing them is cheap. All contenders return RGB
 frames. The service's decoder runs as in a worker: its time includes the fork, the confinement, reducing the frames to
 1024 pixels and sending them through a pipe. The libraries decode in this process and have been imported before;
-`ffmpeg` is a process of its own. They return frames of full size. Contenders that are not installed are left out. Each runs
-`--rounds` times, in turns, and its fastest run counts.
+`ffmpeg` is a process of its own. They return frames of full size. Contenders that are not installed are left out.
+Each runs `--rounds` times, in turns, and its fastest run counts.
 """
 
 import argparse

@@ -67,7 +67,7 @@ EXCLUDED_FORMATS = {
     "NUT": "only FFmpeg writes it",
     "SWF": "it is a program that draws; Flash video (FLV) is accepted",
     "WTV": "only Windows Media Center wrote it, and no public data set uses it",
-    "raw MPEG-1, MPEG-2 or MPEG-4": "no public data set uses it; the same codecs are accepted in MPEG-PS, MPEG-TS and MP4",
+    "raw MPEG-1, MPEG-2 or MPEG-4": "no public data set uses it; its codecs are accepted in MPEG-PS, MPEG-TS and MP4",
     "raw AV1": "no public data set uses it; AV1 is accepted in WebM and MP4",
     "AVIF or HEIF": "it is a picture format, and its animations are rare",
 }
