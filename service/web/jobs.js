@@ -24,6 +24,7 @@ export class JobList {
       this.add(page);
     } catch (problem) {
       if (problem.status === 401) this.onUnauthorized(problem);
+      else element("no-jobs").textContent = problem.message; // visible only while no jobs are listed
     }
   }
 

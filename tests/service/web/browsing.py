@@ -97,9 +97,13 @@ async def open_page(browser: Any, **options: Any) -> AsyncIterator[Any]:
 
 
 async def check_accessibility(page: Any) -> None:
-    result = await axe.Axe().run(page)
-    findings = [(each["id"], [node["html"][:200] for node in each["nodes"]]) for each in result["violations"]]
-    assert not findings, findings
+    """Run axe on the page as it is now, light and dark. The page keeps its own colours afterwards."""
+    dark = await page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
+    for scheme in ("light", "dark") if dark else ("dark", "light"):
+        await page.emulate_media(color_scheme=scheme)
+        result = await axe.Axe().run(page)
+        findings = [(each["id"], [node["html"][:200] for node in each["nodes"]]) for each in result["violations"]]
+        assert not findings, (scheme, findings)
 
 
 async def screenshot(page: Any, name: str) -> None:

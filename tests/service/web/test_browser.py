@@ -299,5 +299,16 @@ async def test_the_banner_says_what_a_demonstration_knows(browser: Any, serve: S
         await check_accessibility(page)
 
 
+async def test_a_job_list_that_cannot_be_loaded_is_not_shown_as_empty(browser: Any, serve: Serve) -> None:
+    async with serve() as gateway, open_page(browser, **DESKTOP) as page:
+
+        async def refuse(route: Any) -> None:
+            await route.fulfill(status=429, json={"detail": "Too many requests.", "code": "rate_limited"})
+
+        await page.route(re.compile(r"/captions\?limit="), refuse)
+        await page.goto(gateway.url)
+        await expect(page.locator("#no-jobs")).to_have_text("Too many requests.")
+
+
 async def _ready(gateway: Any) -> bool:
     return (await gateway.client.get("/readyz")).json()["demonstration"] == "Knows only shapes."
