@@ -161,7 +161,7 @@ async def test_an_interrupted_command_keeps_what_is_finished(
     await check_all(cluster, run, 6)
 
 
-@dataclass
+@dataclass(eq=False)
 class Program:
     """A worker with the demo model, with the methods of `multiprocessing.Process` that a cluster uses."""
 
