@@ -26,6 +26,8 @@ from sharecap_client.cli.run import EXIT_INTERRUPTED
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging
 
+from service.contract.model_hub import OFFLINE, check_hub, is_hub_id
+
 ENCODER = "google-bert/bert-base-uncased"
 MAX_TOKENS = 512
 BATCH = 64
@@ -110,11 +112,19 @@ class CaptionEncoder:
     """Computes the CLS token of an encoder's last layer for each text, in float32."""
 
     def __init__(self, name: str, device: str) -> None:
-        """Load `name`, a directory or hub id. Raises OSError if it is missing, ValueError if it has no CLS token."""
+        """Load `name`, a directory or hub id.
+
+        Raises OSError or ModelUnavailable if it is missing, ValueError if it has no CLS token.
+        """
         logging.set_verbosity_error()  # type: ignore[no-untyped-call]
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        model: Any = AutoModel.from_pretrained(name, dtype=torch.float32, trust_remote_code=False)
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(name, padding_side="right", trust_remote_code=False)
+        # without this check, the hub's library would try for half a minute before it reports a missing network
+        source: dict[str, Any] = {
+            "trust_remote_code": False,
+            "local_files_only": is_hub_id(name) and check_hub(name) == OFFLINE,
+        }
+        model: Any = AutoModel.from_pretrained(name, dtype=torch.float32, **source)
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(name, padding_side="right", **source)
         if self._tokenizer.cls_token_id is None or self._tokenizer("").input_ids[:1] != [self._tokenizer.cls_token_id]:
             raise ValueError(f"{name} is not an encoder like BERT: its texts do not begin with a CLS token")
         self._model = model.eval().to(device)
@@ -243,10 +253,13 @@ def run(options: argparse.Namespace) -> tuple[int, int]:
 
 
 def _run_on_store(options: argparse.Namespace) -> tuple[int, int]:
-    from workers.commands.dedupe_store import filter_store  # noqa: PLC0415  (needs pyarrow; files do not)
+    from sharecap_client.datasets.store import Store  # noqa: PLC0415  (needs pyarrow; files do not)
+
+    from workers.commands.dedupe_store import filter_store  # noqa: PLC0415
 
     if options.kept or options.dropped:
         raise ValueError("--kept and --dropped are for files: a run keeps its rows and marks those that are dropped")
+    Store.open(options.captions)  # fails before the encoder is loaded if this is not a run
     device = "cuda" if torch.cuda.is_available() else "cpu"
     pool, encoder = Pool(options.threshold, device), CaptionEncoder(options.encoder, device)
 
@@ -286,7 +299,9 @@ def _progress() -> Progress:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="sharecap dedupe", description="Drop captions that are too similar to an earlier kept caption."
+        prog="sharecap dedupe",
+        description="Drop captions that are too similar to an earlier caption.",
+        epilog="example: sharecap dedupe captions.jsonl --threshold 0.97",
     )
     parser.add_argument("captions", type=Path, help="JSON lines file, one object per line, or a run")
     parser.add_argument(

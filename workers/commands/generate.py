@@ -108,13 +108,18 @@ def _silence_libraries() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="sharecap generate", description="Run one greedy turn of a checkpoint.")
+    parser = argparse.ArgumentParser(
+        prog="sharecap generate",
+        description="Run one greedy turn of a model without the service, and print its text.",
+        epilog="example: sharecap generate --model DIR --prompt 'Describe the image.' --image frame.jpg",
+    )
     parser.add_argument("--model", required=True, help="checkpoint directory or hub id")
     parser.add_argument("--prompt", required=True, help="the user's text")
     parser.add_argument("--image", type=Path, help="image to show before the text")
     parser.add_argument("--hd-num", type=_positive, help="maximum crops of the image (default: the checkpoint's)")
     parser.add_argument("--max-tokens", type=_positive, default=512, help="maximum tokens of the answer (default: 512)")
-    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
+    dtypes = ["auto", "float32", "bfloat16", "float16"]
+    parser.add_argument("--dtype", default="auto", choices=dtypes, help="type of the weights (default: as stored)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the text")
     return parser
 

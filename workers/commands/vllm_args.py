@@ -19,9 +19,7 @@ _SPLIT_OR_EXPANDED = re.compile(r"[\s*?\[\]\\]")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the options on one line. Returns the exit status."""
-    parser = argparse.ArgumentParser(prog="sharecap vllm-args", description="Print what `vllm serve MODEL` needs.")
-    parser.add_argument("model", help="checkpoint directory or hub id of the ShareCaptioner-Video family")
-    model = parser.parse_args(arguments).model
+    model = _parser().parse_args(arguments).model
     try:
         print(*options(model))
     except (OSError, ValueError) as error:  # the hub's errors are OSErrors
@@ -47,6 +45,16 @@ def options(model: str) -> Iterator[str]:
             raise ValueError(f"the shell would split or expand {word!r}: use a path without such characters")
         yield f"--{name.replace('_', '-')}"
         yield word
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sharecap vllm-args",
+        description="Print the options with which vLLM's own server serves a ShareCaptioner-Video checkpoint.",
+        epilog="example: vllm serve MODEL $(sharecap vllm-args MODEL)",
+    )
+    parser.add_argument("model", help="checkpoint directory or hub id of the ShareCaptioner-Video family")
+    return parser
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -19,6 +20,7 @@ from sharecap_client.models import JobStatus
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
+from service.contract import model_hub
 from workers.commands import dedupe
 from workers.commands.dedupe import CaptionEncoder, Pool, read
 
@@ -203,7 +205,7 @@ def test_an_invalid_line_is_named_and_no_files_remain(
 def test_filtering_a_run(encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     store = Store.create(run)
-    texts = ["a red fox", "a blue star", "A RED FOX"]
+    texts = ["a red fox", "the dog", "A RED FOX"]
     store.append([Row(id=f"v{k}", video="x", state=JobStatus.COMPLETED, caption=text) for k, text in enumerate(texts)])
     arguments = [str(run), "--threshold", "0.9999", "--encoder", str(encoder)]
     assert dedupe.main(arguments) == 0
@@ -227,13 +229,29 @@ def test_errors_are_reported_in_one_line(encoder: Path, tmp_path: Path, capsys: 
         return error
 
     assert "none.jsonl: No such file or directory" in error_of(tmp_path / "none.jsonl")
-    assert "Is a directory" in error_of(tmp_path)
+    assert "`sharecap batch INPUT --out " in error_of(tmp_path)
     assert "/no/such/encoder" in error_of(good, "--encoder", "/no/such/encoder")
     assert "No such file or directory" in error_of(good, "--encoder", encoder, "--kept", tmp_path / "no" / "kept")
     assert "three different files" in error_of(good, "--encoder", encoder, "--kept", good)
     (tmp_path / "empty").mkdir()
     assert "config.json" in error_of(good, "--encoder", tmp_path / "empty")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["captions.jsonl", "empty"]
+
+
+def test_the_default_encoder_without_a_network_is_one_line_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def head(url: str, **_: object) -> httpx.Response:
+        raise httpx.ConnectError("no route")
+
+    monkeypatch.setattr(model_hub.httpx, "head", head)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    for name in ("HF_HUB_CACHE", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    good = write(tmp_path / "captions.jsonl", [{"caption": "a fox"}])
+    assert dedupe.main([str(good), "--threshold", "0.9"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"sharecap dedupe: cannot download {dedupe.ENCODER}: ") and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("threshold", ["1.1", "nan", "x"])

@@ -1,5 +1,10 @@
-"""Commands of the model say at once that a model cannot be downloaded, and start without delay if it is cached."""
+"""Commands of the model say at once that a model cannot be downloaded, and start without delay if it is cached.
 
+Their help explains every argument and shows an example.
+"""
+
+import argparse
+import importlib
 from pathlib import Path
 
 import httpx
@@ -52,3 +57,10 @@ def test_a_model_of_the_hub_without_a_network(
     (snapshot / "config.json").write_text("{}")
     CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert started == [model_hub.OFFLINE]
+
+
+@pytest.mark.parametrize("name", ["generate", "vllm_args", "dedupe"])
+def test_the_help_explains_every_argument_and_shows_an_example(name: str) -> None:
+    parser: argparse.ArgumentParser = importlib.import_module(f"workers.commands.{name}")._parser()
+    assert f"sharecap {name.replace('_', '-')} " in (parser.epilog or "")
+    assert all(len(action.help or "") > 10 for action in parser._actions)
