@@ -149,6 +149,12 @@ def test_a_missing_package_is_one_line(sharecap: Sharecap, monkeypatch: pytest.M
     assert "--prompt TEXT" in shown.out and "not installed: " in shown.out
 
 
+def test_help_is_broken_at_the_width_of_the_terminal_only(sharecap: Sharecap, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert "reading the video again. `sharecap clips ID` lists the clips of a job." in sharecap("clip", "--help").out
+    assert "the server that the service uses: a key is valid only there." in sharecap("keys", "add", "--help").out
+
+
 @pytest.mark.parametrize("command", [*COMMANDS, *sorted(SERVER_COMMANDS - {"generate", "vllm-args", "dedupe"})])
 def test_every_command_has_a_help_text(sharecap: Sharecap, command: str) -> None:
     result = sharecap(command, "--help")

@@ -5,6 +5,7 @@ application and adds commands to it. These packages are imported only for the he
 package does not have, so a broken server package affects neither `sharecap caption` nor its output.
 """
 
+import re
 import sys
 from importlib.metadata import entry_points, version
 from typing import Annotated, Any
@@ -26,6 +27,7 @@ SERVER_COMMANDS = frozenset(
     ("up", "serve", "worker", "demo", "doctor", "keys", "health", "deploy", "generate", "vllm-args", "dedupe")
 )
 """Commands of the server's packages, for the error if these are not installed. A test compares them."""
+LINE_BREAK = re.compile(r"(?<!\n)\n(?!\n)")
 
 notes = Console(stderr=True, highlight=False)
 
@@ -57,12 +59,23 @@ class CommandGroup(TyperGroup):
                 f"`sharecap {cmd_name}` is part of the server, which is not installed here. On the machine of the "
                 "service, run `make setup` in sharecap's repository"
             )
-        return super().get_command(ctx, cmd_name)
+        command = super().get_command(ctx, cmd_name)
+        if command:
+            join_lines(command)
+        return command
 
     def _load(self) -> None:
         if not self.loaded:
             self.loaded = True
             self.commands.update(registered_commands())
+
+
+def join_lines(command: Any) -> None:
+    """Make each paragraph of the help one line, so that it is broken at the width of the terminal only."""
+    if command.help:
+        command.help = LINE_BREAK.sub(" ", command.help)
+    for part in getattr(command, "commands", {}).values():
+        join_lines(part)
 
 
 def create_app() -> typer.Typer:
