@@ -144,7 +144,7 @@ async def test_unsupported_codecs_large_frames_and_long_videos_are_refused(
     serve: Serve, store: Store, clip: Path, make_clip, tmp_path
 ) -> None:
     async with serve(max_pixels=160 * 100, max_duration_s=2.0) as gateway:
-        foreign = make_clip(tmp_path / "a.mkv", 0.5, codec="magicyuv", pix_fmt="gbrp")
+        foreign = make_clip(tmp_path / "a.avi", 0.5, codec="huffyuv", pix_fmt="yuv422p")
         problem(await gateway.post_video(foreign), 415, "unsupported_media")
         problem(await gateway.post_video(clip), 413, "video_too_large")
         long = make_clip(tmp_path / "long.mp4", 2.5, size=(64, 48))
