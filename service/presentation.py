@@ -25,6 +25,7 @@ from service.contract.jobs import (
 )
 
 MAX_TITLE_CHARS = 60
+LONGEST_CLOCK_S = 999 * 3600.0
 KEYFRAMES_TYPE = Keyframes.model_fields["type"].default
 
 
@@ -101,8 +102,8 @@ def _part(start_s: float, end_s: float | None) -> str:
 
 
 def _clock(seconds: float) -> str:
-    """Return a time as 0:07.50, 12:00.00 or 1:02:03.00."""
-    minutes, hundredths = divmod(round(seconds * 100), 6000)
+    """Return a time as 0:07.50, 12:00.00 or 1:02:03.00; at most LONGEST_CLOCK_S, since a client may send any number."""
+    minutes, hundredths = divmod(round(min(seconds, LONGEST_CLOCK_S) * 100), 6000)
     hours = f"{minutes // 60}:{minutes % 60:02d}" if minutes >= 60 else f"{minutes}"
     return f"{hours}:{hundredths / 100:05.2f}"
 

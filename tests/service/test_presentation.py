@@ -4,9 +4,9 @@ import json
 from datetime import UTC, datetime
 
 from service.contract.events import Delta, Keyframes, StoredEvent, fold
-from service.contract.jobs import JobKind, JobStatus, Keyframe, Record, VideoOptions, new_job_id
+from service.contract.jobs import JobKind, JobStatus, Keyframe, Record, Source, VideoOptions, new_job_id
 from service.contract.store.entries import event_json
-from service.presentation import present_event_data, present_job, present_summary
+from service.presentation import present_event_data, present_job, present_summary, title_of
 
 JOB_ID = new_job_id()
 IMAGE = f"/captions/{JOB_ID}/keyframes/3.jpg"
@@ -51,3 +51,8 @@ def test_a_summary_has_no_results() -> None:
     summary = present_summary(a_record(), JobStatus.QUEUED)
     assert (summary.id, summary.status, summary.links.self) == (JOB_ID, "queued", f"/captions/{JOB_ID}")
     assert "keyframes" not in summary.model_dump()
+
+
+def test_a_part_of_any_length_has_a_title() -> None:
+    part = VideoOptions(start_s=62.5, end_s=4.9e306)
+    assert title_of(part, Source(filename="a.mp4")) == "a.mp4, 1:02.50 to 999:00:00.00"

@@ -22,7 +22,7 @@ KEYFRAMES = 6
 
 @dataclass(frozen=True)
 class SoakSize:
-    jobs: int = int(os.environ.get("SOAK_JOBS", "6"))
+    jobs: int = int(os.environ.get("SOAK_JOBS", "40"))
     workers: int = int(os.environ.get("SOAK_WORKERS", "2"))
     lease_s: float = float(os.environ.get("SOAK_LEASE_S", "2"))
     kills: int = int(os.environ.get("SOAK_KILLS", "3"))

@@ -215,7 +215,7 @@ def test_an_overloaded_judge_is_asked_again_and_a_bad_one_is_named(
     rule_judge.change = lambda body, answer: {"other": 1}
     arguments = ("eval", run, "--reference", references, "--judge-url", rule_judge.url, "--judge-model")
     assert "does not fit the schema" in sharecap(*arguments, "second").err
-    rule_judge.statuses = [401]
+    rule_judge.statuses = [401] * 50  # requests of the command before may still arrive
     assert "answered 401" in sharecap(*arguments, "third").err
 
 
