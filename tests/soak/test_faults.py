@@ -64,6 +64,7 @@ async def test_deadly_videos_fail_after_three_attempts_and_good_ones_finish(
         ("decode_failed", 3),
         ("attempts_exhausted", 3),  # a worker killed by the other job costs this one an attempt, too,
         ("attempts_exhausted", 2),  # possibly before its `started` event is written
+        ("decode_failed", 2),  # the same, if the decoder dies in the last attempt
     }
     assert Counter(outcome for outcome, _ in outcomes.values()) == {"completed": size.good}
 

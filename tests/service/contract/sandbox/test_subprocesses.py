@@ -129,6 +129,9 @@ async def test_the_server_holds_libraries_and_nothing_of_a_file(modules: tuple[s
         assert not memory_contains(process.pid, secret.encode())
         assert memory_contains(process.pid, str(subprocesses.FORK_SERVER).encode()), "the search finds what is there"
         assert (process.num_threads(), process.environ().keys() - {"LC_CTYPE"}) == (1, {"OPENBLAS_NUM_THREADS"})
+        while process.children():  # the server closes a child's socket when it has reaped the child
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
         descriptors = Path(f"/proc/{process.pid}/fd").iterdir()
         opened = sorted(str(descriptor.readlink()).split(":")[0] for descriptor in descriptors)
         assert opened == ["/dev/null", "/dev/null", "pipe", "pipe", "socket"], "the pipe wakes the server itself"
