@@ -19,7 +19,7 @@ class KeyframesAsSent(Keyframes):
 
 
 class Gap(EventBase):
-    """Events `first` to `last` are no longer stored: read the job for what they said. It has no id."""
+    """The events `first` to `last` have been deleted. The job contains their texts. This event has no id."""
 
     first: int
     last: int
