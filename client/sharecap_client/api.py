@@ -23,6 +23,7 @@ from sharecap_client.models import ClipPage, Job, JobPage, JobStatus, JobSummary
 from sharecap_client.options import JobOptions, VideoOptions
 from sharecap_client.streams import follow
 from sharecap_client.transport import Transport
+from sharecap_client.uploads import opened
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 RETRIES = 4
@@ -80,11 +81,9 @@ class AsyncClient:
         headers = {"Prefer": f"wait={wait_s}"} if wait_s else {}
         if isinstance(video, str) and video.startswith(("http://", "https://")):
             return await self._submit("/captions", idempotency_key, json={"url": video, **options}, headers=headers)
-        if isinstance(video, str | os.PathLike):
-            with Path(video).open("rb") as file:
-                return await self._upload(file, filename or Path(video).name, idempotency_key, options, headers)
-        name = filename or Path(str(getattr(video, "name", "video"))).name
-        return await self._upload(video, name, idempotency_key, options, headers)
+        path = video if isinstance(video, str | os.PathLike) else str(getattr(video, "name", "video"))
+        async with opened(video) as file:
+            return await self._upload(file, filename or Path(path).name, idempotency_key, options, headers)
 
     async def recaption(
         self, prompt: str, *, idempotency_key: str | None = None, **options: Unpack[JobOptions]

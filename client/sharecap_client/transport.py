@@ -7,12 +7,13 @@ never answered is not tried again: the URL is probably wrong, or the service doe
 import asyncio
 import random
 from collections.abc import Mapping
-from typing import Any, BinaryIO
+from typing import Any, cast
 from uuid import uuid4
 
 import httpx
 
 from sharecap_client.errors import ServiceUnreachable, SharecapError, StorageFull, UnexpectedAnswer, error_class
+from sharecap_client.uploads import ThreadedBody
 
 CONNECT_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 120.0
@@ -57,19 +58,20 @@ class Transport:
             try:
                 return await self._send(method, path, arguments)
             except SharecapError as error:
-                if attempt == self._retries or not self._may_repeat(error, arguments):
+                if attempt == self._retries or not self._may_repeat(error):
                     raise
                 await asyncio.sleep(delay_s(attempt, error))
         raise AssertionError("unreachable")
 
     async def _send(self, method: str, path: str, arguments: Mapping[str, Any]) -> httpx.Response:
-        upload = _upload_of(arguments)
-        if upload is not None and upload.seekable():
-            upload.seek(0)
+        uploads = "files" in arguments
         try:
-            response = await self.http.request(method, path, **arguments)
+            request = self.http.build_request(method, path, **arguments)
+            if uploads:
+                request.stream = ThreadedBody(cast(httpx.SyncByteStream, request.stream))
+            response = await self.http.send(request)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            if upload is not None and self._is_cut(error):
+            if uploads and self._is_cut(error):
                 await self._check_refusal()
             raise self.unreachable(error) from error
         self.reached = True
@@ -87,9 +89,8 @@ class Transport:
     def _is_cut(self, error: Exception) -> bool:
         return isinstance(error, httpx.TransportError) and not isinstance(error, httpx.ConnectError)
 
-    def _may_repeat(self, error: SharecapError, arguments: Mapping[str, Any]) -> bool:
-        upload = _upload_of(arguments)
-        if not error.retryable or isinstance(error, StorageFull) or (upload is not None and not upload.seekable()):
+    def _may_repeat(self, error: SharecapError) -> bool:
+        if not error.retryable or isinstance(error, StorageFull):
             return False
         if isinstance(error, ServiceUnreachable) and not self.reached:
             return False
@@ -143,8 +144,3 @@ def error_of(response: httpx.Response) -> SharecapError:
 def _retry_after_s(response: httpx.Response) -> float | None:
     text = response.headers.get("Retry-After", "")
     return float(text) if text.isdecimal() else None
-
-
-def _upload_of(arguments: Mapping[str, Any]) -> BinaryIO | None:
-    files = arguments.get("files")
-    return files["file"][1] if files else None

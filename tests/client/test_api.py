@@ -3,6 +3,8 @@
 import asyncio
 import inspect
 import io
+import os
+import random
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -254,6 +256,43 @@ async def test_an_upload_is_repeated_from_its_beginning() -> None:
     with pytest.raises(Exception, match="later"):
         await client.caption(io.BytesIO(bytes(1000)))
     assert len(sizes) == 3 and len(set(sizes)) == 1 and sizes[0] > 1000
+
+
+class Recorder(io.BytesIO):
+    """A file that notes which threads have read it."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(content)
+        self.threads: set[threading.Thread] = set()
+
+    def read(self, size: int | None = -1) -> bytes:
+        self.threads.add(threading.current_thread())
+        return super().read(size)
+
+
+async def test_a_video_is_read_in_threads() -> None:
+    client, _ = answers(problem(503, "queue_unavailable"))
+    video = Recorder(bytes(3_000_000))
+    with pytest.raises(Exception, match="later"):
+        await client.caption(video)
+    assert video.threads and threading.main_thread() not in video.threads
+
+
+async def test_a_video_from_a_pipe_is_sent_whole_and_repeated(tmp_path: Path) -> None:
+    bodies: list[bytes] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        bodies.append(request.content)
+        return problem(503, "queue_unavailable")
+
+    pipe, content = tmp_path / "pipe", random.randbytes(300_000)
+    os.mkfifo(pipe)
+    client = AsyncClient("http://service", transport=httpx.MockTransport(answer), retries=1)
+    writing = asyncio.create_task(asyncio.to_thread(pipe.write_bytes, content))
+    with pytest.raises(Exception, match="later"):
+        await client.caption(pipe)
+    await writing
+    assert len(bodies) == 2 and all(content in body for body in bodies)
 
 
 async def test_an_interrupted_blocking_call_is_cancelled(gateway: Served) -> None:
