@@ -1,19 +1,19 @@
-"""A TCP proxy in front of Redis that loses one reply: the command is executed, but its client gets no reply."""
+"""A proxy in front of Redis that loses one reply: the command is executed, but its client gets no reply."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
+
+from tests.tcp_proxy import READ_BYTES, Connection, TcpProxy
 
 
-class Proxy:
+class Proxy(TcpProxy):
     """Loses the reply to the command chosen with `lose`; `lost` tells whether that has happened."""
 
     def __init__(self, host: str, port: int) -> None:
-        self._target = (host, port)
+        super().__init__(host, port)
         self._marker = b""
         self._skip: int | None = None
         self._silent = False
-        self.port = 0
         self.lost = False
 
     def lose(self, marker: bytes = b"", skip: int = 0, *, silent: bool = False) -> None:
@@ -23,43 +23,23 @@ class Proxy:
         """
         self._marker, self._skip, self._silent, self.lost = marker, skip, silent, False
 
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator["Proxy"]:
-        """Run the proxy on a free port."""
-        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.port = server.sockets[0].getsockname()[1]
-        tasks = self._tasks = set[asyncio.Task[None]]()
+    async def forward(self, client: Connection, server: Connection) -> None:
+        replies = asyncio.create_task(_forward_replies(server[0], client[1]))
         try:
-            yield self
-        finally:
-            server.close()
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _serve(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        server, to_server = await asyncio.open_connection(*self._target)
-        replies = asyncio.create_task(self._forward_replies(server, to_client))
-        try:
-            while command := await client.read(1 << 20):
-                if self._loses_reply_to(command):
+            while command := await client[0].read(READ_BYTES):
+                loses_reply = self._loses_reply_to(command)
+                if loses_reply:
                     replies.cancel()
                     await asyncio.gather(replies, return_exceptions=True)
-                    to_server.write(command)
-                    await server.read(1 << 20)  # the reply: the command was executed
+                server[1].write(command)
+                if loses_reply:
+                    await server[0].read(READ_BYTES)  # the reply: the command was executed
                     self.lost = True
                     if self._silent:
                         await asyncio.Event().wait()
                     return
-                to_server.write(command)
         finally:
             replies.cancel()
-            for writer in (to_server, to_client):
-                writer.close()
-            self._tasks.discard(task)
 
     def _loses_reply_to(self, command: bytes) -> bool:
         if self._skip is None or self._marker not in command:
@@ -70,8 +50,9 @@ class Proxy:
         self._skip = None
         return True
 
-    async def _forward_replies(self, server: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
-        with suppress(ConnectionError):
-            while reply := await server.read(1 << 20):
-                to_client.write(reply)
-                await to_client.drain()
+
+async def _forward_replies(server: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+    with suppress(ConnectionError):
+        while reply := await server.read(READ_BYTES):
+            to_client.write(reply)
+            await to_client.drain()
