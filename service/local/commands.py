@@ -35,7 +35,7 @@ from service.local.cli_options import (
     Port,
     RedisUrl,
 )
-from service.local.model_check import check_model
+from service.local.start_checks import check_model, check_redis
 from service.local.supervisor import Supervisor
 from service.local.up import WORKER_PACKAGES, UpSettings, free_port, local_service
 
@@ -108,6 +108,7 @@ def serve(
     It accepts videos and streams captions; jobs wait until a worker runs. All other settings are environment
     variables.
     """
+    asyncio.run(check_redis(redis_url))
     become("service", HOST=host, PORT=str(port), DATA_DIR=str(data_dir.absolute()), REDIS_URL=redis_url)
 
 
@@ -118,6 +119,7 @@ def worker(*, model: Model = None, data_dir: DataDir = DEFAULT_DATA_DIR, redis_u
     """
     require(WORKER_PACKAGES, WORKER_ADVICE)
     env = check_model(model)
+    asyncio.run(check_redis(redis_url))
     become("workers.main", MODEL=model, DATA_DIR=str(data_dir.absolute()), REDIS_URL=redis_url, **env)
 
 

@@ -20,7 +20,7 @@ from service.contract.storage.private import keep_files_private
 from service.contract.store.keys import ALL_KEYS
 from service.local.cli_options import EmbeddedOrRedisUrl
 from service.local.key_commands import query
-from service.local.model_check import CannotStart
+from service.local.start_checks import CannotStart
 
 USER = "sharecap"
 ACL = (

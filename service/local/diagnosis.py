@@ -10,18 +10,14 @@ from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from redis.exceptions import RedisError
-
 from service.contract.sandbox.probe import NoSandbox, check_sandbox
 from service.contract.settings import WORKER_ADVICE, SharedSettings
-from service.contract.store.connection import connect
-from service.local.model_check import CannotStart, check_model
+from service.local.start_checks import CannotStart, check_model, redis_problem
 from service.local.up import WORKER_PACKAGES, check_port, valkey_binary
 
 DRIVER = Path("/proc/driver/nvidia/version")
 QUERY = ("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits")
 QUERY_TIMEOUT_S = 20.0
-REDIS_TIMEOUT_S = 5.0
 MODEL_MIB = 24_000
 """GPU memory that ShareCaptioner-Video should fit in."""
 FREE_BYTES: int = SharedSettings.model_fields["min_free_bytes"].default
@@ -118,12 +114,9 @@ def check_disk(data_dir: Path) -> Finding:
 
 
 async def check_redis(redis_url: str) -> Finding:
-    try:
-        async with connect(redis_url, socket_connect_timeout=REDIS_TIMEOUT_S, socket_timeout=REDIS_TIMEOUT_S) as redis:
-            await redis.ping()
-    except (RedisError, OSError, ValueError) as error:
+    if problem := await redis_problem(redis_url):
         remedy = "start that server, correct REDIS_URL, or unset it: `sharecap up` then starts its own server"
-        return Finding("Redis", State.MISSING, f"the server of REDIS_URL does not answer: {error}", remedy)
+        return Finding("Redis", State.MISSING, f"the server of REDIS_URL does not answer: {problem}", remedy)
     return Finding("Redis", State.OK, "the server of REDIS_URL answers")
 
 

@@ -16,7 +16,7 @@ from service.access.api_keys import ApiKey, ApiKeyStore, KeyLimits
 from service.contract.settings import configured_redis_url
 from service.contract.store.connection import connect
 from service.local.cli_options import DEFAULT_DATA_DIR, DataDir, EmbeddedOrRedisUrl
-from service.local.model_check import CannotStart
+from service.local.start_checks import CannotStart
 from service.local.up import embedded_valkey, has_valkey
 
 T = TypeVar("T")

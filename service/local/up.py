@@ -29,7 +29,7 @@ from service.contract.storage.private import keep_files_private, private_directo
 from service.contract.store.connection import connect
 from service.contract.store.store import Store
 from service.local.machine_memory import machine_memory_bytes
-from service.local.model_check import CannotStart, check_model
+from service.local.start_checks import CannotStart, check_model, check_redis
 from service.local.supervisor import Child, Echo, Report, Supervisor
 
 LOCAL_HOST = "127.0.0.1"
@@ -95,7 +95,7 @@ async def local_service(
                 await supervisor.run(_prepare_valkey(redis_url))
                 _write_path(socket_path, lock)
             else:
-                await _check_redis(redis_url)
+                await check_redis(redis_url)
             env = {"REDIS_URL": redis_url, "DATA_DIR": str(settings.data_dir)}
             for child in (gateway(env, settings.host, settings.port), worker(env | model_env, settings.model)):
                 supervisor.start(child)
@@ -254,14 +254,6 @@ def _socket_path(data_dir: Path) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="sharecap-") as directory:
         yield Path(directory, "valkey.sock")
-
-
-async def _check_redis(redis_url: str) -> None:
-    try:
-        async with connect(redis_url, socket_timeout=5) as redis:
-            await redis.ping()
-    except (RedisError, OSError, ValueError) as error:
-        raise CannotStart(f"the server of REDIS_URL does not answer: {error}") from None
 
 
 async def _prepare_valkey(redis_url: str) -> None:

@@ -66,13 +66,16 @@ def test_a_usage_error_is_status_2(sharecap: Sharecap, arguments: tuple[str, ...
     assert "Traceback" not in result.err
 
 
+@pytest.mark.parametrize("command", ["up", "serve", pytest.param("worker", marks=needs_worker)])
 def test_an_unreachable_redis_is_reported_at_once(
-    sharecap: Sharecap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sharecap: Sharecap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:9/0")
-    result = sharecap("up", "--data-dir", str(tmp_path), "--port", str(free_port()))
-    assert result.status == 1
+    port = ("--port", free_port()) if command == "up" else ()
+    result = sharecap(command, "--data-dir", tmp_path, *port)
+    assert (result.status, result.err.count("\n")) == (1, 1)
     assert result.err.startswith("error: the server of REDIS_URL does not answer")
+    assert "--redis-url or REDIS_URL" in result.err and "`sharecap up`" in result.err
 
 
 async def test_a_missing_key_is_one_line(sharecap: Sharecap, serve: Serve, store: Store) -> None:
@@ -118,7 +121,9 @@ def test_generate_passes_its_arguments_on(sharecap: Sharecap, monkeypatch: pytes
 
 
 @needs_worker
-def test_serve_and_worker_pass_settings_in_the_environment(sharecap: Sharecap, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_serve_and_worker_pass_settings_in_the_environment(
+    sharecap: Sharecap, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     executed: list[tuple[list[str], dict[str, str]]] = []
 
     def execve(program: str, arguments: list[str], env: dict[str, str]) -> None:
@@ -127,14 +132,13 @@ def test_serve_and_worker_pass_settings_in_the_environment(sharecap: Sharecap, m
 
     monkeypatch.setattr(cli_run.os, "execve", execve)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # the model hub is not asked
-    sharecap("serve", "--port", "8123", "--redis-url", "redis://r/0", "--data-dir", "d")
-    sharecap("worker", "--model", "m/n")
+    sharecap("serve", "--port", "8123", "--redis-url", redis_url, "--data-dir", "d")
+    sharecap("worker", "--model", "m/n", "--redis-url", redis_url)
     (gateway, gateway_env), (worker, worker_env) = executed
     assert gateway == ["-P", "-m", "service"]
     assert worker == ["-P", "-m", "workers.main"]
-    assert [gateway_env[name] for name in ("PORT", "REDIS_URL", "DATA_DIR")] == ["8123", "redis://r/0", str(ROOT / "d")]
-    assert worker_env["MODEL"] == "m/n"
-    assert "REDIS_URL" not in worker_env
+    assert [gateway_env[name] for name in ("PORT", "REDIS_URL", "DATA_DIR")] == ["8123", redis_url, str(ROOT / "d")]
+    assert (worker_env["MODEL"], worker_env["REDIS_URL"]) == ("m/n", redis_url)
 
 
 def test_a_missing_package_is_one_line(sharecap: Sharecap, monkeypatch: pytest.MonkeyPatch) -> None:

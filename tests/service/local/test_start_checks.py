@@ -8,7 +8,7 @@ import pytest
 
 from service.contract import model_hub
 from service.contract.model_hub import OFFLINE
-from service.local.model_check import CannotStart, check_model
+from service.local.start_checks import CannotStart, check_model
 
 MODEL = "owner/name"
 Hub = Callable[[httpx.Response | Exception], None]
