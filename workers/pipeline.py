@@ -40,7 +40,7 @@ async def run(attempt: Attempt) -> None:
 
 
 async def _run(attempt: Attempt) -> None:
-    await attempt.events.append(Started(attempt=attempt.number))
+    await attempt.events.append(Started(attempt=attempt.number, model=attempt.context.settings.public_model))
     if attempt.job.caption is None:
         await attempt.events.append(await _caption(attempt))
     await attempt.delete_upload()

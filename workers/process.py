@@ -13,7 +13,6 @@ import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 from redis import Redis
@@ -86,7 +85,7 @@ def worker_card(settings: Settings, models: Models) -> WorkerCard:
     return WorkerCard(
         id=f"{host}-{os.getpid()}",
         host=host,
-        model=public_name(settings.model),
+        model=settings.public_model,
         demonstration=models.demonstration,
         slots=models.slots,
     )
@@ -135,11 +134,6 @@ class Worker:
         self._starter.close()
         self._models.stop()
         await self._redis.aclose()
-
-
-def public_name(model: str) -> str:
-    """Return the name of the model that clients see: a hub id, or the name of a checkpoint's directory."""
-    return Path(model).resolve().name if Path(model).is_dir() else model
 
 
 def stop_main_thread() -> None:

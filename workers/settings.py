@@ -85,6 +85,11 @@ class Settings(SharedSettings):
     cpu_kv_cache_gib: Annotated[float, Field(gt=0)] = 1.0
     """Size of the engine's key-value cache on a machine without a GPU."""
 
+    @property
+    def public_model(self) -> str:
+        """The name of the model that clients see: a hub id, or the name of a checkpoint's directory."""
+        return Path(self.model).resolve().name if Path(self.model).is_dir() else self.model
+
     @field_validator("engine_args")
     @classmethod
     def _only_free_arguments(cls, engine_args: dict[str, Any]) -> dict[str, Any]:

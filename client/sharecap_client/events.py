@@ -32,10 +32,11 @@ class Queued(EventBase):
 
 
 class Started(EventBase):
-    """An attempt has started. If `attempt` > 1, discard the deltas of unfinished texts."""
+    """An attempt has started, with the model of this name. If `attempt` > 1, discard the deltas of unfinished texts."""
 
     type: Literal["started"] = "started"
     attempt: int
+    model: str | None = None
 
 
 class Fetching(EventBase):

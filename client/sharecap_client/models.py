@@ -108,6 +108,7 @@ class Job(BaseModel):
     error: ErrorInfo | None = None
     usage: Usage | None = None
     timings_s: Timings | None = None
+    model: str | None = None
     attempts: int = 0
     metadata: dict[str, str] = {}
     created_at: datetime

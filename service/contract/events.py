@@ -50,11 +50,15 @@ class Queued(EventBase):
 
 
 class Started(EventBase):
-    """An attempt has started. If `attempt` > 1, clients discard the deltas of texts that are not finished yet."""
+    """An attempt has started. If `attempt` > 1, clients discard the deltas of texts that are not finished yet.
+
+    `model` is the name of the worker's model.
+    """
 
     status = JobStatus.RUNNING
     type: Literal["started"] = "started"
     attempt: int
+    model: str | None = None
 
 
 class Fetching(EventBase):
@@ -202,7 +206,7 @@ def _apply(job: JobState, stored: StoredEvent) -> None:
         job.finished_at = stored.at
     match event:
         case Started():
-            job.attempts = event.attempt
+            job.attempts, job.model = event.attempt, event.model
             job.started_at = job.started_at or stored.at
         case Video():
             _apply_video(job, event)

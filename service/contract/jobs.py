@@ -276,6 +276,8 @@ class JobState(BaseModel):
     error: ErrorInfo | None = None
     usage: Usage | None = None
     timings_s: Timings | None = None
+    model: str | None = None
+    """The model of the worker that made the last attempt."""
     attempts: int = 0
     metadata: Metadata = {}
     created_at: datetime

@@ -35,7 +35,7 @@ data: {}
 
 id: 2
 event: started
-data: {"attempt":1}
+data: {"attempt":1,"model":"Lin-Chen/ShareCaptioner-Video"}
 
 id: 3
 event: delta

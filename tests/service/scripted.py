@@ -86,7 +86,7 @@ class ScriptedWorker:
 def video_events(job_id: str) -> list[Event]:
     """All events of a video job with two keyframes, except `queued`."""
     return [
-        Started(attempt=1),
+        Started(attempt=1, model="test/model"),
         Video(duration_s=3.0, width=160, height=120, fps=10.0, interval_s=2.0),
         Keyframes(keyframes=[Keyframe(index=0, time_s=0.0)], complete=False),
         Delta(of="differential", keyframe=0, text="A light "),

@@ -24,8 +24,7 @@ from service.contract.store.wakeups import Wakeups
 from service.local.up import free_port
 from tests.workers.clips import numbered, write
 from tests.workers.conftest import Bench
-from workers.process import public_name
-from workers.settings import DEMO_CHECKPOINT
+from workers.settings import DEMO_CHECKPOINT, Settings
 
 START_TIMEOUT_S = 400
 pytestmark = pytest.mark.skipif(not (DEMO_CHECKPOINT / "config.json").exists(), reason="the demo model is not built")
@@ -158,7 +157,7 @@ def test_the_worker_exits_when_the_engine_dies(tmp_path: Path) -> None:
     [(str(DEMO_CHECKPOINT), "checkpoint"), ("Lin-Chen/ShareCaptioner-Video", "Lin-Chen/ShareCaptioner-Video")],
 )
 def test_clients_do_not_see_the_path_of_the_model(model: str, name: str) -> None:
-    assert public_name(model) == name
+    assert Settings(model=model).public_model == name
 
 
 async def test_a_stopped_engine_is_noticed_and_its_jobs_go_on_elsewhere(tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ async def test_sliding_mode_captions_a_file(context: WorkerContext, clip: Path, 
 async def test_fast_mode_captions_a_file(context: WorkerContext, clip: Path) -> None:
     job = await caption_file(clip, context, VideoOptions(mode="fast", keyframes="interval"))
     assert (job.caption, job.keyframes_seen) == ("answer 1", 5)
+    assert job.model == context.settings.public_model
 
 
 async def test_a_file_that_is_not_a_video_raises(context: WorkerContext, tmp_path: Path) -> None:

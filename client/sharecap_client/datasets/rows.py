@@ -101,7 +101,8 @@ def row_of(job: Job, row_id: str, video: str, options: str, attempt: int = 1) ->
     """Return the row for a job that has ended."""
     source = job.source
     known = source.model_dump(include={"width", "height", "fps", "duration_s"}) if source else {}
-    results = job.model_dump(include={"caption", "finish_reason", "differentials", "error", "usage", "finished_at"})
+    names = {"caption", "finish_reason", "differentials", "error", "usage", "model", "finished_at"}
+    results = job.model_dump(include=names)
     return Row(
         id=row_id,
         video=video,

@@ -78,6 +78,7 @@ def test_a_folder_is_captioned_once(sharecap: Sharecap, clips: Path, tmp_path: P
     first = rows(run)
     assert [row.id for row in first] == IDS and {row.caption for row in first} == {CAPTION}
     assert first[0].video == str(clips / "a.mp4") and json.loads(first[0].options) == {"interval_s": 1.0}
+    assert first[0].model == "test/model"
     assert (first[0].width, first[0].duration_s, first[0].frames, len(first[0].differentials)) == (160, 3.0, 30, 2)
     again = sharecap("batch", "--out", run)
     assert (again.status, jobs.new) == (0, 3) and "3 already there" in again.err
@@ -208,6 +209,8 @@ def test_what_cannot_work_is_said_before_anything_is_sent(sharecap: Sharecap, cl
     assert "not empty" in sharecap("batch", clips, "--out", clips).err
     unreachable = sharecap("batch", clips, "--out", tmp_path / "run2", "--url", "localhost:1")
     assert unreachable.status == 1 and "cannot reach" in unreachable.err
+    assert not (tmp_path / "run2").exists()
+    assert "cannot write to /proc/run" in sharecap("batch", clips, "--out", "/proc/run").err
 
 
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ async def test_stream_of_a_completed_job(gateway: Served, worker: ScriptedWorker
     assert answer.headers["cache-control"] == "no-cache"
     events = frames(answer.content)
     assert events[0] == b"id: 1\nevent: queued\ndata: {}"
-    assert events[1] == b'id: 2\nevent: started\ndata: {"attempt":1}'
+    assert events[1] == b'id: 2\nevent: started\ndata: {"attempt":1,"model":"test/model"}'
     assert events[8].decode() == (
         'id: 9\nevent: differential\ndata: {"keyframe":1,"time_s":2.0,'
         '"text":"Das Quadrat fährt nach rechts — 正方形 🟨."}'
