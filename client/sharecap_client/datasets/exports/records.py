@@ -13,7 +13,11 @@ from sharecap_client.datasets.exports.clips import Clip
 from sharecap_client.datasets.exports.target import Target
 
 SIMPLETUNER_TYPES = pa.schema(
-    [("filename", pa.string()), ("caption", pa.string()), ("width", pa.int64()), ("height", pa.int64())]
+    [
+        *((name, pa.string()) for name in ("filename", "caption")),
+        *((name, pa.int64()) for name in ("width", "height", "num_frames")),
+        ("fps", pa.float64()),
+    ]
 )
 OPEN_SORA_TYPES = pa.schema(
     [
@@ -38,7 +42,10 @@ def musubi(clip: Clip, target: Target) -> dict[str, Any]:
 
 
 def simpletuner(clip: Clip, target: Target) -> dict[str, Any]:
-    return {"filename": clip.name, "caption": clip.caption, "width": clip.row.width, "height": clip.row.height}
+    """The trainer skips videos whose number of frames it cannot find in the table."""
+    row = clip.row
+    size = {"width": row.width, "height": row.height}
+    return {"filename": clip.name, "caption": clip.caption, **size, "num_frames": row.frames, "fps": row.fps}
 
 
 def diffsynth(clip: Clip, target: Target) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from sharecap_client.datasets.errors import StoreError
 from sharecap_client.datasets.exports import records
 from sharecap_client.datasets.exports.shards import webdataset_shards
 from sharecap_client.datasets.exports.target import Target
@@ -41,9 +42,14 @@ class Format:
 
 
 def merge_list(name: str, folder: str, listing: str) -> Callable[[Target], None]:
-    """Return a function that writes the line `folder,listing` which names a data set."""
+    """Return a function that writes the line `folder,listing` which names a data set.
+
+    The trainers split it at commas, so it raises StoreError if the path contains one.
+    """
 
     def write(target: Target) -> None:
+        if "," in str(target.final):
+            raise StoreError(f"{target.final}: this trainer cannot read a path with a comma: choose another one")
         target.put(name, f"{target.final / folder},{target.final / listing}\n")
 
     return write
@@ -61,9 +67,9 @@ FORMATS: dict[str, dict[str, Format]] = {
     "simpletuner": {
         "txt": BESIDE,
         "parquet": Format(
-            parquet_table("metadata.parquet", records.simpletuner, records.SIMPLETUNER_TYPES), needs=SIZE
+            parquet_table("metadata.parquet", records.simpletuner, records.SIMPLETUNER_TYPES), needs=(*SIZE, *MOTION)
         ),
-        "jsonl": Format(json_lines("metadata.jsonl", records.simpletuner), needs=SIZE),
+        "jsonl": Format(json_lines("metadata.jsonl", records.simpletuner), needs=(*SIZE, *MOTION)),
     },
     "onetrainer": {"txt": BESIDE_FLAT},
     "finetrainers": {"txt": ALIGNED},
@@ -81,6 +87,7 @@ FORMATS: dict[str, dict[str, Format]] = {
             ),
             folder="videos/",
             needs=(*SIZE, *MOTION, "duration_s"),
+            suffix=".mp4",
         )
     },
     "open-sora": {
@@ -93,6 +100,7 @@ FORMATS: dict[str, dict[str, Format]] = {
         "json": Format(
             json_list("metadata.json", records.open_sora_plan, merge_list("data.txt", "", "metadata.json")),
             needs=(*SIZE, *MOTION),
+            suffix=".mp4",
         )
     },
     "ltx": {
