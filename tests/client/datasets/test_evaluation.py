@@ -6,11 +6,7 @@ sentence about the same thing (its first two words after the article) if it says
 
 import json
 import re
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +21,7 @@ from sharecap_client.datasets.store import Store
 
 from tests.client.conftest import Sharecap
 from tests.client.datasets.conftest import row
+from tests.client.datasets.judge_server import JudgeServer, evaluate, serving
 
 CLIPS = {
     "a": ["The red star moves right.", "The red star turns cyan.", "The cyan star leaves."],
@@ -57,80 +54,28 @@ def run_with(tmp_path: Path, **changes: dict[str, Any]) -> Path:
     return store.directory
 
 
-@dataclass
-class RuleJudge:
-    """A server with OpenAI's API that answers by the rule. `change` alters an answer before it is sent."""
-
-    url: str = ""
-    bodies: list[dict[str, Any]] = field(default_factory=list)
-    change: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]] = lambda body, answer: answer
-    statuses: list[int] = field(default_factory=list)
-
-    def answer(self, body: dict[str, Any]) -> dict[str, Any]:
-        self.bodies.append(body)
-        prompt = body["messages"][0]["content"]
-        text = prompt.split("Description:\n")[1].split("\n\n")[0]
-        if "Events:\n" not in prompt:
-            return self.change(body, {"events": re.findall(r"[^.]+\.", text)})
-        events = re.findall(r"^\d+\. (.*)$", prompt.split("Events:\n")[1], re.MULTILINE)
-        return self.change(body, {"relations": [relation(event.strip(), text) for event in events]})
+def sentences(text: str) -> list[str]:
+    return re.findall(r"[^.]+\.", text)
 
 
-def relation(event: str, text: str) -> str:
+def relation(text: str, event: str) -> str:
     if event in text:
         return "entailment"
     return "contradiction" if " ".join(event.split()[1:3]) in text else "neutral"
 
 
-@contextmanager
-def serving(judge: RuleJudge) -> Iterator[RuleJudge]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            status = judge.statuses.pop() if judge.statuses else 200
-            content = json.dumps(judge.answer(body)) if self.path == "/v1/chat/completions" else ""
-            reply = json.dumps({"choices": [{"message": {"role": "assistant", "content": content}}]}).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(reply)))
-            self.end_headers()
-            self.wfile.write(reply)
-
-        def log_message(self, format: str, *arguments: Any) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        judge.url = f"http://127.0.0.1:{server.server_port}"
-        try:
-            yield judge
-        finally:
-            server.shutdown()
-            thread.join()
-
-
 @pytest.fixture
-def rule_judge() -> Iterator[RuleJudge]:
-    with serving(RuleJudge()) as judge:
+def rule_judge() -> Iterator[JudgeServer]:
+    with serving(JudgeServer(sentences, relation)) as judge:
         yield judge
-
-
-Figures = dict[str, Any]
-
-
-def evaluate(sharecap: Sharecap, run: Path, references: Path, judge: RuleJudge, *more: object) -> Figures:
-    result = sharecap(
-        *("eval", run, "--reference", references, "--judge-url", judge.url, "--judge-model", "rule", "--json", *more)
-    )
-    assert result.status == 0, result.err
-    report: Figures = json.loads(result.out)
-    return {**report, **report["texts"], **report["events"]}
 
 
 ONE = ("cider", "rouge_l", "temporal_f1", "recall", "precision", "f1")
 
 
-def test_the_references_themselves(sharecap: Sharecap, tmp_path: Path, references: Path, rule_judge: RuleJudge) -> None:
+def test_the_references_themselves(
+    sharecap: Sharecap, tmp_path: Path, references: Path, rule_judge: JudgeServer
+) -> None:
     figures = evaluate(sharecap, run_with(tmp_path), references, rule_judge)
     assert {name: figures[name] for name in ONE} == dict.fromkeys(ONE, pytest.approx(1))
     assert (figures["compared"], figures["missing"]) == (3, 0)
@@ -141,7 +86,7 @@ def test_the_references_themselves(sharecap: Sharecap, tmp_path: Path, reference
 
 
 def test_a_dropped_event_costs_recall(
-    sharecap: Sharecap, tmp_path: Path, references: Path, rule_judge: RuleJudge
+    sharecap: Sharecap, tmp_path: Path, references: Path, rule_judge: JudgeServer
 ) -> None:
     dropped = reference("a", CLIPS["a"][:2])
     figures = evaluate(sharecap, run_with(tmp_path, a=dropped), references, rule_judge)
@@ -150,7 +95,7 @@ def test_a_dropped_event_costs_recall(
 
 
 def test_an_invented_event_costs_precision(
-    sharecap: Sharecap, tmp_path: Path, references: Path, rule_judge: RuleJudge
+    sharecap: Sharecap, tmp_path: Path, references: Path, rule_judge: JudgeServer
 ) -> None:
     invented = reference("a", [*CLIPS["a"], "A dog barks twice."])
     figures = evaluate(sharecap, run_with(tmp_path, a=invented), references, rule_judge)
@@ -160,7 +105,7 @@ def test_an_invented_event_costs_precision(
 
 
 def test_a_wrong_event_is_a_contradiction(
-    sharecap: Sharecap, tmp_path: Path, references: Path, rule_judge: RuleJudge
+    sharecap: Sharecap, tmp_path: Path, references: Path, rule_judge: JudgeServer
 ) -> None:
     wrong = reference("b", [CLIPS["b"][0], "The blue circle shrinks.", CLIPS["b"][2]])
     figures = evaluate(sharecap, run_with(tmp_path, b=wrong), references, rule_judge)
@@ -168,7 +113,7 @@ def test_a_wrong_event_is_a_contradiction(
 
 
 def test_an_event_that_is_moved_in_time_costs_temporal_f1_only(
-    sharecap: Sharecap, tmp_path: Path, references: Path, rule_judge: RuleJudge
+    sharecap: Sharecap, tmp_path: Path, references: Path, rule_judge: JudgeServer
 ) -> None:
     moved = reference("a", CLIPS["a"])
     moved["differentials"][1]["time_s"] = 3.5
@@ -177,7 +122,7 @@ def test_an_event_that_is_moved_in_time_costs_temporal_f1_only(
 
 
 def test_answers_are_cached_and_repeats_are_compared(
-    sharecap: Sharecap, tmp_path: Path, references: Path, rule_judge: RuleJudge
+    sharecap: Sharecap, tmp_path: Path, references: Path, rule_judge: JudgeServer
 ) -> None:
     run = run_with(tmp_path)
     evaluate(sharecap, run, references, rule_judge)
@@ -197,7 +142,7 @@ def test_answers_are_cached_and_repeats_are_compared(
 
 
 def test_given_events_are_not_extracted(
-    sharecap: Sharecap, tmp_path: Path, references: Path, rule_judge: RuleJudge
+    sharecap: Sharecap, tmp_path: Path, references: Path, rule_judge: JudgeServer
 ) -> None:
     given_events = [{**reference(name, texts), "events": texts[:1]} for name, texts in CLIPS.items()]
     references.write_text("\n".join(map(json.dumps, given_events)))
@@ -206,7 +151,7 @@ def test_given_events_are_not_extracted(
 
 
 def test_an_overloaded_judge_is_asked_again_and_a_bad_one_is_named(
-    sharecap: Sharecap, tmp_path: Path, references: Path, rule_judge: RuleJudge, monkeypatch: pytest.MonkeyPatch
+    sharecap: Sharecap, tmp_path: Path, references: Path, rule_judge: JudgeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(judges, "BACKOFF_S", 0.001)
     run = run_with(tmp_path)
