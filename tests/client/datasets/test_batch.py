@@ -211,6 +211,8 @@ def test_what_cannot_work_is_said_before_anything_is_sent(sharecap: Sharecap, cl
     assert unreachable.status == 1 and "cannot reach" in unreachable.err
     assert not (tmp_path / "run2").exists()
     assert "cannot write to /proc/run" in sharecap("batch", clips, "--out", "/proc/run").err
+    assert not (tmp_path / "run2").exists()
+    assert "cannot write to /proc/run" in sharecap("batch", clips, "--out", "/proc/run").err
 
 
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:

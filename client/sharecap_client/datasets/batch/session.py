@@ -56,13 +56,18 @@ def print_status(directory: Path, *, as_json: bool) -> None:
 async def run_batch(service: Service, request: Request) -> int:
     """Caption. Returns 0 if no row of the store failed, else 3."""
     inputs = _absolute(request.inputs)
-    store = await asyncio.to_thread(_open, request, inputs)
-    with store.locked():
-        items = _prepare(store, request, inputs)
-        async with AsyncClient(service.url, service.api_key, retries=0) as client:
-            await _check(client)
-            with progress_for(as_json=request.as_json) as progress:
-                return await _caption(client, store, request, items, progress)
+    if not inputs and Manifest.load(request.out) is None:
+        raise CommandFailed("name the videos to caption: sharecap batch INPUT… --out DIR")
+    async with AsyncClient(service.url, service.api_key, retries=0) as client:
+        await _check(client)  # before the directory is created
+        try:
+            store = await asyncio.to_thread(_open, request, inputs)
+            with store.locked():
+                items = _prepare(store, request, inputs)
+                with progress_for(as_json=request.as_json) as progress:
+                    return await _caption(client, store, request, items, progress)
+        except OSError as error:
+            raise CommandFailed(f"cannot write to {request.out}: {error.strerror or error}") from error
 
 
 async def _caption(
@@ -72,11 +77,8 @@ async def _caption(
         selection = Selection(index, store.manifest.caption_options, request.failed)
         run = Run(client, store, selection, progress, request.concurrency)
         count = not isinstance(items, Inputs) or items.repeatable
-        try:
-            with _explain(request.out, progress):
-                await run.caption(items, count=count)
-        except OSError as error:
-            raise CommandFailed(f"cannot write to {request.out}: {error.strerror}") from error
+        with _explain(request.out, progress):
+            await run.caption(items, count=count)
     return EXIT_SOME_FAILED if await asyncio.to_thread(_some_failed, store) else 0
 
 
@@ -97,11 +99,7 @@ async def _check(client: AsyncClient) -> None:
 
 def _open(request: Request, inputs: list[str]) -> Store:
     manifest = Manifest.load(request.out)
-    if manifest is None:
-        if not inputs:
-            raise CommandFailed("name the videos to caption: sharecap batch INPUT… --out DIR")
-        return Store.create(request.out, request.options, inputs)
-    return Store(request.out, manifest)
+    return Store(request.out, manifest) if manifest else Store.create(request.out, request.options, inputs)
 
 
 def _prepare(store: Store, request: Request, inputs: list[str]) -> Iterable[Item]:
