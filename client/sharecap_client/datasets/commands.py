@@ -34,13 +34,16 @@ def export(
     *,
     run: Run,
     trainer: Annotated[str, typer.Option("--for", metavar="TRAINER", help="Trainer that reads the files.")],
-    to: Annotated[Path, typer.Option("--to", metavar="PATH", help="Folder to write. It must not exist yet.")],
+    to: Annotated[
+        Path, typer.Option("--to", metavar="PATH", help="New folder; with --videos leave, that of the videos.")
+    ],
     kind: Annotated[
-        str | None, typer.Option("--as", metavar="KIND", help="Kind of files, if the trainer reads several.")
+        str | None,
+        typer.Option("--as", metavar="KIND", help="Kind of files, such as jsonl, if the trainer reads several."),
     ] = None,
     videos: Annotated[
         Literal["link", "copy", "leave"],
-        typer.Option(help="Link or copy the videos into the folder; `leave`: they are in PATH, add the captions."),
+        typer.Option(help="Link or copy the videos into PATH; leave: they are there already, add the captions."),
     ] = "link",
     replace: Annotated[bool, typer.Option("--replace", help="Replace an earlier export.")] = False,
 ) -> None:
@@ -66,8 +69,8 @@ def edit(
     *,
     run: Run,
     trigger: Annotated[str | None, typer.Option(help="Word to put before captions that do not contain it.")] = None,
-    prefix: Annotated[str | None, typer.Option(help="Text to put before each caption.")] = None,
-    suffix: Annotated[str | None, typer.Option(help="Text to put after each caption.")] = None,
+    prefix: Annotated[str | None, typer.Option(help="Text to put before each caption, with its spaces.")] = None,
+    suffix: Annotated[str | None, typer.Option(help="Text to put after each caption, with its spaces.")] = None,
     find: Annotated[str | None, typer.Option(help="Text to replace, with --replace.")] = None,
     replacement: Annotated[str | None, typer.Option("--replace", help="Text that replaces --find.")] = None,
     regex: Annotated[bool, typer.Option("--regex", help="--find is a Python regular expression.")] = False,
@@ -146,7 +149,7 @@ def stats(
 def evaluate(
     *,
     run: Run,
-    reference: Annotated[Path, typer.Option("--reference", metavar="FILE", help="JSON lines: id, caption, …")],
+    reference: Annotated[Path, typer.Option("--reference", metavar="FILE", help="Reference captions, JSON lines.")],
     judge_url: Annotated[str | None, typer.Option("--judge-url", help="Server with OpenAI's API.")] = None,
     judge_model: Annotated[str | None, typer.Option("--judge-model", help="Model of that server.")] = None,
     judge_api_key: Annotated[
@@ -161,6 +164,7 @@ def evaluate(
     """Compare the model's captions of a run with references.
 
     Each line of FILE has the fields id and caption and, if known, differentials (time_s, text), duration_s and events.
+    A judge, any server with OpenAI's API, also compares the events that the captions tell.
 
     sharecap eval captions/ --reference references.jsonl --judge-url http://localhost:8001 --judge-model MODEL
     """

@@ -25,7 +25,7 @@ def batch(
     inputs: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="INPUT…",
+            metavar="INPUT",
             help="Videos, directories, patterns, tables of paths (.jsonl, .csv, .tsv, .parquet), - for paths on "
             "standard input; local or by URL. Default: the inputs of the run in --out.",
             show_default=False,
