@@ -13,6 +13,8 @@ from service.contract.settings import SharedSettings
 from workers.prompts.choice import PromptSetting
 
 DEMO_CHECKPOINT = Path(__file__).with_name("demo") / "checkpoint"
+DEMO_MODEL = "sharecap-demo"
+"""The name of the demo model that clients see."""
 SLOTS_ON_CPU = 4
 SLOTS_ON_GPU = 128
 TEXT_FIRST_S_ON_CPU = 2.0
@@ -88,6 +90,8 @@ class Settings(SharedSettings):
     @property
     def public_model(self) -> str:
         """The name of the model that clients see: a hub id, or the name of a checkpoint's directory."""
+        if Path(self.model).resolve() == DEMO_CHECKPOINT.resolve():
+            return DEMO_MODEL
         return Path(self.model).resolve().name if Path(self.model).is_dir() else self.model
 
     @field_validator("engine_args")

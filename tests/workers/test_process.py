@@ -154,7 +154,11 @@ def test_the_worker_exits_when_the_engine_dies(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("model", "name"),
-    [(str(DEMO_CHECKPOINT), "checkpoint"), ("Lin-Chen/ShareCaptioner-Video", "Lin-Chen/ShareCaptioner-Video")],
+    [
+        (str(DEMO_CHECKPOINT), "sharecap-demo"),
+        (str(DEMO_CHECKPOINT.parent), "demo"),
+        ("Lin-Chen/ShareCaptioner-Video", "Lin-Chen/ShareCaptioner-Video"),
+    ],
 )
 def test_clients_do_not_see_the_path_of_the_model(model: str, name: str) -> None:
     assert Settings(model=model).public_model == name
