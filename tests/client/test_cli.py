@@ -2,6 +2,7 @@
 
 import asyncio
 import fcntl
+import re
 import subprocess
 import sys
 import tomllib
@@ -148,6 +149,17 @@ def test_a_missing_package_is_one_line(sharecap: Sharecap, monkeypatch: pytest.M
         assert result.status == 1
         assert result.err.startswith("error: not installed: ") and "requirements/" in result.err
         assert result.err.count("\n") == 1
+    of_client = [
+        ("batch", "x"),
+        ("export", "x", "--for", "srt", "--to", "y"),
+        ("edit", "x"),
+        ("eval", "x", "--reference", "y"),
+    ]
+    for arguments in (*of_client, ("stats", "x")):
+        result = sharecap(*arguments)
+        assert (result.status, result.err.count("\n")) == (1, 1)
+        extras = "datasets,stats" if arguments[0] == "stats" else "datasets"
+        assert re.search(rf"^error: not installed: .* -m pip install .*client\[{extras}\]", result.err)
     shown = sharecap("generate", "--help")
     assert shown.status == 0
     assert "--prompt TEXT" in shown.out and "not installed: " in shown.out

@@ -47,7 +47,10 @@ def test_every_option_of_the_api_is_a_flag(sharecap: Sharecap, clip: Path) -> No
         **{"keep_video": True, "max_tokens": 64, "temperature": 0.5, "num_beams": 2, "seed": 3, "deadline_s": 600.0},
     }
     refused = sharecap("caption", clip, "--webhook-url", "http://example.com/")
-    assert refused.status == 1 and "webhook_url" in refused.err
+    assert refused.status == 1 and "error: --webhook-url: this service does not send webhooks" in refused.err
+    late = sharecap("caption", clip, "--start", "7")
+    assert late.status == 1 and "--start: the video lasts 3.000 s" in late.out + late.err
+    assert "--interval: " in sharecap("caption", clip, "--interval", "0", "--json").err
     assert "KEY=VALUE" in sharecap("caption", clip, "--metadata", "a").err
 
 
@@ -58,6 +61,18 @@ def test_the_format_follows_the_flag_or_the_file(sharecap: Sharecap, clip: Path,
     assert CAPTION in result.out and f"wrote {tmp_path}/new/captions.vtt" in result.err
     sharecap("caption", clip, "--format", "txt", "--out", f"{tmp_path}/directory/")
     assert (tmp_path / "directory" / "clip.txt").is_file()
+
+
+@pytest.mark.parametrize("command", ["caption", "recaption"])
+def test_a_file_that_cannot_be_written_is_reported_before_anything_is_sent(
+    sharecap: Sharecap, clip: Path, tmp_path: Path, command: str
+) -> None:
+    for out in ("/proc/captions.srt", "/proc/captions/", clip / "captions.srt"):
+        result = sharecap(command, clip, "--out", out)
+        assert (result.status, result.err.count("\n")) == (1, 1)
+        assert f"cannot write {str(out).rstrip('/')}: " in result.err
+    assert "cannot read" in sharecap("caption", "missing.mp4", "--out", tmp_path / "new" / "a.srt").err
+    assert not (tmp_path / "new").exists()
 
 
 def test_several_videos_are_captioned_into_a_directory(

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from sharecap_client.api import AsyncClient
 from sharecap_client.cli.connection import Service
-from sharecap_client.cli.errors import CommandFailed, describe
+from sharecap_client.cli.errors import CommandFailed, describe, with_flags
 from sharecap_client.cli.output import Output
 from sharecap_client.cli.terminal import printable, show_job
 from sharecap_client.errors import ServiceUnreachable, SharecapError, Unauthorized
@@ -96,7 +96,9 @@ def write(job: Job, output: Output) -> None:
 
 def outcome(job: Job) -> str:
     """Return how a job ended, in words."""
-    return f"failed: {job.error.detail} ({job.error.code})" if job.error else job.status.value
+    if job.error is None:
+        return job.status.value
+    return f"failed: {with_flags(job.error.detail, job.error.code)} ({job.error.code})"
 
 
 class SeveralVideos:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin
 import typer
 from typing_extensions import get_type_hints
 
-from sharecap_client.cli.errors import CommandFailed
+from sharecap_client.cli.errors import CommandFailed, flag_of
 
 PANEL = "Options of the job (default: the service decides)"
 F = TypeVar("F", bound=Callable[..., Any])
@@ -40,7 +40,7 @@ def with_options(options: type) -> Callable[[F], F]:
 
 def _flag(name: str, hint: Any) -> inspect.Parameter:
     value_type, doc = get_args(hint)
-    flag = "--" + name.removesuffix("_s").replace("_", "-")
+    flag = flag_of(name)
     text, kind = doc.documentation, value_type | None
     names = [f"{flag}/--no-{flag[2:]}"] if value_type is bool else [flag]
     if get_origin(value_type) is dict:

@@ -1,6 +1,7 @@
 """Where `sharecap` writes finished jobs, and in which format: `--format` and `--out`."""
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -57,6 +58,19 @@ class Output:
         self._written: set[Path] = set()
         if several and out is None and self.format in ("srt", "vtt", "csv"):
             raise CommandFailed(f"several results in one {self.format} file are not possible: use --out DIRECTORY")
+        self._check_writable()
+
+    def _check_writable(self) -> None:
+        """Raise CommandFailed if the result could not be written, before anything is captioned."""
+        folder = self.directory or (self.file.absolute().parent if self.file else None)
+        if folder is None:
+            return
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        try:
+            with tempfile.TemporaryFile(dir=existing):
+                pass
+        except OSError as error:
+            raise CommandFailed(f"cannot write {self.file or folder}: {error.strerror}") from None
 
     def write(self, job: Job) -> Path | None:
         """Write the job; return its file, None for standard output. Raises CommandFailed."""
@@ -74,7 +88,7 @@ class Output:
             part.write_text(text, encoding="utf-8")
             part.replace(path)
         except OSError as error:
-            raise CommandFailed(f"cannot write {path}: {error.strerror}") from None
+            raise CommandFailed(f"cannot write {path}: {error.strerror}; `sharecap show {job.id}` prints it") from None
         return path
 
     def _text(self, job: Job) -> str:

@@ -2,16 +2,22 @@
 
 import asyncio
 import importlib.util
+import json
 import os
+import shlex
 import sys
 from collections.abc import Coroutine, Iterable
+from importlib.metadata import PackageNotFoundError, distribution
 from typing import Any, NoReturn
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import typer
 
 from sharecap_client.cli.errors import CommandFailed
 
 EXIT_INTERRUPTED = 130
+DISTRIBUTION = "sharecap-client"
 
 
 def run(work: Coroutine[Any, Any, int]) -> NoReturn:
@@ -28,6 +34,27 @@ def require(packages: Iterable[str], advice: str) -> None:
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:
         raise CommandFailed(f"not installed: {', '.join(missing)}. {advice}")
+
+
+def require_extras(packages: Iterable[str], *extras: str) -> None:
+    """Raise CommandFailed, with the command that installs these extras, if one of the packages is not installed."""
+    command = (sys.executable, "-m", "pip", "install", *_pip_arguments(",".join(extras)))
+    require(packages, f"Install them with: {shlex.join(command)}")
+
+
+def _pip_arguments(extras: str) -> list[str]:
+    """Return what pip installs this package with `extras` from: the place that this copy of it came from."""
+    try:
+        origin = json.loads(distribution(DISTRIBUTION).read_text("direct_url.json") or "{}")
+    except PackageNotFoundError:  # found through PYTHONPATH
+        origin = {}
+    url = origin.get("url", "")
+    if "dir_info" in origin:
+        path = f"{url2pathname(urlsplit(url).path)}[{extras}]"
+        return ["-e", path] if origin["dir_info"].get("editable") else [path]
+    if "vcs_info" in origin:
+        url = f"{origin['vcs_info']['vcs']}+{url}#subdirectory={origin.get('subdirectory', '')}"
+    return [f"{DISTRIBUTION}[{extras}]{f' @ {url}' if url else ''}"]
 
 
 def become(module: str, *arguments: str, **env: str | None) -> NoReturn:

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sharecap_client.api import AsyncClient
+from sharecap_client.cli.errors import with_flags
 from sharecap_client.events import (
     Cancelled,
     Caption,
@@ -107,7 +108,7 @@ class JobDisplay:
                     f"{usage.completion_tokens:,} generated"
                 )
             case Failed():
-                self._line("failed", f"{event.error.detail} ({event.error.code})", "red")
+                self._line("failed", f"{with_flags(event.error.detail, event.error.code)} ({event.error.code})", "red")
             case Cancelled():
                 self._line("cancelled", "the job was cancelled", "yellow")
 

@@ -15,14 +15,14 @@ import typer
 from rich.console import Console
 
 from sharecap_client.cli.errors import CommandFailed
-from sharecap_client.cli.run import require
+from sharecap_client.cli.run import require_extras
 from sharecap_client.cli.terminal import printable
 
 if TYPE_CHECKING:
     from sharecap_client.datasets.edit import Changed
 
 PACKAGES = ("pyarrow", "fsspec")
-ADVICE = "Install them with `pip install 'sharecap-client[datasets]'`."
+EXTRA = "datasets"
 SHOWN_CHANGES = 10
 
 notes = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -55,7 +55,7 @@ def export(
 
     sharecap export captions/ --for musubi --to training/
     """
-    require(PACKAGES, ADVICE)
+    require_extras(PACKAGES, EXTRA)
     from sharecap_client.datasets.exports import export as exports  # noqa: PLC0415
     from sharecap_client.datasets.store import Store  # noqa: PLC0415
 
@@ -85,7 +85,7 @@ def edit(
 
     sharecap edit captions/ --trigger ohwx --write
     """
-    require(PACKAGES, ADVICE)
+    require_extras(PACKAGES, EXTRA)
     from sharecap_client.datasets import edit as edits  # noqa: PLC0415
     from sharecap_client.datasets.store import Store  # noqa: PLC0415
 
@@ -131,7 +131,7 @@ def stats(
 
     sharecap stats captions/ --png captions.png
     """
-    require((*PACKAGES, "textblob", *(("matplotlib",) if png else ())), ADVICE.replace("datasets", "datasets,stats"))
+    require_extras((*PACKAGES, "textblob", *(("matplotlib",) if png else ())), EXTRA, "stats")
     from sharecap_client.datasets.quality import charts, summary  # noqa: PLC0415
     from sharecap_client.datasets.store import Store  # noqa: PLC0415
 
@@ -168,7 +168,7 @@ def evaluate(
 
     sharecap eval captions/ --reference references.jsonl --judge-url http://localhost:8001 --judge-model MODEL
     """
-    require(PACKAGES, ADVICE)
+    require_extras(PACKAGES, EXTRA)
     from sharecap_client.datasets.evaluation import evaluate as evaluation  # noqa: PLC0415
     from sharecap_client.datasets.evaluation.references import pair, read_references  # noqa: PLC0415
     from sharecap_client.datasets.store import Store  # noqa: PLC0415

@@ -12,11 +12,10 @@ from sharecap_client.api import DEFAULT_URL
 from sharecap_client.cli.connection import ApiKey, Service, Url
 from sharecap_client.cli.errors import CommandFailed
 from sharecap_client.cli.option_flags import with_options
-from sharecap_client.cli.run import require, run
+from sharecap_client.cli.run import require_extras, run
 from sharecap_client.options import VideoOptions
 
 CONCURRENCY = 64
-ADVICE = "`pip install 'sharecap-client[datasets]'`, or `pip install './client[datasets]'` in sharecap's repository"
 
 
 @with_options(VideoOptions)
@@ -64,7 +63,7 @@ def batch(
 
     sharecap batch clips/ --out run/
     """
-    require(("pyarrow", "fsspec"), ADVICE)
+    require_extras(("pyarrow", "fsspec"), "datasets")
     from sharecap_client.datasets.batch.session import Request, print_status, run_batch  # noqa: PLC0415
 
     if status is not None:
