@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from typing import NamedTuple, Self
 
-CACHE_KIB = 8192
+CACHE_KIB = 1024
 
 
 PART_BITS = 32

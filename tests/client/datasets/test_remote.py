@@ -21,7 +21,7 @@ VIDEOS = ["a.mp4", "b c/ä.mp4"]
 
 
 @pytest.fixture(params=["memory", "s3"])
-def bucket(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, clip: Path) -> Iterator[str]:
+def bucket(request: pytest.FixtureRequest, clip: Path) -> Iterator[str]:
     """The URL of a bucket with two clips and a file that is not a video in the folder `clips`."""
     if request.param == "s3":
         request.getfixturevalue("s3_server")
@@ -32,20 +32,20 @@ def bucket(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, clip
         files.pipe(f"{url}/clips/{name}", clip.read_bytes())
     yield url
     files.rm(url, recursive=True)
-    fsspec.spec.AbstractFileSystem.clear_instance_cache()
 
 
-@pytest.fixture
-def s3_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+@pytest.fixture(scope="module")
+def s3_server() -> Iterator[None]:
     """An S3 server, found by the environment variables that every S3 client reads."""
     pytest.importorskip("s3fs")
     server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0, verbose=False)
     server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "test")
-    yield
+    _, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            environment.setenv(name, "test")
+        yield
     server.stop()
 
 
