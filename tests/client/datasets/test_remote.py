@@ -89,3 +89,21 @@ def test_an_unknown_protocol_and_a_missing_package_are_explained(sharecap: Share
     out = ("--out", tmp_path / "run")
     assert "cannot read nothing://bucket" in sharecap("batch", "nothing://bucket", *out).err
     assert "cannot read gs://bucket" in sharecap("batch", "gs://bucket", *out).err
+
+
+def test_an_error_of_a_file_system_is_one_line(
+    sharecap: Sharecap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each file system has error classes of its own, for example those of botocore for missing credentials."""
+
+    class NoCredentials(Exception):
+        pass
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise NoCredentials("log in first")
+
+    for method in ("isdir", "open"):
+        monkeypatch.setattr(fsspec.get_filesystem_class("memory"), method, fail)
+    for name in ("memory://bucket/clips", "memory://bucket/list.csv"):
+        result = sharecap("batch", name, "--out", tmp_path / "run")
+        assert result.status == 1 and result.err.endswith(f"error: cannot read {name}: NoCredentials: log in first\n")

@@ -15,7 +15,7 @@ from pathlib import Path
 from fsspec.core import url_to_fs
 
 from sharecap_client.datasets.batch.tables import TABLE_SUFFIXES, Columns, read_table
-from sharecap_client.datasets.errors import StoreError
+from sharecap_client.datasets.errors import StoreError, os_errors
 
 STDIN = "-"
 VIDEO_SUFFIXES = frozenset(
@@ -133,8 +133,9 @@ def _in_url(url: str) -> Iterator[Item]:
         yield Item(url, url)
         return
     try:
-        yield from _remote(url)
-    except (OSError, ImportError, ValueError) as error:
+        with os_errors():
+            yield from _remote(url)
+    except OSError as error:
         raise StoreError(f"cannot read {url}: {error}") from error
 
 

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import fsspec
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sharecap_client.datasets.errors import StoreError
+from sharecap_client.datasets.errors import StoreError, os_errors
 
 BATCH_ROWS = 512
 Record = Mapping[str, Any]
@@ -31,8 +30,9 @@ def read_table(name: str, columns: Columns) -> Iterator[tuple[str, str]]:
     """
     suffix = "." + name.rpartition(".")[2].lower()
     try:
-        yield from (_pair(name, number, record, columns) for number, record in enumerate(READERS[suffix](name), 1))
-    except (OSError, ImportError, ValueError, csv.Error, pa.ArrowException) as error:
+        with os_errors():
+            yield from (_pair(name, number, record, columns) for number, record in enumerate(READERS[suffix](name), 1))
+    except OSError as error:
         raise StoreError(f"cannot read {name}: {error}") from error
 
 

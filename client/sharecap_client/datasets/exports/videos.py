@@ -2,11 +2,14 @@
 
 import os
 import shutil
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, cast
+from typing import BinaryIO, Literal, cast
 
 import fsspec
+
+from sharecap_client.datasets.errors import os_errors
 
 Placement = Literal["link", "copy", "leave"]
 """`link`: symbolic links; videos that are not local files are copied. `leave`: the videos lie in the target already."""
@@ -39,7 +42,13 @@ def place(video: str, target: Path, placement: Placement) -> None:
 def open_video(video: str) -> AbstractContextManager[BinaryIO]:
     """Open a local or remote video for reading. Raises OSError if it cannot be read."""
     path = local_path(video)
-    return path.open("rb") if path else cast(Any, fsspec.open(video, "rb"))
+    return path.open("rb") if path else _remote(video)
+
+
+@contextmanager
+def _remote(video: str) -> Iterator[BinaryIO]:
+    with os_errors(), fsspec.open(video, "rb") as file:
+        yield cast(BinaryIO, file)
 
 
 def require(video: str) -> None:
