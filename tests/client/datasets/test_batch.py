@@ -130,7 +130,7 @@ def test_options_that_change_captions_need_redo(
 
 def test_an_invalid_option_ends_the_run_at_once(sharecap: Sharecap, clips: Path, tmp_path: Path) -> None:
     result = sharecap("batch", clips, "--out", tmp_path / "run", "--interval", "1000")
-    assert result.status == 1 and "interval_s" in result.err
+    assert result.status == 1 and "--interval" in result.err
     assert sharecap("batch", clips, "--out", tmp_path / "run", "--interval", "1").status == 0
 
 
@@ -209,8 +209,6 @@ def test_what_cannot_work_is_said_before_anything_is_sent(sharecap: Sharecap, cl
     assert "not empty" in sharecap("batch", clips, "--out", clips).err
     unreachable = sharecap("batch", clips, "--out", tmp_path / "run2", "--url", "localhost:1")
     assert unreachable.status == 1 and "cannot reach" in unreachable.err
-    assert not (tmp_path / "run2").exists()
-    assert "cannot write to /proc/run" in sharecap("batch", clips, "--out", "/proc/run").err
     assert not (tmp_path / "run2").exists()
     assert "cannot write to /proc/run" in sharecap("batch", clips, "--out", "/proc/run").err
 
