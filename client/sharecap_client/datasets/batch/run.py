@@ -1,8 +1,9 @@
 """A run of `sharecap batch`: reads the input as a stream, captions some videos at a time, writes their rows."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, contextmanager
 from itertools import islice
 
 from sharecap_client.api import AsyncClient
@@ -79,7 +80,8 @@ class Run:
         self._empty = False
 
     async def _count(self, items: Iterable[Item]) -> None:
-        self._progress.counted(await asyncio.to_thread(lambda: sum(1 for _ in items)))
+        with own_thread("counter") as thread:
+            self._progress.counted(await asyncio.wrap_future(thread.submit(lambda: sum(1 for _ in items))))
 
 
 def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -93,6 +95,18 @@ def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
 async def read_in_thread(items: Iterable[Item]) -> AsyncGenerator[Item]:
     """Yield the items, which are read in a thread, a few at a time."""
     iterator = iter(items)
-    while batch := await asyncio.to_thread(lambda: list(islice(iterator, READ_AHEAD))):
-        for item in batch:
-            yield item
+    with own_thread("reader") as thread:
+        while batch := await asyncio.wrap_future(thread.submit(lambda: list(islice(iterator, READ_AHEAD)))):
+            for item in batch:
+                yield item
+
+
+@contextmanager
+def own_thread(name: str) -> Iterator[ThreadPoolExecutor]:
+    """Make a thread that does one kind of work. Freed memory is kept for each thread that has used it, so work that
+    wandered between the threads of a pool would use several times as much."""
+    thread = ThreadPoolExecutor(1, name)
+    try:
+        yield thread
+    finally:
+        thread.shutdown(wait=False, cancel_futures=True)

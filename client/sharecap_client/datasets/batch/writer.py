@@ -17,12 +17,13 @@ CHECK_S = 0.5
 
 
 class RowWriter:
-    """Writes rows to `store`. Close it at the end."""
+    """Writes rows to `store`, one batch at a time: rows do not pile up while parts are merged. Close it at the end."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._rows: dict[str, Row] = {}
         self._since = 0.0
+        self._writing = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, "writer")  # always the same one: memory is kept for each thread
 
     async def add(self, row: Row) -> None:
@@ -41,9 +42,10 @@ class RowWriter:
                 await self._flush_in_thread()
 
     async def _flush_in_thread(self) -> None:
-        rows, self._rows = self._rows, {}
-        writing = self._thread.submit(self._write, list(rows.values()))
-        await asyncio.shield(asyncio.wrap_future(writing))  # an interruption does not cancel it
+        async with self._writing:
+            rows, self._rows = self._rows, {}
+            writing = self._thread.submit(self._write, list(rows.values()))
+            await asyncio.shield(asyncio.wrap_future(writing))  # an interruption does not cancel it
 
     def close(self) -> None:
         """Write all rows, after those that are being written."""
