@@ -172,6 +172,8 @@ def test_tables_name_videos(sharecap: Sharecap, clips: Path, tmp_path: Path, suf
 def test_patterns_and_fsspec_urls(sharecap: Sharecap, clips: Path, tmp_path: Path) -> None:
     assert sharecap("batch", clips / "**/*.mp4", "--out", tmp_path / "pattern").status == 0
     assert ids(tmp_path / "pattern") == ["a.mp4", "b c/ä.mp4"]
+    assert sharecap("batch", clips / "b c" / "*.mp4", "--out", tmp_path / "flat").status == 0
+    assert [row.video for row in rows(tmp_path / "flat")] == [str(clips / "b c" / "ä.mp4")]
     assert sharecap("batch", f"file://{clips}/b c", "--out", tmp_path / "url").status == 0
     assert ids(tmp_path / "url") == ["d/e.MP4", "ä.mp4"]
     assert rows(tmp_path / "url")[0].video.startswith("file://")

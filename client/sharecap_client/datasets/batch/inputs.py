@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 from fsspec.core import url_to_fs
@@ -106,9 +107,20 @@ def _local(name: str) -> Iterator[str]:
     if Path(name).exists():
         return iter([name])
     if _PATTERN.search(name):
-        paths = glob.iglob(name, recursive=True)  # noqa: PTH207 (pathlib takes no absolute pattern)
-        return (path for path in paths if Path(path).is_file())
+        return (path for path in _matches(name) if Path(path).is_file())
     raise StoreError(f"{name}: no such file or directory")
+
+
+def _matches(pattern: str) -> Iterator[str]:
+    """Yield the paths that match. `glob` lists a whole folder first, so a pattern in the last part is matched here."""
+    folder, last = os.path.split(pattern)
+    if _PATTERN.search(folder) or "**" in last or not Path(folder or ".").is_dir():
+        yield from glob.iglob(pattern, recursive=True)  # noqa: PTH207 (pathlib takes no absolute pattern)
+        return
+    with os.scandir(folder or ".") as entries:
+        for entry in entries:
+            if fnmatch(entry.name, last) and (last.startswith(".") or not entry.name.startswith(".")):
+                yield str(Path(folder) / entry.name)
 
 
 def _in_directory(directory: str) -> Iterator[str]:
