@@ -84,7 +84,8 @@ async def _worker_cards(gateway: Gateway) -> list[WorkerCard]:
 def _workers(cards: list[WorkerCard]) -> Check:
     live = [card for card in cards if card.engine == "alive"]
     models = ", ".join(sorted({card.model for card in live}))
-    parts = [f"{len(live)} live" + (f": {models}" if models else "")]
+    ready = f"{len(live)} {'worker' if len(live) == 1 else 'workers'} with {models}"
+    parts = [ready if live else "no worker has loaded its model"]
     dead = Counter(card.engine for card in cards if card.engine != "alive")
     parts += [f"{count} whose engine {state}" for state, count in sorted(dead.items())]
     return Check(ok=bool(live), detail="; ".join(parts))

@@ -16,7 +16,7 @@ HEADERS = {
             "default-src 'none'",
             "script-src 'self'",
             "style-src 'self'",
-            "img-src 'self' blob:",
+            "img-src 'self' blob: data:",  # Swagger UI's style sheet contains images
             "media-src 'self' blob: http: https:",
             "connect-src 'self'",
             "base-uri 'none'",

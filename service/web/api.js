@@ -9,6 +9,8 @@ const KEY = "sharecap-key";
 const MAX_SILENCE_MS = 3 * HEARTBEAT_MS;
 const MAX_RETRY_MS = 30_000;
 const MAX_TRIES = 10;
+const MAX_WAIT_S = 30; // a request that would have to wait longer fails at once
+const NEVER = new AbortController().signal;
 export const NEEDS_KEY = "Enter an API key above.";
 
 export const apiKey = () => sessionStorage.getItem(KEY) ?? "";
@@ -59,24 +61,28 @@ async function open(path, { method = "GET", headers = {}, body, signal } = {}) {
   return response;
 }
 
-/** Return the JSON body of the response, or null if it has none. Throws Problem. */
-export async function request(method, path, values, headers = {}) {
+/**
+ * Return the JSON body of the response, or null if it has none. A request that the rate limit refuses is sent again
+ * later; `onWait` receives the problem meanwhile. Throws Problem.
+ */
+export async function request(method, path, { values, headers = {}, signal = NEVER, onWait } = {}) {
   const json = values === undefined ? {} : { "Content-Type": "application/json" };
-  const response = await open(path, { method, headers: { ...json, ...headers }, body: JSON.stringify(values) });
+  const options = { method, headers: { ...json, ...headers }, body: JSON.stringify(values), signal };
+  const response = await retryWhenLimited(() => open(path, options), signal, { onWait });
   return response.status === 204 ? null : response.json();
 }
 
 /** Return an image as a Blob; an <img> element cannot send an API key. */
 export const fetchImage = (path, signal) => retryWhenLimited(async () => (await open(path, { signal })).blob(), signal);
 
-/** Call `send` until the rate limit no longer refuses it. `onWait` receives the seconds until the next try. */
-export async function retryWhenLimited(send, signal, onWait = () => {}) {
+/** Call `send` until the rate limit no longer refuses it. `onWait` receives the problem before each wait. */
+export async function retryWhenLimited(send, signal, { onWait, maxTries = MAX_TRIES, maxWaitS = MAX_WAIT_S } = {}) {
   for (let tries = 1; ; tries += 1) {
     try {
       return await send();
     } catch (problem) {
-      if (problem.status !== 429 || tries === MAX_TRIES) throw problem;
-      onWait(problem.retryAfterS);
+      if (problem.status !== 429 || tries >= maxTries || problem.retryAfterS > maxWaitS) throw problem;
+      onWait?.(problem);
       await sleep(1000 * problem.retryAfterS, signal);
       signal.throwIfAborted();
     }

@@ -93,7 +93,7 @@ async function showReadiness() {
     const { ready, checks, demonstration } = await (await fetch("readyz", { cache: "no-store" })).json();
     const failed = Object.entries(checks).filter(([, check]) => !check.ok);
     const problems = failed.map(([name, check]) => `${name}: ${check.detail}`);
-    text = ready ? `Ready, ${checks.workers.detail}` : problems.join("; ");
+    text = ready ? `Ready: ${checks.workers.detail}` : `Not ready: ${problems.join("; ")}`;
     element("banner").textContent = demonstration ?? "";
     element("banner").hidden = !demonstration;
   } catch {

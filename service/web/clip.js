@@ -2,7 +2,7 @@
 
 import { follow, request } from "./api.js";
 import { FINAL_STATUSES } from "./contract.js";
-import { fromTemplate, setFinishedText, setText, showProblem } from "./dom.js";
+import { fromTemplate, setFinishedText, setText, showProblem, showWait } from "./dom.js";
 import { capitalised, clock, range } from "./format.js";
 
 const MIN_LENGTH_S = 0.1;
@@ -86,7 +86,13 @@ export class ClipForm {
     showProblem(this.form, null);
     button.disabled = true;
     try {
-      const job = await request("POST", `captions/${this.videoId}/clips`, options, { Prefer: "wait=0" });
+      const job = await request("POST", `captions/${this.videoId}/clips`, {
+        values: options,
+        headers: { Prefer: "wait=0" },
+        signal: this.signal,
+        onWait: (problem) => showWait(this.form, problem),
+      });
+      showProblem(this.form, null);
       this.clips.prepend(this.articleOf(job));
       await this.follow(job);
     } catch (problem) {
@@ -101,7 +107,7 @@ export class ClipForm {
   /** Show the next page of parts, newest first. */
   async list(cursor = null) {
     const position = cursor ? `?cursor=${encodeURIComponent(cursor)}` : "";
-    const page = await request("GET", `captions/${this.videoId}/clips${position}`);
+    const page = await request("GET", `captions/${this.videoId}/clips${position}`, { signal: this.signal });
     if (this.signal.aborted) return;
     for (const job of page.clips) {
       if (this.targets.has(job.id)) continue; // created while the page was open

@@ -22,6 +22,11 @@ export function setFinishedText(target, text, finishReason) {
   target.classList.toggle("cut-off", finishReason === "length");
 }
 
+/** Say that a request was refused for now and is sent again. */
+export function showWait(container, { message, retryAfterS }) {
+  showProblem(container, { message: `${message} Next try in ${retryAfterS} s.` });
+}
+
 /** Show a problem in the `.error` line of `container`; null hides the line. */
 export function showProblem(container, problem) {
   const line = container.querySelector(".error");

@@ -12,6 +12,26 @@ export const capitalised = (word) => word[0].toUpperCase() + word.slice(1);
 
 export const range = ({ start_s, end_s }) => `${clock(start_s)} to ${clock(end_s)}`;
 
+/** Return the first names of a list, and how many more there are. */
+export function listed(names, limit = 3) {
+  const more = names.length - limit;
+  return names.slice(0, limit).join(", ") + (more > 0 ? ` and ${more} more` : "");
+}
+
+/**
+ * Return how much of a video job is done, 0 to 1: `captioned` of the `selected` keyframes, then the caption of the
+ * whole video. Until `complete`, keyframes were selected up to `lastS` only.
+ */
+export function fractionDone(job, { captioned, selected, lastS, complete }) {
+  const { start_s: startS, end_s: endS } = job.options;
+  const durationS = job.source?.duration_s ?? Infinity;
+  const length = Math.min(endS ?? Infinity, durationS) - (startS ?? 0);
+  const covered = complete ? 1 : Math.min(1, Math.max(0, (lastS - (startS ?? 0)) / length));
+  return (covered * captioned) / (selected + 1);
+}
+
+export const percent = (fraction) => `${Math.floor(100 * fraction)} %`;
+
 /** The job's name in titles and in the job list. The service gives lists and jobs the same `title`. */
 export const jobName = (job) => job.title ?? "A video";
 

@@ -1,8 +1,9 @@
 // The forms that create jobs: videos, and a prompt to expand.
 
 import { Problem, request } from "./api.js";
-import { element, showProblem } from "./dom.js";
-import { droppedFiles, isVideo } from "./files.js";
+import { element, showProblem, showWait } from "./dom.js";
+import { ACCEPT, droppedFiles, sortOut } from "./files.js";
+import { listed } from "./format.js";
 
 const NOTHING_CHOSEN = element("chosen").textContent;
 const videoForm = element("video");
@@ -10,24 +11,26 @@ const { file: fileInput, folder: folderInput, url: urlInput } = videoForm.elemen
 const drop = element("drop");
 let chosen = [];
 
-/** Choose files; those that are not videos are left out, unless all are of that sort. */
-function choose(files) {
-  const videos = files.filter(isVideo);
-  chosen = videos.length ? videos : files;
+/** Choose these videos for the next job, and say which other files of a folder are left out. */
+function choose({ videos = [], others = [] }) {
+  chosen = videos;
+  showProblem(videoForm, null);
   if (chosen.length) urlInput.value = "";
-  const leftOut = files.length - chosen.length;
-  const names = chosen.length > 1 ? `${chosen.length} files` : chosen[0]?.name ?? NOTHING_CHOSEN;
-  element("chosen").textContent = leftOut ? `${names} (${leftOut} left out: not a video)` : names;
+  const names = listed(chosen.map(({ name }) => name));
+  element("chosen").textContent = chosen.length > 1 ? `${chosen.length} files: ${names}` : names || NOTHING_CHOSEN;
   drop.classList.toggle("full", chosen.length > 0);
+  const leftOut = `Not videos, left out: ${listed(others.map(({ name }) => name))}`;
+  element("left-out").textContent = others.length ? leftOut : "";
 }
 
 function clear() {
   fileInput.value = folderInput.value = "";
-  choose([]);
+  choose({});
 }
 
-fileInput.onchange = () => choose([...fileInput.files]);
-folderInput.onchange = () => choose([...folderInput.files]);
+fileInput.accept = ACCEPT;
+fileInput.onchange = () => choose({ videos: [...fileInput.files] });
+folderInput.onchange = () => choose(sortOut([...folderInput.files]));
 urlInput.oninput = clear;
 
 // A file dropped outside the drop area must not make the browser navigate away.
@@ -36,8 +39,12 @@ drop.addEventListener("dragover", () => drop.classList.add("over"));
 drop.addEventListener("dragleave", () => drop.classList.remove("over"));
 drop.addEventListener("drop", async (event) => {
   drop.classList.remove("over");
-  const files = await droppedFiles(event.dataTransfer);
-  if (files.length) choose(files);
+  try {
+    const files = await droppedFiles(event.dataTransfer);
+    if (files.videos.length + files.others.length) choose(files);
+  } catch {
+    showProblem(videoForm, { message: "The browser cannot read this folder." });
+  }
 });
 
 /** Return the options that were filled in, with their JSON types. */
@@ -51,20 +58,22 @@ export function chosenOptions() {
 
 /** Install both forms. `onJob` receives a new job, `onUnauthorized` the problem if the service needs another key. */
 export function installForms(queue, onJob, onUnauthorized) {
-  onSubmit(videoForm, async () => {
+  onSubmit(videoForm, async (onWait) => {
     const options = chosenOptions();
     if (chosen.length) {
       queue.add(chosen, options);
       clear();
     } else if (urlInput.value) {
       delete options.keep_video; // a video with an address is played from there
-      onJob(await request("POST", "captions", { url: urlInput.value, ...options }));
+      onJob(await request("POST", "captions", { values: { url: urlInput.value, ...options }, onWait }));
     } else {
       throw new Problem("Choose a file or enter a URL.");
     }
   });
-  onSubmit(element("recaption"), async () =>
-    onJob(await request("POST", "recaption", { prompt: element("prompt").value }, { Prefer: "wait=0" })));
+  onSubmit(element("recaption"), async (onWait) => {
+    const values = { prompt: element("prompt").value };
+    onJob(await request("POST", "recaption", { values, headers: { Prefer: "wait=0" }, onWait }));
+  });
 
   function onSubmit(form, createJob) {
     form.onsubmit = async (event) => {
@@ -73,7 +82,8 @@ export function installForms(queue, onJob, onUnauthorized) {
       const button = form.querySelector("button:not([type])");
       button.disabled = true;
       try {
-        await createJob();
+        await createJob((problem) => showWait(form, problem));
+        showProblem(form, null);
       } catch (problem) {
         if (problem.status === 401) onUnauthorized(problem);
         else showProblem(form, problem);

@@ -20,6 +20,10 @@ export class Frames {
     return this.byIndex.size;
   }
 
+  get lastS() {
+    return Math.max(...[...this.byIndex.values()].map(({ timeS }) => timeS));
+  }
+
   get = (index) => this.byIndex.get(index);
 
   /** Create the card of a keyframe. Captions count frames from 1. */

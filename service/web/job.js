@@ -1,12 +1,11 @@
 // The view of one job: shows its events as they arrive.
 
-import { follow, request } from "./api.js";
+import { Actions } from "./actions.js";
+import { follow, request, sleep } from "./api.js";
 import { ClipForm } from "./clip.js";
 import { FINAL_STATUSES } from "./contract.js";
 import { fromTemplate, paragraph, setFinishedText, setText, showProblem } from "./dom.js";
-import { copyOnClick, saveAs } from "./download.js";
-import { capitalised, clock, jobName, tokenCounts } from "./format.js";
-import { FORMATS, fileName } from "./formats.js";
+import { capitalised, clock, fractionDone, jobName, percent, tokenCounts } from "./format.js";
 import { Frames } from "./frames.js";
 import { Images } from "./images.js";
 import { Player } from "./player.js";
@@ -32,17 +31,13 @@ export class JobView {
 
   async show() {
     const { signal } = this.closing;
-    let job;
+    const onWait = ({ message }) => this.root.replaceChildren(paragraph(message));
     try {
-      job = await request("GET", `captions/${this.id}`);
+      this.build(await request("GET", `captions/${this.id}`, { signal, onWait }));
     } catch (problem) {
-      if (signal.aborted) return;
-      this.root.replaceChildren(paragraph(problem.message));
-      if (problem.status === 401) this.onUnauthorized(problem);
+      if (!signal.aborted) this.showFailure(problem);
       return;
     }
-    if (signal.aborted) return;
-    this.build(job);
     try {
       for await (const { type, data } of follow(this.id, signal)) await this.handle(type, data);
     } catch (problem) {
@@ -50,9 +45,19 @@ export class JobView {
     }
   }
 
+  /** Say why the job cannot be shown, and offer another try if that can help. */
+  showFailure(problem) {
+    this.root.replaceChildren(paragraph(problem.message));
+    if (problem.status === 401) this.onUnauthorized(problem);
+    if (problem.status === 401 || problem.status === 404) return;
+    const button = document.createElement("button");
+    button.textContent = "Try again";
+    button.onclick = () => this.show();
+    this.root.append(button);
+  }
+
   close() {
     this.closing.abort();
-    clearInterval(this.asking);
     this.player?.close();
     this.images.close();
   }
@@ -63,7 +68,7 @@ export class JobView {
     for (const part of this.root.querySelectorAll("[data-part]")) this.parts[part.dataset.part] = part;
     this.job = job;
     this.showTitle(jobName(job));
-    this.buildButtons();
+    this.actions = new Actions(this, this.onDelete);
     this.frames = new Frames(this.parts.list, this.images, (index) => this.imagePath(index), (s) => this.player?.seek(s));
     if (job.kind === "video") this.buildVideo();
     this.parts.parent.hidden = !job.parent;
@@ -83,25 +88,6 @@ export class JobView {
     if (parent && !this.closing.signal.aborted) this.showTitle(`${jobName(job)} of ${jobName(parent)}`);
   }
 
-  buildButtons() {
-    this.parts.cancel.onclick = () => this.send("POST", "/cancel");
-    this.parts.delete.onclick = async () => {
-      const confirmed = confirm("Delete this job with its captions and keyframes?");
-      if (confirmed && await this.send("DELETE", "")) this.onDelete();
-    };
-    copyOnClick(this.parts.copy, () => this.parts.caption.textContent);
-    copyOnClick(this.parts.link, () => location.href);
-    for (const [suffix, { label, type, timed, write }] of Object.entries(FORMATS)) {
-      if (timed && this.job.kind === "recaption") continue;
-      const button = document.createElement("button");
-      button.type = "button";
-      button.textContent = label;
-      button.setAttribute("aria-label", `Download as ${label}`);
-      button.onclick = () => this.download((job) => saveAs(fileName(job, suffix), type, write(job)));
-      this.parts.downloads.append(button);
-    }
-  }
-
   buildVideo() {
     const { signal } = this.closing;
     this.parts.frames.hidden = false;
@@ -119,29 +105,10 @@ export class JobView {
     this.clipForm.list().catch((problem) => signal.aborted || showProblem(this.root, problem));
   }
 
-  async download(save) {
-    try {
-      save(await request("GET", `captions/${this.id}`));
-    } catch (problem) {
-      showProblem(this.root, problem);
-    }
-  }
-
-  /** Send a request about this job; return whether it succeeded. */
-  async send(method, suffix) {
-    try {
-      await request(method, `captions/${this.id}${suffix}`);
-      return true;
-    } catch (problem) {
-      showProblem(this.root, problem);
-      return false;
-    }
-  }
-
   // -- events
 
   handle(type, data) {
-    if (type !== "queued") clearInterval(this.asking);
+    if (type !== "interrupted") this.isQueued = type === "queued";
     if (FINAL_STATUSES.has(type)) return this.end(type, data);
     switch (type) {
       case "queued": return this.queued();
@@ -157,17 +124,20 @@ export class JobView {
     }
   }
 
-  /** Show the position in the queue until the job starts. */
   queued() {
-    const ask = async () => {
-      const { status, queue_position: position } = await request("GET", `captions/${this.id}`);
-      if (status === "queued") this.showStatus(position ? `Waiting, number ${position} in the queue` : "Waiting");
-    };
     this.showStatus("Waiting for a worker");
-    if (FINAL_STATUSES.has(this.job.status) || this.closing.signal.aborted) return;
-    const tryToAsk = () => ask().catch(() => {}); // the next round asks again
-    tryToAsk();
-    this.asking = setInterval(tryToAsk, POSITION_EVERY_MS);
+    if (!FINAL_STATUSES.has(this.job.status)) this.showPosition();
+  }
+
+  /** Show the position in the queue until the job starts. */
+  async showPosition() {
+    const { signal } = this.closing;
+    while (this.isQueued && !signal.aborted) {
+      const job = await request("GET", `captions/${this.id}`, { signal }).catch(() => null); // the next round asks again
+      const position = job?.queue_position;
+      if (position && this.isQueued) this.showStatus(`Waiting, number ${position} in the queue`);
+      await sleep(POSITION_EVERY_MS, signal);
+    }
   }
 
   started(attempt) {
@@ -184,6 +154,7 @@ export class JobView {
   video({ duration_s, width, height, fps, interval_s }) {
     const format = `${width} × ${height}, ${clock(duration_s)}, ${Number(fps.toFixed(2))} frames per second`;
     this.parts.about.textContent = `${format}, sampled every ${interval_s} s`;
+    this.job.source = { ...this.job.source, duration_s };
     this.extendTo(duration_s);
     this.showStatus("Looking for keyframes");
   }
@@ -196,7 +167,11 @@ export class JobView {
 
   delta({ of, keyframe, text }) {
     const target = of === "caption" ? this.parts.caption : this.frame(keyframe).text;
-    if (of === "caption") this.parts.result.hidden = false;
+    if (of === "caption" && this.parts.result.hidden) {
+      this.parts.result.hidden = false;
+      const { position } = this.parts.progress; // negative while unknown
+      this.showStatus(position > 0 ? `${percent(position)}: writing the caption` : "Writing the caption");
+    }
     if (!target.classList.contains("writing")) setText(target, "", true);
     target.append(text);
   }
@@ -249,14 +224,15 @@ export class JobView {
   showProgress() {
     const [selected, captioned] = [this.frames.size, this.captioned.size];
     const keyframes = `${selected} ${selected === 1 ? "keyframe" : "keyframes"}`;
-    if (!this.allKeyframesSelected) {
-      this.showStatus(captioned ? `${captioned} of ${keyframes} so far captioned` : `${keyframes} so far`);
+    const soFar = this.allKeyframesSelected ? "" : " so far";
+    if (captioned === 0) {
+      this.showStatus(`${keyframes}${soFar}`);
       return;
     }
-    const { progress } = this.parts;
-    progress.max = selected + 1; // the caption of the whole video follows the keyframes
-    progress.value = captioned;
-    this.showStatus(`${Math.floor(100 * progress.position)} %: ${captioned} of ${keyframes} captioned`);
+    const lastS = this.frames.lastS;
+    const done = fractionDone(this.job, { captioned, selected, lastS, complete: this.allKeyframesSelected });
+    this.parts.progress.value = done;
+    this.showStatus(`${percent(done)}: ${captioned} of ${keyframes}${soFar} captioned`);
   }
 
   imagePath(index) {

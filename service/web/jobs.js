@@ -2,42 +2,60 @@
 
 import { NEEDS_KEY, request } from "./api.js";
 import { FINAL_STATUSES, MAX_PAGE_SIZE, PAGE_SIZE } from "./contract.js";
-import { element, fromTemplate } from "./dom.js";
+import { element, fromTemplate, showProblem, showWait } from "./dom.js";
 import { capitalised, clock, jobName } from "./format.js";
 
 export class JobList {
   /** `onUnauthorized` receives the problem if the service needs another API key. */
   constructor(onUnauthorized) {
     this.onUnauthorized = onUnauthorized;
+    this.section = element("jobs").parentElement;
     this.cursor = null;
     this.hasUnfinishedJobs = false;
+    this.loading = false;
+    this.isStale = false;
     element("more-jobs").onclick = () => this.showMore();
   }
 
   /** Load the list again, with as many jobs as it shows. */
   async show() {
-    const limit = Math.min(Math.max(element("jobs").childElementCount, PAGE_SIZE), MAX_PAGE_SIZE);
+    this.isStale = true;
+    while (this.isStale && !this.loading) {
+      this.isStale = false;
+      const limit = Math.min(Math.max(element("jobs").childElementCount, PAGE_SIZE), MAX_PAGE_SIZE);
+      await this.load(`captions?limit=${limit}`, () => element("jobs").replaceChildren());
+    }
+  }
+
+  async showMore() {
+    await this.load(`captions?limit=${PAGE_SIZE}&cursor=${encodeURIComponent(this.cursor)}`);
+    if (this.isStale) this.show();
+  }
+
+  /** Load one page of jobs and add it to the list. */
+  async load(path, prepare = () => {}) {
+    this.loading = true;
+    element("more-jobs").disabled = true;
     try {
-      const page = await request("GET", `captions?limit=${limit}`);
-      element("jobs").replaceChildren();
-      element("no-jobs").textContent = "No jobs yet.";
+      const page = await request("GET", path, { onWait: (problem) => showWait(this.section, problem) });
+      prepare();
       this.add(page);
+      showProblem(this.section, null);
     } catch (problem) {
+      element("no-jobs").hidden = true;
       if (problem.status === 401) this.onUnauthorized(problem);
-      else element("no-jobs").textContent = problem.message; // visible only while no jobs are listed
+      else showProblem(this.section, problem);
+    } finally {
+      this.loading = false;
+      element("more-jobs").disabled = false;
     }
   }
 
   /** Show no jobs but what is missing. */
   showNeedsKey() {
     element("jobs").replaceChildren();
-    element("more-jobs").hidden = true;
-    element("no-jobs").hidden = false;
-    element("no-jobs").textContent = NEEDS_KEY;
-  }
-
-  async showMore() {
-    this.add(await request("GET", `captions?limit=${PAGE_SIZE}&cursor=${encodeURIComponent(this.cursor)}`));
+    element("more-jobs").hidden = element("no-jobs").hidden = true;
+    showProblem(this.section, { message: NEEDS_KEY });
   }
 
   add({ jobs, cursor }) {

@@ -1,10 +1,12 @@
 // The player of a job's video: a local file, the address of a URL job, or the copy that the service keeps.
 
-import { apiKey, request } from "./api.js";
-import { fileOf, rememberFile } from "./files.js";
+import { apiKey, request, sleep } from "./api.js";
+import { ACCEPT, fileOf, rememberFile } from "./files.js";
 import { TimeLine } from "./timeline.js";
 
 const MIN_TOKEN_AGE_MS = 60_000; // an error this soon after the token was made has another cause
+const MAX_TRIES = 3; // a rate limit may refuse the video; the player does not say so
+const RETRY_MS = 1500;
 
 export class Player {
   /** `onTime` receives the time that is shown; `parts` are the job's elements, `part` what the time line selects. */
@@ -12,6 +14,8 @@ export class Player {
     this.parts = parts;
     this.job = job;
     this.onTime = onTime;
+    this.tries = 1;
+    this.closing = new AbortController();
     this.video = parts.player.querySelector("video");
     this.cues = this.video.addTextTrack("captions", "Captions");
     this.cues.mode = "hidden";
@@ -19,7 +23,9 @@ export class Player {
       onSeek: (seconds) => this.seek(seconds), onSelecting, onSelect });
     this.video.ontimeupdate = this.video.onseeking = () => this.show(this.video.currentTime);
     this.video.onerror = () => this.recover();
-    parts["open-file"].querySelector("input").onchange = ({ target }) => this.openFile(target.files[0]);
+    const fileInput = parts["open-file"].querySelector("input");
+    fileInput.accept = ACCEPT;
+    fileInput.onchange = () => this.openFile(fileInput.files[0]);
     parts.player.hidden = false;
     this.load();
   }
@@ -37,7 +43,7 @@ export class Player {
     } else if (/^https?:/.test(source?.url ?? "")) {
       this.play(source.url, "none"); // nothing is requested from another site until the user plays the video
     } else {
-      this.hideVideo("The service does not keep videos unless it is asked to.");
+      this.hideVideo("The service has not kept this video.");
     }
   }
 
@@ -49,15 +55,21 @@ export class Player {
     this.parts["player-note"].textContent = "";
   }
 
-  /** Continue with a new token if the old one has expired. */
+  /** Load the video that the service keeps again: with a new token if the old one may have expired. */
   async recover() {
-    if (!(Date.now() - this.tokenMadeAt > MIN_TOKEN_AGE_MS)) {
+    const { signal } = this.closing;
+    if (Date.now() - this.tokenMadeAt > MIN_TOKEN_AGE_MS) this.tries = 1;
+    else if (!this.job.options.keep_video || fileOf(this.job.id) || this.tries === MAX_TRIES) {
       this.hideVideo("This browser cannot play the video.");
       return;
+    } else {
+      await sleep(RETRY_MS * this.tries, signal);
+      this.tries += 1;
     }
+    if (signal.aborted) return;
     const seconds = this.video.currentTime;
     await this.load();
-    this.video.currentTime = seconds;
+    if (seconds > 0) this.video.currentTime = seconds;
   }
 
   hideVideo(note) {
@@ -79,6 +91,7 @@ export class Player {
   }
 
   close() {
+    this.closing.abort();
     this.timeLine.close();
     this.video.removeAttribute("src");
     this.video.load();

@@ -1,13 +1,15 @@
-// The queue of files: sends one after the other and shows how each of them fares.
+// The queue of files: sends one after the other and shows the progress of each.
 
 import { Problem, request, retryWhenLimited, sleep, upload } from "./api.js";
 import { FINAL_STATUSES, MAX_PAGE_SIZE } from "./contract.js";
-import { element, fromTemplate } from "./dom.js";
+import { element, fromTemplate, showProblem } from "./dom.js";
 import { saveAs } from "./download.js";
-import { rememberFile } from "./files.js";
-import { capitalised } from "./format.js";
+import { pathOf, rememberFile } from "./files.js";
+import { capitalised, fractionDone, percent } from "./format.js";
 
 const POLL_MS = 3000;
+const MAX_ASKED = 4; // jobs whose progress is requested at a time, to stay far below rate limits
+const FOREVER = { maxTries: Infinity, maxWaitS: Infinity };
 
 /** One file of the queue, with its row in the list. */
 class Entry {
@@ -16,12 +18,13 @@ class Entry {
     this.options = options;
     this.onRetry = onRetry;
     this.job = null;
+    this.askedAt = 0;
     this.row = fromTemplate("queue-template").firstElementChild;
     this.name = this.row.querySelector(".name");
     this.bar = this.row.querySelector("progress");
     this.button = this.row.querySelector("button");
-    this.name.textContent = file.webkitRelativePath || file.name;
-    this.bar.setAttribute("aria-label", `Upload of ${file.name}`);
+    this.name.textContent = pathOf(file);
+    this.bar.setAttribute("aria-label", `Progress of ${file.name}`);
     this.wait();
   }
 
@@ -43,6 +46,8 @@ class Entry {
   say(text, isError = false) {
     const line = this.row.querySelector(".about");
     line.classList.toggle("error", isError);
+    if (isError) line.setAttribute("role", "alert"); // nothing else: a screen reader need not read every percentage
+    else line.removeAttribute("role");
     if (line.textContent !== text) line.textContent = text;
   }
 
@@ -64,8 +69,8 @@ class Entry {
       this.bar.value = fraction;
       this.say(fraction < 1 ? `Uploading, ${Math.floor(100 * fraction)} %` : "Checking the video");
     };
-    const onWait = (seconds) => this.say(`The service accepts no more at the moment, next try in ${seconds} s`);
-    return retryWhenLimited(() => upload("captions", form, onProgress, signal), signal, onWait);
+    const onWait = ({ message, retryAfterS }) => this.say(`${message} Next try in ${retryAfterS} s.`);
+    return retryWhenLimited(() => upload("captions", form, onProgress, signal), signal, { onWait, ...FOREVER });
   }
 
   accept(job) {
@@ -73,7 +78,7 @@ class Entry {
     link.href = `#${job.id}`;
     link.textContent = this.name.textContent;
     this.name.replaceChildren(link);
-    this.bar.hidden = true;
+    this.bar.value = 0;
     this.offer("");
     rememberFile(job.id, this.file);
     this.show(job);
@@ -81,7 +86,19 @@ class Entry {
 
   show(job) {
     this.job = job;
-    this.say(capitalised(job.status), job.status === "failed");
+    this.bar.hidden = this.ended;
+    if (job.status === "failed") this.say(job.error?.detail ?? "Failed", true);
+    else this.say(job.status === "running" ? this.progress(job) : capitalised(job.status));
+  }
+
+  /** Show in the bar how much of a running job is done, and return it as a text. A list has no keyframes. */
+  progress(job) {
+    const { keyframes = [], differentials = [] } = job;
+    if (!differentials.length) return "Captioning";
+    const lastS = Math.max(...keyframes.map(({ time_s: timeS }) => timeS));
+    const counts = { captioned: differentials.length, selected: keyframes.length, lastS };
+    this.bar.value = Math.max(this.bar.value, fractionDone(job, counts));
+    return `Captioning, ${percent(this.bar.value)}`;
   }
 
   fail(problem) {
@@ -155,11 +172,17 @@ export class Queue {
 
   async refresh() {
     const { jobs } = await request("GET", `captions?kind=video&limit=${MAX_PAGE_SIZE}`);
-    const byId = new Map(jobs.map((job) => [job.id, job]));
+    const listed = new Map(jobs.map((job) => [job.id, job]));
+    const unknown = []; // the list does not tell the progress of a running job, nor why one failed
     for (const entry of this.entries.filter(({ job, ended }) => job && !ended)) {
-      const job = byId.get(entry.job.id) ?? (await this.load(entry.job.id));
-      entry.show(job);
-      if (job.status === "failed") entry.say((await this.load(job.id)).error?.detail ?? "Failed", true);
+      const job = listed.get(entry.job.id);
+      if (["queued", "completed", "cancelled"].includes(job?.status)) entry.show(job);
+      else unknown.push(entry);
+    }
+    unknown.sort((a, b) => a.askedAt - b.askedAt);
+    for (const entry of unknown.slice(0, MAX_ASKED)) {
+      entry.askedAt = Date.now();
+      entry.show(await this.load(entry.job.id));
     }
     this.showButtons();
   }
@@ -190,10 +213,14 @@ export class Queue {
   /** Save the captions of all completed jobs, one JSON object a line. */
   async download() {
     const lines = [];
-    for (const { job } of this.entries.filter(({ job }) => job?.status === "completed")) {
-      const load = () => request("GET", `captions/${job.id}`);
-      lines.push(JSON.stringify(await retryWhenLimited(load, new AbortController().signal)));
+    showProblem(element("queue"), null);
+    try {
+      for (const { job } of this.entries.filter(({ job }) => job?.status === "completed")) {
+        lines.push(JSON.stringify(await request("GET", `captions/${job.id}`)));
+      }
+      saveAs("captions.jsonl", "application/jsonl", `${lines.join("\n")}\n`);
+    } catch (problem) {
+      showProblem(element("queue"), problem);
     }
-    saveAs("captions.jsonl", "application/jsonl", `${lines.join("\n")}\n`);
   }
 }

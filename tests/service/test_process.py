@@ -117,13 +117,14 @@ async def test_readiness_reports_each_check(gateway: Served, worker: ScriptedWor
     await worker.show_card()
     answer = await gateway.client.get("/readyz")
     assert (answer.status_code, answer.json()["ready"]) == (200, True)
-    assert answer.json()["checks"]["workers"]["detail"] == "1 live: test/model"
+    assert answer.json()["checks"]["workers"]["detail"] == "1 worker with test/model"
 
 
 async def test_readiness_and_metrics_report_an_engine_that_died(gateway: Served, store: Store) -> None:
     await store.show_worker(WorkerCard(id="w1", model="test/model", slots=4, engine="stalled"))
     answer = await gateway.client.get("/readyz")
-    assert (answer.status_code, answer.json()["checks"]["workers"]["detail"]) == (503, "0 live; 1 whose engine stalled")
+    detail = "no worker has loaded its model; 1 whose engine stalled"
+    assert (answer.status_code, answer.json()["checks"]["workers"]["detail"]) == (503, detail)
     lines = (await gateway.client.get("/metrics")).text.splitlines()
     assert {'sharecap_dead_engines{reason="stalled"} 1.0', "sharecap_workers 0.0"} <= set(lines)
 

@@ -26,6 +26,7 @@ from service.contract.events import (
 )
 from service.contract.jobs import JobKind, Keyframe, Timings, Usage
 from service.contract.storage.local import LocalStorage
+from service.contract.store.worker_cards import CARD_EVERY_S
 from tests.service.scripted import ScriptedWorker, Served
 
 playwright = pytest.importorskip("playwright.async_api", reason="the package playwright is not installed")
@@ -36,6 +37,7 @@ SAMPLE = Path(service.__file__).parent / "web" / "sample.mp4"
 SCREENSHOTS = os.environ.get("SCREENSHOTS")
 """Directory into which the tests write screenshots; none are made without it."""
 WAIT_MS = 20_000
+playwright.expect.set_options(timeout=WAIT_MS)
 ARGUMENTS = ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--no-proxy-server", "--disable-gpu"]
 DESKTOP = {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"}
 PHONE = {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark", "has_touch": True, "is_mobile": True}
@@ -82,7 +84,7 @@ def _kill_group(pid: int) -> None:
 
 @asynccontextmanager
 async def open_page(browser: Any, **options: Any) -> AsyncIterator[Any]:
-    """Open an empty page. Fails if the page has logged an error or used something that its policy forbids."""
+    """Open an empty page. Fails if it has logged an error, used what its policy forbids, or asked another host."""
     context = await browser.new_context(accept_downloads=True, reduced_motion="reduce", **options)
     context.set_default_timeout(WAIT_MS)
     errors: list[str] = []
@@ -90,20 +92,30 @@ async def open_page(browser: Any, **options: Any) -> AsyncIterator[Any]:
         page = await context.new_page()
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("console", lambda line: errors.append(line.text) if "Content Security Policy" in line.text else None)
+        page.on("request", lambda request: None if is_local(request.url) else errors.append(request.url))
         yield page
         assert not errors, errors
     finally:
         await asyncio.wait_for(context.close(), 10)
 
 
+def is_local(url: str) -> bool:
+    return url.startswith(("http://127.0.0.1:", "blob:http://127.0.0.1:", "data:", "about:"))
+
+
 async def check_accessibility(page: Any) -> None:
+    """Run axe on the page as it is now."""
+    result = await axe.Axe().run(page)
+    findings = [(each["id"], [node["html"][:200] for node in each["nodes"]]) for each in result["violations"]]
+    assert not findings, findings
+
+
+async def check_accessibility_light_and_dark(page: Any) -> None:
     """Run axe on the page as it is now, light and dark. The page keeps its own colours afterwards."""
     dark = await page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
     for scheme in ("light", "dark") if dark else ("dark", "light"):
         await page.emulate_media(color_scheme=scheme)
-        result = await axe.Axe().run(page)
-        findings = [(each["id"], [node["html"][:200] for node in each["nodes"]]) for each in result["violations"]]
-        assert not findings, (scheme, findings)
+        await check_accessibility(page)
 
 
 async def screenshot(page: Any, name: str) -> None:
@@ -119,14 +131,41 @@ async def downloaded(page: Any, label: str) -> str:
 
 
 async def drag(page: Any, start: float, end: float) -> None:
-    """Select a part on the time line; `start` and `end` are fractions of its width."""
+    """Select a part on the time line with the mouse, or with a finger; `start` and `end` are fractions of its width."""
     track = page.locator(".track")
     await track.scroll_into_view_if_needed()
     box = await track.bounding_box()
-    await page.mouse.move(box["x"] + start * box["width"], box["y"] + 10)
+    from_x, to_x = (box["x"] + fraction * box["width"] for fraction in (start, end))
+    if await page.evaluate("navigator.maxTouchPoints > 0"):
+        await _swipe(page, from_x, to_x, box["y"] + 10)
+        return
+    await page.mouse.move(from_x, box["y"] + 10)
     await page.mouse.down()
-    await page.mouse.move(box["x"] + end * box["width"], box["y"] + 10, steps=4)
+    await page.mouse.move(to_x, box["y"] + 10, steps=4)
     await page.mouse.up()
+
+
+async def drop(page: Any, target: str, *paths: Path) -> None:
+    """Drop files and folders on an element, as from a file manager."""
+    box = await page.locator(target).bounding_box()
+    place = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
+    data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
+    session = await page.context.new_cdp_session(page)
+    for kind in ("dragEnter", "dragOver", "drop"):
+        await session.send("Input.dispatchDragEvent", {"type": kind, **place, "data": data})
+    await session.detach()
+
+
+async def _swipe(page: Any, from_x: float, to_x: float, y: float) -> None:
+    """Move a finger sideways. Playwright itself can only tap."""
+    session = await page.context.new_cdp_session(page)
+    for kind, x in (
+        ("touchStart", from_x),
+        *(("touchMove", from_x + step / 4 * (to_x - from_x)) for step in range(1, 5)),
+    ):
+        await session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": x, "y": y}]})
+    await session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    await session.detach()
 
 
 class BrowserWorker:
@@ -143,7 +182,6 @@ class BrowserWorker:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        await self._worker.show_card()
         task = asyncio.create_task(self._work())
         try:
             yield
@@ -152,10 +190,17 @@ class BrowserWorker:
 
     async def _work(self) -> None:
         async with asyncio.TaskGroup() as jobs:
+            jobs.create_task(self._show_card())
             while True:
                 await self.may_start.wait()
-                lease = await self._worker.claim(await self._worker.oldest_queued())
-                jobs.create_task(self._run(lease))
+                job_id = await self._worker.oldest_queued()
+                if self.may_start.is_set():
+                    jobs.create_task(self._run(await self._worker.claim(job_id)))
+
+    async def _show_card(self) -> None:
+        while True:
+            await self._worker.show_card()
+            await asyncio.sleep(CARD_EVERY_S)
 
     async def _run(self, lease: Any) -> None:
         job = await self._store.record(lease.job_id)

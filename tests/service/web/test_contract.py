@@ -5,12 +5,15 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+from sharecap_client.datasets.batch.inputs import VIDEO_SUFFIXES
+
 import service
 from service.app import create_app
 from service.contract.events import FINAL_EVENT_TYPES
 from service.contract.jobs import JOB_ID_PATTERN, JobStatus, RecaptionOptions, VideoOptions
 from service.settings import Settings
 from service.streaming import sse
+from tests.media.clips import CONTAINERS_AND_CODECS
 
 WEB = Path(service.__file__).parent / "web"
 CONFIGURABLE = {"max_keyframes"}
@@ -56,6 +59,14 @@ def test_job_id_pattern() -> None:
 def test_stream_timing() -> None:
     assert float(constant("HEARTBEAT_MS")) == 1000 * Settings.model_fields["heartbeat_s"].default
     assert f"retry: {constant('RETRY_MS')}\n\n".encode() == sse.RETRY
+
+
+def test_endings_of_videos() -> None:
+    """The page and `sharecap batch` select the same files of a folder. The page also offers WebP, if it is animated."""
+    array = (WEB / "contract.js").read_text().partition("export const VIDEO_SUFFIXES = [")[2].partition("]")[0]
+    suffixes = set(re.findall(r'"([^"]+)"', array))
+    assert suffixes == VIDEO_SUFFIXES | {".webp"}
+    assert {Path(clip.name).suffix for clip in CONTAINERS_AND_CODECS} <= suffixes | {".png"}  # few are animated
 
 
 def test_page_sizes() -> None:
