@@ -22,7 +22,7 @@ from sharecap_client.datasets.rows import Row
 INDEX_COLUMNS = ("attempt", "options")
 MERGE_PARTS = 8
 MAX_PART_ROWS = 100_000
-"""Parts of at least this many rows are not merged with others."""
+"""Parts are merged with others up to this many rows."""
 
 
 class Store:
@@ -101,14 +101,14 @@ class Store:
             self._merge(numbers)
 
     def compact(self) -> None:
-        """Remove every row that a later one has replaced, and merge the small parts at the end."""
+        """Remove every row that a later one has replaced, and merge small parts."""
         with self.index() as index:
             newest = index.rows_by_part()
             for number in self.parts.numbers():
                 if newest.get(number, 0) < self.parts.rows_in(number):
                     self.parts.write(number, self._newest(number, index))
-        if len(small := self._small_tail()) > 1:
-            self._merge(small)
+        for numbers in self._small_groups():
+            self._merge(numbers)
 
     def _newest(self, number: int, index: Index, columns: Sequence[str] | None = None) -> Iterator[Row]:
         for row_number, row in enumerate(self.parts.read(number, columns)):
@@ -116,14 +116,18 @@ class Store:
             if place is not None and place.position == position(number, row_number):
                 yield row
 
-    def _small_tail(self) -> list[int]:
-        """Return the last parts that are smaller than `MAX_PART_ROWS`, in order."""
-        tail: list[int] = []
-        for number in reversed(self.parts.numbers()):
-            if self.parts.rows_in(number) >= MAX_PART_ROWS:
-                break
-            tail.insert(0, number)
-        return tail
+    def _small_groups(self) -> list[list[int]]:
+        """Return groups of adjacent parts that have at most `MAX_PART_ROWS` rows together."""
+        groups: list[list[int]] = []
+        rows = MAX_PART_ROWS
+        for number in self.parts.numbers():
+            size = self.parts.rows_in(number)
+            if rows + size > MAX_PART_ROWS:
+                groups.append([])
+                rows = 0
+            groups[-1].append(number)
+            rows += size
+        return [group for group in groups if len(group) > 1]
 
     def _similar_tail(self) -> list[int] | None:
         numbers = self.parts.numbers()[-MERGE_PARTS:]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from sharecap_client.datasets import store as stores
 from sharecap_client.datasets.errors import StoreError
 from sharecap_client.datasets.rows import SCHEMA, Row
 from sharecap_client.datasets.store import Store
@@ -69,6 +70,15 @@ def test_parts_are_merged_and_stay_few(store: Store) -> None:
         store.merge_small()
     assert len(store.parts.numbers()) < 16
     assert ids(store) == [f"{number:03}" for number in range(40)]
+
+
+def test_merged_parts_have_a_bounded_size(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stores, "MAX_PART_ROWS", 4)
+    for number in range(5):
+        store.append([completed(f"{number}a"), completed(f"{number}b")])
+    store.compact()
+    assert [store.parts.rows_in(number) for number in store.parts.numbers()] == [4, 4, 2]
+    assert ids(store) == [f"{number}{letter}" for number in range(5) for letter in "ab"]
 
 
 def test_every_file_that_a_killed_process_leaves_is_ignored(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
