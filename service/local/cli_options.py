@@ -15,7 +15,12 @@ DataDir = Annotated[
     Path, typer.Option(envvar="DATA_DIR", help="Directory for videos, keyframes and logs; without REDIS_URL also jobs.")
 ]
 Port = Annotated[int, typer.Option(envvar="PORT", min=1, max=65535, help="TCP port of the service.")]
-RedisUrl = Annotated[str | None, typer.Option(envvar="REDIS_URL", help="URL of the Redis or Valkey server.")]
+DEFAULT_REDIS_URL: str = Settings.model_fields["redis_url"].default
+
+RedisUrl = Annotated[
+    str | None,
+    typer.Option(envvar="REDIS_URL", help=f"URL of the Redis or Valkey server. Default: {DEFAULT_REDIS_URL}."),
+]
 EmbeddedOrRedisUrl = Annotated[
     str | None,
     typer.Option(envvar="REDIS_URL", help="URL of a Redis or Valkey server. Default: the data directory's own."),

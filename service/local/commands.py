@@ -48,7 +48,9 @@ Host = Annotated[str, typer.Option(envvar="HOST", help="Address to listen on.")]
 RedisMemory = Annotated[
     int | None,
     typer.Option(
-        envvar="REDIS_MEMORY", min=1 << 20, help="Memory limit of the Valkey server in bytes. Default: a quarter."
+        envvar="REDIS_MEMORY",
+        min=1 << 20,
+        help="Memory limit of the Valkey server in bytes. Default: a quarter of the machine's.",
     ),
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the output of all processes.")]
@@ -107,6 +109,8 @@ def serve(
 
     It accepts videos and streams captions; jobs wait until a worker runs. All other settings are environment
     variables.
+
+    sharecap serve --redis-url redis://127.0.0.1:6379/0
     """
     asyncio.run(check_redis(redis_url))
     become("service", HOST=host, PORT=str(port), DATA_DIR=str(data_dir.absolute()), REDIS_URL=redis_url)
@@ -116,6 +120,8 @@ def worker(*, model: Model = None, data_dir: DataDir = DEFAULT_DATA_DIR, redis_u
     """Run only a worker, with the Redis server at REDIS_URL.
 
     The gateway must use the same Redis server and the same data directory.
+
+    sharecap worker --redis-url redis://127.0.0.1:6379/0 --model Lin-Chen/ShareCaptioner-Video
     """
     require(WORKER_PACKAGES, WORKER_ADVICE)
     env = check_model(model)

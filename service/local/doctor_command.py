@@ -7,7 +7,15 @@ from rich.console import Console
 from rich.text import Text
 
 from service.contract.settings import configured_redis_url
-from service.local.cli_options import DEFAULT_DATA_DIR, DEFAULT_HOST, DEFAULT_PORT, DataDir, Model, Port, RedisUrl
+from service.local.cli_options import (
+    DEFAULT_DATA_DIR,
+    DEFAULT_HOST,
+    DEFAULT_PORT,
+    DataDir,
+    EmbeddedOrRedisUrl,
+    Model,
+    Port,
+)
 from service.local.diagnosis import Finding, State, findings
 
 LABELS = {State.OK: ("ok", "green"), State.NOTE: ("note", "yellow"), State.MISSING: ("missing", "bold red")}
@@ -21,7 +29,7 @@ def doctor(
     model: Model = None,
     port: Port = DEFAULT_PORT,
     data_dir: DataDir = DEFAULT_DATA_DIR,
-    redis_url: RedisUrl = None,
+    redis_url: EmbeddedOrRedisUrl = None,
 ) -> None:
     """Say what this machine lacks for `sharecap up`: GPU, driver, sandbox, disk, Redis, model, packages.
 

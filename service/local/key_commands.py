@@ -83,7 +83,7 @@ def show(*, data_dir: DataDir = DEFAULT_DATA_DIR, redis_url: EmbeddedOrRedisUrl 
 @app.command()
 def revoke(
     *,
-    key_id: Annotated[str, typer.Argument(metavar="ID", help="The part of the key before its last underscore.")],
+    key_id: Annotated[str, typer.Argument(metavar="ID", help="Id of the key, sc_…; `sharecap keys list` shows it.")],
     data_dir: DataDir = DEFAULT_DATA_DIR,
     redis_url: EmbeddedOrRedisUrl = None,
 ) -> None:
@@ -109,7 +109,8 @@ def query(
     try:
         return asyncio.run(connect_and_query())
     except (RedisError, OSError, ValueError) as error:
-        raise CannotStart(f"the Redis server of the service does not answer: {error}") from None
+        problem = f"the Redis server of the service does not answer: {str(error).rstrip('.')}"
+        raise CannotStart(f"{problem}. Start it, or correct --redis-url or REDIS_URL") from None
 
 
 @asynccontextmanager

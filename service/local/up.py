@@ -87,6 +87,8 @@ async def local_service(
     """
     check_port(settings.host, settings.port)
     model_env = check_model(settings.model)
+    if settings.redis_url is not None:
+        await check_redis(settings.redis_url)
     with _locked(settings.data_dir) as lock, _socket_path(settings.data_dir) as socket_path:
         async with Supervisor(settings.data_dir / LOGS, echo, report) as supervisor:
             redis_url = settings.redis_url or f"unix://{socket_path}"
@@ -94,8 +96,6 @@ async def local_service(
                 supervisor.start(valkey(settings.data_dir / VALKEY, socket_path, settings.redis_memory))
                 await supervisor.run(_prepare_valkey(redis_url))
                 _write_path(socket_path, lock)
-            else:
-                await check_redis(redis_url)
             env = {"REDIS_URL": redis_url, "DATA_DIR": str(settings.data_dir)}
             for child in (gateway(env, settings.host, settings.port), worker(env | model_env, settings.model)):
                 supervisor.start(child)
@@ -230,7 +230,9 @@ def _locked(data_dir: Path) -> Iterator[IO[str]]:
         (data_dir / LOGS).mkdir(parents=True, exist_ok=True)
         file = (data_dir / LOCK).open("a")
     except OSError as error:
-        raise CannotStart(f"cannot write to the data directory {data_dir}: {error.strerror}") from None
+        raise CannotStart(
+            f"cannot write to the data directory {data_dir} ({error.strerror}): choose another --data-dir"
+        ) from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -27,6 +27,14 @@ SERVER_COMMANDS = frozenset(
     ("up", "serve", "worker", "demo", "doctor", "keys", "health", "deploy", "generate", "vllm-args", "dedupe")
 )
 """Commands of the server's packages, for the error if these are not installed. A test compares them."""
+PANELS = {
+    "Caption": ("caption", "recaption", "clip"),
+    "Jobs": ("jobs", "show", "clips", "watch", "cancel", "rm"),
+    "Many videos": ("batch", "ray", "export", "edit", "dedupe", "stats", "eval"),
+    "Run a service": ("up", "demo", "doctor", "keys", "serve", "worker", "health", "deploy"),
+    "Use the model alone": ("generate", "vllm-args"),
+}
+"""How the help groups the commands."""
 LINE_BREAK = re.compile(r"(?<!\n)\n(?!\n)")
 
 notes = Console(stderr=True, highlight=False)
@@ -49,7 +57,11 @@ class CommandGroup(TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         self._load()
-        return super().list_commands(ctx)
+        for panel, names in PANELS.items():
+            for name in self.commands.keys() & names:
+                self.commands[name].rich_help_panel = panel  # type: ignore[attr-defined]
+        order = [name for names in PANELS.values() for name in names]
+        return sorted(super().list_commands(ctx), key=lambda name: order.index(name) if name in order else len(order))
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in self.commands:
@@ -83,7 +95,8 @@ def create_app() -> typer.Typer:
     app = typer.Typer(
         cls=CommandGroup,
         name="sharecap",
-        help="Dense, temporally exact video captions, streamed.",
+        help="Dense, temporally exact video captions, streamed.\n\n"
+        "`sharecap up` starts a service on this machine; `sharecap caption clip.mp4` captions a video with it.",
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
