@@ -26,8 +26,13 @@ ENGINE_ENVIRONMENT = {
     "PYTHONWARNINGS": "ignore::FutureWarning",
     "TORCH_CPP_LOG_LEVEL": "ERROR",
     "TORCH_LOGS": "-torch._library.triton",  # Triton is absent on machines without a GPU
+    "GOMP_SPINCOUNT": "1000",
 }
-"""Defaults for the environment of the engine's processes, so that a normal start logs nothing but our own lines."""
+"""Defaults for the environment of this process and the engine's.
+
+A normal start logs nothing but our own lines. GOMP_SPINCOUNT: threads that compute on the CPU soon sleep when they wait
+for each other. By default they wait busily for milliseconds, and take the cores from decoders and from each other.
+"""
 
 log = logging.getLogger("sharecap.worker")
 

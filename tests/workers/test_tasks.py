@@ -15,6 +15,7 @@ from service.contract.errors import EngineFailed
 from service.contract.events import Caption, Delta, Event, Failed, Keyframes, Started, Video
 from service.contract.jobs import JobKind, JobStatus
 from service.contract.storage.local import LocalStorage, keyframes_dir, upload_path
+from service.contract.store import leases
 from service.contract.store.keys import LEASES, QUEUED, events_key, job_key
 from service.contract.store.leases import MAX_STALLS, MAX_STRIKES, Lease
 from service.contract.store.reaper import Reaper
@@ -123,11 +124,14 @@ async def test_a_stopping_worker_lets_running_jobs_finish(bench: Bench) -> None:
     assert (await bench.store.kind_and_status(late)) == (JobKind.RECAPTION, JobStatus.QUEUED)
 
 
-async def test_the_lease_is_renewed_during_a_long_model_call(bench: Bench) -> None:
-    runner, other = bench.runner(FakeCaptioner(delay_s=12)), bench.runner(FakeCaptioner())
+async def test_the_lease_is_renewed_during_a_long_model_call(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "LEASE_S", 2.0)
+    monkeypatch.setattr(tasks, "RENEW_EVERY_S", 0.6)
+    runner, other = bench.runner(FakeCaptioner(delay_s=60)), bench.runner(FakeCaptioner())
     job_id = await bench.recaption("a cat")
     await asyncio.to_thread(runner.run_job, job_id)
-    await asyncio.sleep(11)
+    await asyncio.sleep(2.5)
+    assert not await bench.store.reap(job_id), "the lease has not expired"
     await asyncio.to_thread(other.run_job, job_id)
     job = await bench.store.job(job_id)
     assert job is not None and job.attempts == 1, "no other worker can claim it"
