@@ -134,6 +134,12 @@ def test_an_invalid_option_ends_the_run_at_once(sharecap: Sharecap, clips: Path,
     assert sharecap("batch", clips, "--out", tmp_path / "run", "--interval", "1").status == 0
 
 
+def test_an_input_without_videos_is_noticed(sharecap: Sharecap, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    result = sharecap("batch", tmp_path / "empty", "--out", tmp_path / "run")
+    assert (result.status, "the input contains no videos" in result.err) == (0, True)
+
+
 def test_json_events(sharecap: Sharecap, clips: Path, tmp_path: Path) -> None:
     result = sharecap("batch", clips, "--out", tmp_path / "run", "--json")
     events = [json.loads(line) for line in result.out.splitlines()]

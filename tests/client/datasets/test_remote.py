@@ -106,4 +106,4 @@ def test_an_error_of_a_file_system_is_one_line(
         monkeypatch.setattr(fsspec.get_filesystem_class("memory"), method, fail)
     for name in ("memory://bucket/clips", "memory://bucket/list.csv"):
         result = sharecap("batch", name, "--out", tmp_path / "run")
-        assert result.status == 1 and result.err.endswith(f"error: cannot read {name}: NoCredentials: log in first\n")
+        assert (result.status, result.err) == (1, f"error: cannot read {name}: NoCredentials: log in first\n")

@@ -62,6 +62,11 @@ class Totals:
             self.samples.popleft()
 
     @property
+    def begun(self) -> bool:
+        """Whether any video was looked at."""
+        return self.total is not None or self.finished + self.skipped > 0
+
+    @property
     def rates(self) -> tuple[float, float]:
         """Clips per second, and hours of video per hour: of the last minute or, at the end, of the whole run."""
         start = (self.started, 0, 0.0)
@@ -132,7 +137,8 @@ class Lines:
 
     def __exit__(self, *_: object) -> None:
         self.totals.ended = True
-        self.line(self.totals.as_line())
+        if self.totals.begun:
+            self.line(self.totals.as_line())
 
     def counted(self, total: int) -> None:
         self.totals.total = total

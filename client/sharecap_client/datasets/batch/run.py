@@ -53,6 +53,8 @@ class Run:
             self._writer.close()
         totals = self._progress.totals
         self._progress.counted(totals.skipped + totals.finished)
+        if not totals.total:
+            self._progress.note("the input contains no videos")
         await asyncio.to_thread(self._store.compact)
 
     async def _caption_all(self, items: Iterable[Item]) -> None:
