@@ -22,6 +22,7 @@ from service.contract.store.keys import LEASES, job_key
 from service.contract.store.store import Store
 from service.contract.store.wakeups import Wakeups
 from service.local.up import free_port
+from tests.fake_captioner import FakeCaptioner
 from tests.workers.clips import numbered, write
 from tests.workers.conftest import Bench
 from workers.settings import DEMO_CHECKPOINT, Settings
@@ -165,7 +166,10 @@ def test_clients_do_not_see_the_path_of_the_model(model: str, name: str) -> None
 
 
 async def test_a_stopped_engine_is_noticed_and_its_jobs_go_on_elsewhere(tmp_path: Path) -> None:
-    """The engine process is frozen in the middle of an answer. An idle engine that is frozen does not matter."""
+    """The engine process is frozen in the middle of an answer. An idle engine that is frozen does not matter.
+
+    The other worker has a scripted model.
+    """
     with ValkeyServer(port=free_port(), config={"save": "", "appendonly": "no"}) as valkey:
         worker = start(valkey, tmp_path, ENGINE_STALL_S="3")
         [engine] = [child for child in worker.process.children() if "EngineCore" in child.name()]
@@ -185,11 +189,9 @@ async def test_a_stopped_engine_is_noticed_and_its_jobs_go_on_elsewhere(tmp_path
             assert psutil.wait_procs([engine], timeout=2)[1] == []
             assert [card.engine for card in await bench.store.worker_cards()] == ["stalled"]
             assert await redis.hmget(job_key(job_id), ["strikes", "stalls"]) == [None, "1"]
-            worker = start(valkey, tmp_path)
-            worker.wake(JobKind.RECAPTION, job_id)
-            assert (await bench.ended(job_id)).status is JobStatus.COMPLETED
-            worker.process.terminate()
-            assert await asyncio.to_thread(worker.process.wait, 60) == 0
+            other = bench.runner(FakeCaptioner())
+            assert (await bench.run(other, job_id)).status is JobStatus.COMPLETED
+            await other.stop(0)
 
 
 @pytest.mark.parametrize(
