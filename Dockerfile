@@ -1,4 +1,4 @@
-# Two images from one file:  docker build --target gateway .   and   docker build --target worker .
+# Three images from one file:  docker build --target gateway .   --target worker .   and, for Ray clusters, --target ray .
 #
 # Every package is checked against the SHA-256 in requirements/hashed. The base images are named by tag. To fix one to its
 # digest, append it: --build-arg PYTHON_IMAGE=python:3.11-slim-bookworm@sha256:…  (deploy/gpu.md shows where it is found)
@@ -61,3 +61,15 @@ ENV PYTHONUNBUFFERED=1 DATA_DIR=/data VLLM_NO_USAGE_STATS=1
 # vLLM's image starts its own server; this one takes jobs from the queue.
 ENTRYPOINT []
 CMD ["python3", "-P", "-m", "workers.main"]
+
+
+# -- ray: the worker's packages and Ray, for the hosts of a Ray cluster (docs/ray.md)
+FROM worker AS ray
+
+USER root
+# KubeRay checks with wget whether Ray is alive.
+RUN apt-get update && apt-get install --yes --no-install-recommends wget && rm -rf /var/lib/apt/lists/*
+COPY requirements/hashed/ray-cluster.txt requirements/hashed/ray-cluster.txt
+RUN uv pip install --system --no-cache --no-deps --require-hashes --requirement requirements/hashed/ray-cluster.txt
+USER 10001
+CMD ["bash"]

@@ -14,7 +14,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 # Without bytecode files, every start of the engine compiles vLLM's modules again, which takes seconds in many tests.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo serve test test-other-pythons soak check clean
+.PHONY: help setup ray demo serve test test-other-pythons soak check clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 25
@@ -26,6 +26,13 @@ $(STAMP): requirements/cpu.txt requirements/gateway.txt requirements/dev.txt req
 	@$(PYTHON) -m venv $(VENV)
 	@requirements/install.sh $(VENV)
 	@touch $(STAMP)
+
+ray: $(STAMP)-ray ## add Ray to .venv, for `sharecap ray`
+
+$(STAMP)-%: $(STAMP) requirements/%.txt
+	@echo "sharecap: installing the packages of requirements/$*.txt"
+	@$(BIN)/python -m pip install --disable-pip-version-check --no-input -qq --no-deps --no-compile --requirement requirements/$*.txt
+	@touch $@
 
 demo: $(STAMP) ## start everything, caption a sample clip, recaption a prompt, stop
 	@$(BIN)/sharecap demo
@@ -49,7 +56,7 @@ soak: export SOAK_LEASE_S ?= 10
 soak: export SOAK_RECOVERY_S ?= 15
 soak: export SOAK_GOOD ?= 20
 soak: export SOAK_EVERY_STEP ?= 1
-soak: $(STAMP) ## run the fault tests at full size: kill processes at random for some minutes
+soak: $(STAMP)-soak ## run the fault tests at full size: kill processes at random for some minutes
 	@$(BIN)/python -m pytest tests/soak tests/hostile tests/service/streaming/test_streams.py tests/service/connections \
 		tests/workers/xcomposer2/test_engines.py tests/workers/xcomposer2/test_tensor_parallel.py \
 		-s -vv --durations 10 --timeout 3600

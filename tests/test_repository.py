@@ -72,6 +72,7 @@ def test_declared_dependencies_are_pinned() -> None:
     declared = {
         "datasets.txt": client["datasets"],
         "stats.txt": client["stats"],
+        "ray.txt": extras["ray"],
         "gateway.txt": project["dependencies"],
         "cpu.txt": [*project["dependencies"], *extras["worker"], *extras["demo"], *extras["dev"]],
         "gpu.txt": [*project["dependencies"], *extras["worker"]],

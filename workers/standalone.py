@@ -30,13 +30,7 @@ async def caption_file(
 
     Pass a `sink` to look at the events, also while the job runs or after it has failed.
     """
-    record = Record(
-        id=new_job_id(),
-        kind=JobKind.VIDEO,
-        options=options or VideoOptions(),
-        source=Source(filename=video.name),
-        created_at=datetime.now(UTC),
-    )
+    record = new_record(Source(filename=video.name), options or VideoOptions())
     sink = sink or MemorySink()
     attempt = Attempt.resume(context, record, [], sink)
     try:
@@ -44,6 +38,11 @@ async def caption_file(
         return await run_job(attempt, sink)
     finally:
         await attempt.delete_upload()
+
+
+def new_record(source: Source, options: VideoOptions) -> Record:
+    """Return the record of a new job that captions a video."""
+    return Record(id=new_job_id(), kind=JobKind.VIDEO, options=options, source=source, created_at=datetime.now(UTC))
 
 
 async def run_job(attempt: Attempt, sink: MemorySink) -> JobState:

@@ -1,6 +1,6 @@
-"""Registers `generate`, `vllm-args` and `dedupe` with the `sharecap` command.
+"""Registers `generate`, `vllm-args`, `dedupe` and `ray` with the `sharecap` command.
 
-Each command runs as a program of its own, so this module does not import torch or vLLM.
+The first three run as programs of their own, so this module does not import torch or vLLM.
 """
 
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from sharecap_client.cli.run import become, require
 
 from service.contract.model_hub import ModelUnavailable, check_hub, is_hub_id
 from service.contract.settings import WORKER_ADVICE
+from workers.commands.ray_data.command import ray
 
 HELP_FLAGS = {"-h", "--help"}
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -24,6 +25,7 @@ def register(app: typer.Typer) -> None:
     app.command(context_settings=PASS_ON)(generate)
     app.command("vllm-args", context_settings=PASS_ON)(vllm_args)
     app.command(context_settings=PASS_ON)(dedupe)
+    app.command()(ray)
 
 
 def generate(context: typer.Context) -> None:

@@ -24,7 +24,7 @@ from sharecap_client.errors import SharecapError
 
 ENTRY_POINT_GROUP = "sharecap.commands"
 SERVER_COMMANDS = frozenset(
-    ("up", "serve", "worker", "demo", "doctor", "keys", "health", "deploy", "generate", "vllm-args", "dedupe")
+    ("up", "serve", "worker", "demo", "doctor", "keys", "health", "deploy", "generate", "vllm-args", "dedupe", "ray")
 )
 """Commands of the server's packages, for the error if these are not installed. A test compares them."""
 PANELS = {

@@ -36,18 +36,30 @@ class Manifest(BaseModel):
     def load(cls, directory: Path) -> Self | None:
         """Return the manifest of this directory, or None if it has none. Raises StoreError."""
         try:
-            manifest = cls.model_validate_json((directory / NAME).read_bytes())
+            return cls.parse((directory / NAME).read_bytes(), str(directory))
         except FileNotFoundError:
             return None
-        except (ValidationError, OSError) as error:
+        except OSError as error:
             raise StoreError(f"{directory / NAME} cannot be read: {error}") from error
+
+    @classmethod
+    def parse(cls, content: bytes, directory: str) -> Self:
+        """Return the manifest in the file of a directory with this content. Raises StoreError."""
+        try:
+            manifest = cls.model_validate_json(content)
+        except ValidationError as error:
+            raise StoreError(f"{directory}/{NAME} cannot be read: {error}") from error
         if manifest.format > FORMAT:
             raise StoreError(f"{directory} was written by a newer version of sharecap: update this one")
         return manifest
 
     def save(self, directory: Path) -> None:
         """Write the manifest. Another process sees the old one or the new one."""
-        replace(directory / NAME, (self.model_dump_json(indent=1) + "\n").encode())
+        replace(directory / NAME, self.content())
+
+    def content(self) -> bytes:
+        """Return the content of the file."""
+        return (self.model_dump_json(indent=1) + "\n").encode()
 
     @property
     def caption_options(self) -> str:

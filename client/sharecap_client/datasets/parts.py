@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,7 +20,18 @@ from sharecap_client.datasets.rows import SCHEMA, Row, from_records, to_table
 FOLDER = "parts"
 BATCH_ROWS = 512
 GROUP_ROWS = 4096
+T = TypeVar("T")
 _NAME = re.compile(r"part-(\d{8})\.parquet")
+
+
+def part_name(number: int) -> str:
+    """Return the name of the file of a part."""
+    return f"part-{number:08}.parquet"
+
+
+def part_numbers(names: Iterable[str]) -> list[int]:
+    """Return the numbers of the parts among these file names, in order."""
+    return sorted(int(match[1]) for match in map(_NAME.fullmatch, names) if match)
 
 
 class Parts:
@@ -32,11 +44,10 @@ class Parts:
         """Return the numbers of all parts in order."""
         if not self.folder.is_dir():
             return []
-        names = (_NAME.fullmatch(path.name) for path in self.folder.iterdir())
-        return sorted(int(match[1]) for match in names if match)
+        return part_numbers(path.name for path in self.folder.iterdir())
 
     def path(self, number: int) -> Path:
-        return self.folder / f"part-{number:08}.parquet"
+        return self.folder / part_name(number)
 
     def rows_in(self, number: int) -> int:
         """Return how many rows a part has."""
@@ -55,7 +66,7 @@ class Parts:
 
     def write(self, number: int, rows: Iterable[Row]) -> int:
         """Write a part, replacing the one with this number. Returns the number of rows; 0 removes the part."""
-        return self._write_tables(number, map(to_table, _groups(rows, GROUP_ROWS)))
+        return self._write_tables(number, map(to_table, groups(rows, GROUP_ROWS)))
 
     def _write_tables(self, number: int, tables: Iterable[pa.Table]) -> int:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -105,10 +116,11 @@ def _write_file(path: Path, tables: Iterable[pa.Table]) -> int:
     return count
 
 
-def _groups(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
-    group: list[Row] = []
-    for row in rows:
-        group.append(row)
+def groups(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Yield the items in lists of `size`; the last list can be shorter."""
+    group: list[T] = []
+    for item in items:
+        group.append(item)
         if len(group) == size:
             yield group
             group = []

@@ -55,7 +55,7 @@ def print_status(directory: Path, *, as_json: bool) -> None:
 
 async def run_batch(service: Service, request: Request) -> int:
     """Caption. Returns 0 if no row of the store failed, else 3."""
-    inputs = _absolute(request.inputs)
+    inputs = absolute(request.inputs)
     if not inputs and Manifest.load(request.out) is None:
         raise CommandFailed("name the videos to caption: sharecap batch INPUT… --out DIR")
     async with AsyncClient(service.url, service.api_key, retries=0) as client:
@@ -105,36 +105,38 @@ def _open(request: Request, inputs: list[str]) -> Store:
 def _prepare(store: Store, request: Request, inputs: list[str]) -> Iterable[Item]:
     """Update the manifest and return the videos to look at. Raises StoreError if the request does not fit the store."""
     manifest = store.manifest
-    _set_options(store, request)
+    set_options(manifest, request.options, redo=request.redo, out=str(store.directory), empty=not store.parts.numbers())
     manifest.inputs = inputs or manifest.inputs
     if request.only_failed:
         store.save()
         return FailedItems(store)
     if STDIN in manifest.inputs and not inputs:
         raise CommandFailed("the paths came from standard input: give them again, or use --only-failed")
-    manifest.root = str(_root(manifest, request))
+    manifest.root = str(choose_root(manifest, request.root))
     manifest.columns = (request.video_column, request.id_column) if inputs else manifest.columns
     store.save()
     video_column, id_column = manifest.columns
     return Inputs(manifest.inputs, Path(manifest.root), Columns(video_column, id_column))
 
 
-def _set_options(store: Store, request: Request) -> None:
-    """Flags that are not given keep their value, except with --redo."""
-    manifest = store.manifest
-    options = request.options if request.redo else {**manifest.options, **request.options}
-    if canonical(options) != manifest.caption_options and not request.redo and store.parts.numbers():
+def set_options(manifest: Manifest, options: dict[str, Any], *, redo: bool, out: str, empty: bool) -> None:
+    """Set the options of the run in `out`. Flags that are not given keep their value, except with `redo`.
+
+    Raises StoreError if the run has captions that were made with others.
+    """
+    options = options if redo else {**manifest.options, **options}
+    if canonical(options) != manifest.caption_options and not redo and not empty:
         raise StoreError(
-            f"{store.directory} was captioned with the options {manifest.caption_options}: other options change the "
+            f"{out} was captioned with the options {manifest.caption_options}: other options change the "
             "captions. Choose another directory, or --redo to caption everything again"
         )
     manifest.options = options
 
 
-def _root(manifest: Manifest, request: Request) -> Path:
+def choose_root(manifest: Manifest, named: Path | None) -> Path:
     """Return the directory that ids are relative to: that of the first run, unless it was moved or is named anew."""
-    if request.root is not None:
-        return request.root.resolve()
+    if named is not None:
+        return named.resolve()
     root = common_root(manifest.inputs)
     known = Path(manifest.root) if manifest.root else root
     if root == known or root.is_relative_to(known):
@@ -147,7 +149,8 @@ def _root(manifest: Manifest, request: Request) -> Path:
     return root
 
 
-def _absolute(names: list[str]) -> list[str]:
+def absolute(names: list[str]) -> list[str]:
+    """Return inputs as they are stored in the manifest: paths are absolute."""
     return [name if name == STDIN or is_url(name) else str(Path(name).absolute()) for name in names]
 
 
