@@ -22,7 +22,6 @@ function showSelectedJob() {
   view?.close();
   view = null;
   document.title = "sharecap";
-  document.querySelector("main").classList.toggle("has-job", selected);
   if (selected) {
     view = new JobView(element("job"), id, {
       onEnd: () => jobs.show(), onDelete: () => selectJob(), onUnauthorized: askForKey });

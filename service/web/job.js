@@ -71,6 +71,7 @@ export class JobView {
     this.actions = new Actions(this, this.onDelete);
     this.frames = new Frames(this.parts.list, this.images, (index) => this.imagePath(index), (s) => this.player?.seek(s));
     if (job.kind === "video") this.buildVideo();
+    if (job.kind === "recaption") this.parts.result.querySelector("h3").textContent = "Expanded prompt";
     this.parts.parent.hidden = !job.parent;
     if (job.parent) this.linkParent(job);
     this.showControls(job.status);

@@ -171,6 +171,7 @@ async def test_a_browser_marks_texts_that_were_cut_off(gateway: Served, worker: 
     await worker.append(await worker.claim(job_id), Started(attempt=1), complete, cut_off, caption, end)
     shown = await shown_by_browser(f"{gateway.url}/#{job_id}", tmp_path, "Completed: 0 prompt tokens")
     assert sorted(re.findall(r'class="text cut-off"[^>]*>([^<]+)', shown)) == ["A red", "The star"]
+    assert ">Expanded prompt</h3>" in shown
     assert '.cut-off::after { content: " (cut off at max_tokens)"' in (WEB / "style.css").read_text()
 
 
