@@ -28,7 +28,7 @@ RAY_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fat
 
 
 @dataclass(frozen=True)
-class Load:
+class Concurrency:
     """How many clips are where at the same time.
 
     `clips`: of one task. If an actor dies, its tasks are repeated. `tasks`: of one actor, twice as many clips as it has
@@ -41,7 +41,7 @@ class Load:
     file_rows: int
 
     @classmethod
-    def of(cls, settings: Settings, gpus: int) -> "Load":
+    def of(cls, settings: Settings, gpus: int) -> "Concurrency":
         clips = 8 if gpus else 1
         slots = settings.slots or (SLOTS_ON_GPU if gpus else SLOTS_ON_CPU)
         return cls(clips=clips, tasks=max(1, 2 * slots // clips), file_rows=32 * gpus or SLOTS_ON_CPU)
@@ -66,21 +66,22 @@ def start_ray(address: str, gpus: int) -> None:
 
 def caption_dataset(directory: RunDirectory, settings: Settings, gpus: int, arguments: dict[str, Any]) -> None:
     """Caption what is in `ray/input` into `ray/rows`. Raises RayError. `arguments`: of `RayCaptioner`."""
-    load = Load.of(settings, gpus)
+    at_once = Concurrency.of(settings, gpus)
     _configure(directory)
     deaths = ray.remote(Deaths).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
+    present = int(ray.cluster_resources().get("GPU", 0))
     actors = ActorPoolStrategy(
-        min_size=1,
+        min_size=max(1, min(gpus, present)),  # others start when the cluster has grown
         max_size=max(1, gpus),
-        max_concurrent_calls_per_actor=load.tasks,
-        max_tasks_in_flight_per_actor=load.tasks + 2,
+        max_concurrent_calls_per_actor=at_once.tasks,
+        max_tasks_in_flight_per_actor=at_once.tasks + 2,
     )
     dataset = ray.data.read_parquet(directory.path("ray", "input"), filesystem=directory.files)
-    dataset = dataset.repartition(target_num_rows_per_block=load.clips)
+    dataset = dataset.repartition(target_num_rows_per_block=at_once.clips)
     dataset = dataset.map_batches(
         RayCaptioner,
         fn_constructor_kwargs={**arguments, "deaths": deaths},
-        batch_size=load.clips,
+        batch_size=at_once.clips,
         batch_format="pyarrow",
         compute=actors,
         num_cpus=1,
@@ -89,7 +90,7 @@ def caption_dataset(directory: RunDirectory, settings: Settings, gpus: int, argu
     dataset.write_parquet(
         directory.path("ray", "rows"),
         filesystem=directory.files,
-        min_rows_per_file=load.file_rows,
+        min_rows_per_file=at_once.file_rows,
         schema=SCHEMA,
         compression="zstd",
     )

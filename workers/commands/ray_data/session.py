@@ -64,9 +64,11 @@ def run(request: Request) -> int:
         try:
             manifest = _prepare(directory, request)
             if _select(directory, manifest, request, progress):
-                with _explain(), _followed(directory, progress):
-                    _caption(directory, manifest, settings, request)
-            directory.settle()
+                try:
+                    with _explain(), _followed(directory, progress):
+                        _caption(directory, manifest, settings, request)
+                finally:
+                    directory.settle()
             directory.compact()
             with directory.index() as index:
                 return EXIT_SOME_FAILED if set(index.counts()) - {JobStatus.COMPLETED} else 0
@@ -82,7 +84,7 @@ def run(request: Request) -> int:
 def _settings(request: Request) -> Settings:
     """Return the settings of the engines. If they run on this machine, the model must exist. Raises CommandFailed."""
     try:
-        settings = Settings(model=request.model) if request.model else Settings()
+        settings = Settings(model=_model(request.model)) if request.model else Settings()
         if request.address == LOCAL:
             check_model(settings.model)
     except ValidationError as error:
@@ -90,6 +92,11 @@ def _settings(request: Request) -> Settings:
     except CannotWork as error:
         raise CommandFailed(str(error)) from None
     return settings
+
+
+def _model(name: str) -> str:
+    """Return the name of a model, with an absolute path if it is a directory: actors have another current directory."""
+    return str(Path(name).resolve()) if Path(name).is_dir() else name
 
 
 def _prepare(directory: RunDirectory, request: Request) -> Manifest:
