@@ -1,7 +1,8 @@
-"""Runs vLLM with the plugin on the questions of an agreement test. A program, so each checkpoint has its own process.
+"""Runs vLLM with the plugin on the questions of the agreement tests. A program, because an engine sets up its process.
 
-`python -m tests.reference.vllm_answers MODEL ANSWERS < QUESTIONS`, both JSON. All questions are submitted together, so
-that vLLM batches them. The questions marked `alone` are then repeated one at a time.
+`python -m tests.reference.vllm_answers ANSWERS < REQUESTS`, both JSON: a list with an element for each checkpoint. All
+questions are submitted together, so that vLLM batches them. The questions marked `alone` are then repeated one at a
+time.
 """
 
 import json
@@ -19,14 +20,11 @@ from workers.xcomposer2.plugin import check_registered, engine_args, register
 from workers.xcomposer2.tokenizer import load_tokenizer, stop_ids, turn_ids
 
 
-def main() -> None:
-    """Read the questions, run them and write the answers."""
-    model, questions = sys.argv[1], json.load(sys.stdin)
-    register()
-    register()  # a repeated call must be harmless
-    check_registered()
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """Start an engine with the checkpoint of the request, and return its answers."""
+    model = request["model"]
     tokenizer = load_tokenizer(model)
-    llm = LLM(**engine_args(model, dtype="float32", enforce_eager=True, **questions["engine"]))
+    llm = LLM(**engine_args(model, dtype="float32", enforce_eager=True, **request["engine"]))
 
     def prompt(question: dict[str, Any]) -> Any:
         size, hd_num = question["size"], question["hd_num"]
@@ -38,7 +36,7 @@ def main() -> None:
         return parts
 
     def ask(batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        sampling = SamplingParams(temperature=0, max_tokens=questions["max_tokens"], stop_token_ids=stop_ids(tokenizer))
+        sampling = SamplingParams(temperature=0, max_tokens=request["max_tokens"], stop_token_ids=stop_ids(tokenizer))
         outputs = llm.generate([prompt(question) for question in batch], sampling, use_tqdm=False)
         return [{"prompt": len(o.prompt_token_ids or ()), "ids": list(o.outputs[0].token_ids)} for o in outputs]
 
@@ -50,11 +48,20 @@ def main() -> None:
         return ""
 
     answers = {
-        "together": ask(questions["questions"]),
-        "alone": [ask([question])[0] for question in questions["questions"] if question.get("alone")],
-        "refused": [error_of(question) for question in questions["refused"]],
+        "together": ask(request["questions"]),
+        "alone": [ask([question])[0] for question in request["questions"] if question.get("alone")],
+        "refused": [error_of(question) for question in request["refused"]],
     }
-    Path(sys.argv[2]).write_text(json.dumps(answers))
+    llm.llm_engine.engine_core.shutdown()
+    return answers
+
+
+def main() -> None:
+    """Read the requests, run them and write the answers."""
+    register()
+    register()  # a repeated call must be harmless
+    check_registered()
+    Path(sys.argv[1]).write_text(json.dumps([answer(request) for request in json.load(sys.stdin)]))
 
 
 if __name__ == "__main__":

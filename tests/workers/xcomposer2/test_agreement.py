@@ -1,8 +1,8 @@
 """vLLM with the plugin generates exactly the tokens of the reference implementation: float32, greedy.
 
-Three random checkpoints, one vLLM process each: both layouts of weights, both `model_type`s, with and without an
-`auto_map`. Each runs twenty images from 1:8 to 8:1 and prompts without an image, first as one batch, then some one at a
-time. One engine's token budget is so small that images are split into chunks.
+Three random checkpoints, one engine each: both layouts of weights, both `model_type`s, with and without an `auto_map`.
+Each runs twenty images from 1:8 to 8:1 and prompts without an image, first as one batch, then some one at a time. One
+engine's token budget is so small that images are split into chunks. One process runs all engines.
 """
 
 import json
@@ -52,23 +52,34 @@ class Compared:
     reference: ReferenceModel
     expected: list[Answer]
     answers: dict[str, Any]
+
+
+@dataclass
+class Answers:
+    """The checkpoints, vLLM's answers by checkpoint, and its log."""
+
+    directories: dict[str, Path]
+    answers: dict[str, Any]
     log: str
 
 
-@pytest.fixture(scope="module", params=CHECKPOINTS)
-def compared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Compared:
-    options = CHECKPOINTS[request.param]
-    directory = write_checkpoint(tmp_path_factory.mktemp("checkpoint") / request.param, **options)
-    request_json = {
-        "questions": questions(),
-        "max_tokens": MAX_TOKENS,
-        "engine": SMALL_BUDGET if request.param.endswith("chunks") else {},
-        "refused": [{"prompt": "", "size": [99, 99], "seed": 0, "hd_num": bad} for bad in (0, 56, "9", True)],
-    }
-    answers = directory.parent / "answers.json"
+@pytest.fixture(scope="module")
+def vllm_answers(tmp_path_factory: pytest.TempPathFactory) -> Answers:
+    base = tmp_path_factory.mktemp("checkpoints")
+    directories = {name: write_checkpoint(base / name, **options) for name, options in CHECKPOINTS.items()}
+    requests = [
+        {
+            "model": str(directory),
+            "questions": questions(),
+            "max_tokens": MAX_TOKENS,
+            "engine": SMALL_BUDGET if name.endswith("chunks") else {},
+            "refused": [{"prompt": "", "size": [99, 99], "seed": 0, "hd_num": bad} for bad in (0, 56, "9", True)],
+        }
+        for name, directory in directories.items()
+    ]
     run = subprocess.run(
-        [sys.executable, "-m", "tests.reference.vllm_answers", str(directory), str(answers)],
-        input=json.dumps(request_json),
+        [sys.executable, "-m", "tests.reference.vllm_answers", str(base / "answers.json")],
+        input=json.dumps(requests),
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -77,9 +88,15 @@ def compared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         check=False,
     )
     assert run.returncode == 0, run.stderr[-3000:]
-    reference = ReferenceModel(directory)
+    answers = dict(zip(directories, json.loads((base / "answers.json").read_text()), strict=True))
+    return Answers(directories, answers, run.stdout + run.stderr)
+
+
+@pytest.fixture(scope="module", params=CHECKPOINTS)
+def compared(request: pytest.FixtureRequest, vllm_answers: Answers) -> Compared:
+    reference = ReferenceModel(vllm_answers.directories[request.param])
     expected_answers = [expected(reference, question) for question in questions()]
-    return Compared(reference, expected_answers, json.loads(answers.read_text()), run.stdout + run.stderr)
+    return Compared(reference, expected_answers, vllm_answers.answers[request.param])
 
 
 def expected(reference: ReferenceModel, question: dict[str, Any]) -> Answer:
@@ -137,9 +154,9 @@ def test_damage_changes_the_answers(compared: Compared, damage: str, monkeypatch
     assert same == (damage != "LoRA on text too")
 
 
-def test_the_log_has_no_errors_and_no_remote_code(compared: Compared) -> None:
-    assert "ERROR" not in compared.log
-    assert "remote code" not in compared.log
+def test_the_log_has_no_errors_and_no_remote_code(vllm_answers: Answers) -> None:
+    assert "ERROR" not in vllm_answers.log
+    assert "remote code" not in vllm_answers.log
 
 
 def test_invalid_budgets_are_rejected(compared: Compared) -> None:
