@@ -1,7 +1,8 @@
 """Clips become rows: completed, failed, given up. A scripted model, no Ray."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,6 +13,7 @@ from sharecap_client.models import JobStatus
 
 from service.contract.errors import DecoderDied, EngineFailed
 from service.contract.jobs import JobState, VideoOptions
+from service.contract.sandbox.subprocesses import ChildStarter
 from tests.fake_captioner import FakeCaptioner, FakeEncoder
 from tests.workers.clips import numbered, write
 from workers.attempt import Attempt
@@ -21,6 +23,7 @@ from workers.commands.ray_data.deaths import Deaths
 from workers.models.engine import Turn
 from workers.publisher import MemorySink
 from workers.standalone import run_job, standalone_context
+from workers.video.frames import LIBRARIES
 
 OPTIONS = VideoOptions(keyframes="interval")
 STORED = '{"keyframes": "interval"}'
@@ -64,10 +67,19 @@ def clip(tmp_path: Path) -> Clip:
 Make = Callable[..., ClipCaptioner]
 
 
+@pytest.fixture(scope="module")
+def starter() -> Iterator[ChildStarter]:
+    """The process from which children that open videos are forked."""
+    starter = ChildStarter(LIBRARIES)
+    starter.start()
+    yield starter
+    starter.close()
+
+
 @pytest.fixture
-def make(tmp_path: Path) -> Make:
+def make(tmp_path: Path, starter: ChildStarter) -> Make:
     def making(model: FakeCaptioner, deaths: LocalDeaths | None = None, slots: int = 2) -> ClipCaptioner:
-        context = standalone_context(tmp_path / "data", model, FakeEncoder())
+        context = replace(standalone_context(tmp_path / "data", model, FakeEncoder()), starter=starter)
         deaths = deaths or LocalDeaths()
         deaths.new_process()
         return ClipCaptioner(context, OPTIONS, STORED, slots=slots, deaths=deaths, end_process=deaths.end_process)
