@@ -16,6 +16,7 @@ from service.contract.store.connection import connect
 from service.contract.store.store import Store
 from service.local.up import free_port
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # several tests run at once, and each starts engines
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 Draw = Callable[[float], np.ndarray]
 MakeClip = Callable[..., Path]
