@@ -135,10 +135,10 @@ async def test_semantic_keyframes_differ_from_the_previous_keyframe(bench: Bench
 
 
 async def test_captioning_starts_before_keyframe_selection_ends(bench: Bench, tmp_path: Path) -> None:
-    path = write(tmp_path / "long.mp4", [numbered(k) for k in range(400)], fps=10)
+    path = write(tmp_path / "long.mp4", [numbered(k) for k in range(200)], fps=10)
     job_id = await bench.video(path, keyframes="interval", interval_s=0.1)
     await asyncio.to_thread(bench.runner(FakeCaptioner()).run_job, job_id)
-    await bench.until(job_id, lambda job: len(job.keyframes) == 400)
+    await bench.until(job_id, lambda job: len(job.keyframes) == 200)
     events = await bench.events(job_id)
     first_caption = next(k for k, event in enumerate(events) if isinstance(event, Differential))
     complete = next(k for k, event in enumerate(events) if isinstance(event, Keyframes) and event.complete)
