@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from redis import Redis
+from sharecap_client.datasets.batch.progress import NOTE_EVERY_S, Notes
 from sharecap_client.datasets.rows import Row
 from sharecap_client.datasets.store import Store
 
@@ -138,6 +140,15 @@ def test_an_input_without_videos_is_noticed(sharecap: Sharecap, tmp_path: Path) 
     (tmp_path / "empty").mkdir()
     result = sharecap("batch", tmp_path / "empty", "--out", tmp_path / "run")
     assert (result.status, "the input contains no videos" in result.err) == (0, True)
+
+
+def test_a_note_is_not_repeated_within_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    notes = Notes()
+    assert (notes.is_due("full"), notes.is_due("full"), notes.is_due("away")) == (True, False, True)
+    now = NOTE_EVERY_S
+    assert notes.is_due("full")
 
 
 def test_json_events(sharecap: Sharecap, clips: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import json
 import random
 import shutil
 import tempfile
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -22,6 +23,7 @@ from sharecap_client.api import AsyncClient, AsyncSubmittedJob
 from sharecap_client.datasets.batch.inputs import is_url, is_web
 from sharecap_client.datasets.batch.pace import Pace
 from sharecap_client.datasets.batch.selection import Task
+from sharecap_client.datasets.errors import os_errors
 from sharecap_client.datasets.manifest import Manifest
 from sharecap_client.datasets.rows import Row, row_of
 from sharecap_client.errors import (
@@ -43,6 +45,8 @@ WAIT_S = 50
 """How long the service may delay its answer to an upload until the job has ended. It accepts at most 60."""
 FIRST_DELAY_S, MAX_DELAY_S = 0.5, 15.0
 FULL_DELAY_S = 5.0
+NO_WORKER_S = 15.0
+"""If the service has no worker, videos are queued for this long without asking for an answer at the end of the job."""
 MAX_TRIES = 5
 """Tries for errors that concern one video only. A service that is away or full is waited for without a limit."""
 FULL = (RateLimited, StorageFull, QueueUnavailable)
@@ -61,6 +65,7 @@ class Captioner:
 
     def __init__(self, client: AsyncClient, manifest: Manifest, pace: Pace, listener: Listener) -> None:
         self._client, self._manifest, self._pace, self._listener = client, manifest, pace, listener
+        self._worker_expected_at = 0.0
 
     async def row(self, task: Task) -> Row:
         """Return the row of a video, completed or failed. Raises Unauthorized."""
@@ -109,11 +114,13 @@ class Captioner:
                 "idempotency_key": idempotency_key(self._manifest, task.item.id, attempt),
                 **self._manifest.options,
             }
-            try:
-                return await self._client.caption(video, wait_s=WAIT_S, **arguments)
-            except NoWorker:  # the job can be queued all the same
-                self._listener.note("no worker is ready; videos wait in the queue")
-                return await self._client.caption(video, **arguments)
+            if time.monotonic() >= self._worker_expected_at:
+                try:
+                    return await self._client.caption(video, wait_s=WAIT_S, **arguments)
+                except NoWorker:  # the job can be queued all the same
+                    self._listener.note("no worker is ready; videos wait in the queue")
+                    self._worker_expected_at = time.monotonic() + NO_WORKER_S
+            return await self._client.caption(video, **arguments)
 
     async def _pause(self, error: SharecapError, tries: int) -> None:
         if isinstance(error, FULL):
@@ -171,9 +178,6 @@ async def _opened(video: str) -> AsyncIterator[str | BinaryIO]:
 
 
 def _download(url: str, file: BinaryIO) -> None:
-    try:
-        with fsspec.open(url, "rb") as remote:
-            shutil.copyfileobj(remote, file)
-    except (ImportError, ValueError) as error:  # the protocol needs a package, or does not exist
-        raise OSError(str(error)) from error
+    with os_errors(), fsspec.open(url, "rb") as remote:
+        shutil.copyfileobj(remote, file)
     file.seek(0)

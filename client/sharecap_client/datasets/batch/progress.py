@@ -123,6 +123,21 @@ class Progress(Protocol):
     def note(self, text: str) -> None: ...
 
 
+class Notes:
+    """Decides which notes are shown: the same one not again within `NOTE_EVERY_S`."""
+
+    def __init__(self) -> None:
+        self._shown: dict[str, float] = {}
+
+    def is_due(self, text: str) -> bool:
+        """Return whether this note is to be shown now, and remember that it was."""
+        now = time.monotonic()
+        self._shown = {known: at for known, at in self._shown.items() if now - at < NOTE_EVERY_S}
+        is_due = text not in self._shown
+        self._shown.setdefault(text, now)
+        return is_due
+
+
 class Lines:
     """Prints a line every ten seconds on standard error, and one for each failure."""
 
@@ -130,7 +145,7 @@ class Lines:
         self.totals = Totals()
         self._console = console
         self._printed = time.monotonic()
-        self._notes: dict[str, float] = {}
+        self._notes = Notes()
 
     def __enter__(self) -> "Progress":
         return self
@@ -154,9 +169,7 @@ class Lines:
         self.changed()
 
     def note(self, text: str) -> None:
-        now = time.monotonic()
-        if now - self._notes.get(text, -NOTE_EVERY_S) >= NOTE_EVERY_S:
-            self._notes = {known: at for known, at in self._notes.items() if now - at < NOTE_EVERY_S} | {text: now}
+        if self._notes.is_due(text):
             self.line(text)
 
     def line(self, text: str) -> None:
@@ -205,6 +218,7 @@ class Events:
     def __init__(self) -> None:
         self.totals = Totals()
         self._printed = 0.0
+        self._notes = Notes()
 
     def __enter__(self) -> "Progress":
         return self
@@ -227,7 +241,8 @@ class Events:
             self._print("progress", self.totals.as_json())
 
     def note(self, text: str) -> None:
-        self._print("note", {"text": text})
+        if self._notes.is_due(text):
+            self._print("note", {"text": text})
 
     def _print(self, event: str, fields: dict[str, Any]) -> None:
         print(json.dumps({"event": event, **fields}, ensure_ascii=False), flush=True)
