@@ -21,18 +21,27 @@ from typing import Any
 import psutil
 import pytest
 from sharecap_client.datasets.batch.status import status_of
+from sharecap_client.datasets.evaluation.evaluate import judged_figures
+from sharecap_client.datasets.evaluation.references import pair, read_references
 from sharecap_client.datasets.rows import Row
 from sharecap_client.datasets.store import Store
 
 from service.contract.store.keys import JOBS
+from service.contract.store.store import Store as JobStore
+from service.contract.store.worker_cards import CARD_EVERY_S
+from tests.client.datasets.demo_judge import events, relation, write_references
+from tests.client.datasets.judge_server import JudgeServer, serving
 from tests.client.live_service import work
 from tests.conftest import MakeClip
+from tests.service.scripted import ScriptedWorker
 from tests.soak.cluster import START_TIMEOUT_S, Cluster
 from tests.soak.history import check, read_histories
 from workers.demo.scenes import make_scene, write_clip
 
 SOAK = pytest.mark.skipif("SOAK" not in os.environ, reason="takes minutes; SOAK=1 runs it")
 KILLS = ["command"] * 5 + ["gateway"] * 2 + ["worker"] * 2
+MIN_F1 = 0.85
+"""The demo model's captions of whole videos name nearly all events, and invent few."""
 OPTIONS = ("--keyframes", "interval", "--interval", "1")
 
 
@@ -212,7 +221,20 @@ async def test_the_demo_model_captions_300_clips_through_kills(tmp_path: Path) -
             command.arguments += ["--retry-failed"]
             command.start()
             assert await command.finish(300) == 0
-        await check_all(cluster, run, videos + 1)
+        rows = await check_all(cluster, run, videos + 1)
+    references = tmp_path / "references.jsonl"
+    write_references(references, {f"{seed:03}.mp4": make_scene(seed) for seed in range(videos)})
+    with serving(JudgeServer(events, relation)) as judge:
+        figures = await judged_figures(pair(rows, read_references(references)), judge.url, "demo", tmp_path / "judge")
+    print({name: round(value, 3) for name, value in figures.items() if isinstance(value, float)})
+    assert figures["f1"] > MIN_F1
+
+
+async def announce(store: JobStore) -> None:
+    """Show the card of a worker, as a worker does, until cancelled."""
+    while True:
+        await ScriptedWorker(store).show_card()
+        await asyncio.sleep(CARD_EVERY_S)
 
 
 @SOAK
@@ -223,7 +245,10 @@ async def test_10000_short_clips(start: Callable[..., Any], make_clip: MakeClip,
     for number in range(videos):
         (folder / f"{number:05}.mp4").hardlink_to(clip)
     cluster = await start(0, gateway=True)
-    worker = asyncio.create_task(work(cluster.store))  # captions without opening the videos, at the gateway's speed
+    background = [  # a worker that captions without opening the videos, at the gateway's speed
+        asyncio.create_task(work(cluster.store)),
+        asyncio.create_task(announce(cluster.store)),
+    ]
     command = Command(cluster, [str(folder), "--out", str(run)], tmp_path / "batch.log")
     sizes: list[float] = []
     async with running(command):
@@ -234,7 +259,8 @@ async def test_10000_short_clips(start: Callable[..., Any], make_clip: MakeClip,
             if command.process.poll() is None:
                 sizes.append(psutil.Process(command.process.pid).memory_info().rss / 1e6)
         assert await ended == 0
-    worker.cancel()
+    for task in background:
+        task.cancel()
     rate = videos / (time.monotonic() - started)
     quarter = len(sizes) // 4
     print(

@@ -5,7 +5,6 @@ The references are the ground truth of drawn scenes. The judge understands what 
 
 import json
 import random
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,49 +14,12 @@ from sharecap_client.datasets.store import Store
 
 from tests.client.conftest import Sharecap
 from tests.client.datasets.conftest import row
+from tests.client.datasets.demo_judge import events, meaning, relation
 from tests.client.datasets.judge_server import Figures, JudgeServer, evaluate, serving
 from workers.demo import language
 from workers.demo.scenes import make_scene
 
-OPPOSITES = {"left": "right", "right": "left", "up": "down", "down": "up", "grow": "shrink", "shrink": "grow"}
 TIMED = list[tuple[float, str]]
-
-
-@dataclass(frozen=True)
-class Meaning:
-    """What a sentence of the demo world says: the kind of change, what changes, and the colour that it ends with."""
-
-    kind: str
-    thing: tuple[str | None, str | None]
-    ends_with: str | None
-
-
-def meaning(sentence: str) -> Meaning | None:
-    """Return what a sentence says, or None if it describes no change."""
-    kind = language.read_change(sentence)
-    if kind in (None, "none"):
-        return None
-    colours = re.findall(rf"\b({'|'.join(language.COLOURS)})\b", sentence.lower())
-    end = {
-        "background": language.read_background(sentence.split(" behind ", maxsplit=1)[0]),
-        "colour": (colours or [None])[-1],
-    }
-    return Meaning(str(kind), language.read_thing(sentence), end.get(str(kind)))
-
-
-def events(text: str) -> list[str]:
-    """Return the sentences that describe a change, without the number of the frame."""
-    sentences = (sentence.strip() for sentence in re.findall(r"[^.]+\.", text))
-    return [re.sub(r"^In frame \d+ ", "", sentence) for sentence in sentences if meaning(sentence)]
-
-
-def relation(text: str, event: str) -> str:
-    """Say whether the text contains the event, or the opposite change of the same thing, or neither."""
-    wanted, said = meaning(event), [meaning(sentence) for sentence in events(text)]
-    if wanted in said:
-        return "entailment"
-    opposite = Meaning(OPPOSITES.get(wanted.kind, ""), wanted.thing, wanted.ends_with) if wanted else None
-    return "contradiction" if opposite in said else "neutral"
 
 
 def distinct(texts: TIMED) -> bool:
