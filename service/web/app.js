@@ -24,7 +24,7 @@ function showSelectedJob() {
   document.title = "sharecap";
   if (selected) {
     view = new JobView(element("job"), id, {
-      onEnd: () => jobs.show(), onDelete: () => selectJob(), onUnauthorized: askForKey });
+      onChange: () => jobs.show(), onDelete: () => selectJob(), onUnauthorized: askForKey });
     view.show();
   } else {
     element("job").replaceChildren(placeholder);

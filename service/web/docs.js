@@ -1,13 +1,13 @@
 // Shows the OpenAPI document with Swagger UI, which is served by this service and loads nothing from other hosts.
 
 const BOUNDS = {
-  enum: "one of",
-  minimum: "at least",
-  exclusiveMinimum: "more than",
-  maximum: "at most",
-  exclusiveMaximum: "less than",
-  maxLength: "characters: at most",
-  maxProperties: "pairs: at most",
+  enum: (values) => `one of ${values.join(", ")}`,
+  minimum: (value) => `at least ${value}`,
+  exclusiveMinimum: (value) => `more than ${value}`,
+  maximum: (value) => `at most ${value}`,
+  exclusiveMaximum: (value) => `less than ${value > Number.MAX_SAFE_INTEGER ? `2^${Math.log2(value)}` : value}`,
+  maxLength: (value) => `at most ${value} characters`,
+  maxProperties: (value) => `at most ${value} pairs`,
 };
 
 /** Shows descriptions as plain text: Swagger UI would assign HTML, which the Content-Security-Policy forbids. */
@@ -22,7 +22,7 @@ function described(option) {
   const { schema = option } = option;
   const value = schema.anyOf?.find(({ type }) => type !== "null") ?? schema; // null is the same as leaving it out
   const limits = Object.entries(BOUNDS).filter(([name]) => name in value);
-  const bounds = limits.map(([name, words]) => `${words} ${[value[name]].flat().map(asBound).join(", ")}`).join(", ");
+  const bounds = limits.map(([name, words]) => words(value[name])).join(", ");
   const example = option.example ?? option.examples?.[0] ?? schema.examples?.[0];
   const texts = [option.description, bounds && `Allowed: ${bounds}.`, `Example: ${asText(example)}`];
   const description = texts.filter(Boolean).join(" ");
@@ -30,8 +30,6 @@ function described(option) {
   const { anyOf, ...rest } = option;
   return { ...rest, ...value, description };
 }
-
-const asBound = (value) => (value > Number.MAX_SAFE_INTEGER ? `2^${Math.log2(value)}` : value);
 
 const asText = (value) => (typeof value === "string" ? value : JSON.stringify(value));
 

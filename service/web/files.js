@@ -16,9 +16,10 @@ export const fileOf = (jobId) => localFiles.get(jobId);
 /** Return the file's name, with its folders if it was chosen or dropped in a folder. */
 export const pathOf = (file) => paths.get(file) ?? (file.webkitRelativePath || file.name);
 
-/** Split the files of a folder into `videos` and `others`. */
+/** Split the files of a folder into `videos` and `others`, by name. */
 export function sortOut(files) {
-  const { videos = [], others = [] } = Object.groupBy(files, (file) => (isVideo(file) ? "videos" : "others"));
+  const sorted = files.toSorted((a, b) => pathOf(a).localeCompare(pathOf(b), undefined, { numeric: true }));
+  const { videos = [], others = [] } = Object.groupBy(sorted, (file) => (isVideo(file) ? "videos" : "others"));
   return { videos, others };
 }
 

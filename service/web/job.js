@@ -14,13 +14,13 @@ const POSITION_EVERY_MS = 3000;
 
 export class JobView {
   /**
-   * `onEnd` is called when the job or one of its clips ends, `onDelete` after the job is deleted, and `onUnauthorized`
-   * if the service needs another API key.
+   * `onChange` is called when the job starts or when it or one of its clips ends, `onDelete` after the job is deleted,
+   * and `onUnauthorized` if the service needs another API key.
    */
-  constructor(root, id, { onEnd, onDelete, onUnauthorized }) {
+  constructor(root, id, { onChange, onDelete, onUnauthorized }) {
     this.root = root;
     this.id = id;
-    this.onEnd = onEnd;
+    this.onChange = onChange;
     this.onDelete = onDelete;
     this.onUnauthorized = onUnauthorized;
     this.closing = new AbortController();
@@ -95,7 +95,7 @@ export class JobView {
     this.clipForm = new ClipForm(this.parts, this.id, signal, {
       onRange: (startS, endS) => this.showRange(startS, endS),
       onSeek: (seconds) => this.player.seek(seconds),
-      onEnd: this.onEnd,
+      onEnd: this.onChange,
     });
     this.player = new Player(this.parts, this.job, this.images, {
       onTime: (seconds) => this.showTime(seconds),
@@ -143,6 +143,7 @@ export class JobView {
 
   started(attempt) {
     this.showControls("running");
+    if (!FINAL_STATUSES.has(this.job.status)) this.onChange();
     this.showStatus(attempt > 1 ? `Restarted, attempt ${attempt}` : "Started");
     for (const target of this.root.querySelectorAll(".card > .writing, .frame .writing")) setText(target, "");
   }
@@ -197,7 +198,7 @@ export class JobView {
     this.showStatus(usage ? `${capitalised(status)}: ${tokenCounts(usage)}` : capitalised(status));
     if (error) showProblem(this.root, { message: `${error.detail} (${error.code})` });
     this.showSubtitles();
-    this.onEnd();
+    this.onChange();
   }
 
   /** Load the job's current state, because the stored stream lacks some events. */

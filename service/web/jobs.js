@@ -83,7 +83,7 @@ function rowOf(job, parentName) {
   link.href = `#${job.id}`;
   row.querySelector(".name").textContent = parentName ? `${jobName(job)} of ${parentName}` : jobName(job);
   const duration = job.source?.duration_s ? `${clock(job.source.duration_s)}, ` : "";
-  const when = new Date(job.created_at).toLocaleString();
+  const when = new Date(job.created_at).toLocaleString(undefined, { dateStyle: "short", timeStyle: "short" });
   row.querySelector(".about").textContent = capitalised(`${duration}${job.status}, ${when}`);
   return row;
 }

@@ -7,7 +7,7 @@ import { saveAs } from "./download.js";
 import { pathOf, rememberFile } from "./files.js";
 import { capitalised, fractionDone, percent } from "./format.js";
 
-const POLL_MS = 3000;
+const POLL_MS = 2000;
 const MAX_ASKED = 4; // jobs whose progress is requested at a time, to stay far below rate limits
 const FOREVER = { maxTries: Infinity, maxWaitS: Infinity };
 

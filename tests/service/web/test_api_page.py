@@ -27,7 +27,7 @@ def plain(text: str) -> str:
 
 
 def as_text(bound: float) -> str:
-    return f"2^{int(bound).bit_length() - 1}" if bound > 2**53 else str(bound)
+    return "2^63" if bound == 2**63 else str(bound)
 
 
 def texts_of(option: dict[str, Any]) -> list[str]:
