@@ -90,7 +90,7 @@ def test_children_and_grandchildren_end_with_a_killed_parent(tmp_path: Path, met
     kill_and_check(process)
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", [pytest.param("fork", marks=pytest.mark.gpu), "spawn"])  # vLLM spawns on a CPU
 @pytest.mark.parametrize("ready", [False, True], ids=["starting", "ready"])
 def test_the_engine_ends_with_a_killed_worker(redis_url: str, tmp_path: Path, method: str, ready: bool) -> None:
     if not (DEMO_CHECKPOINT / "config.json").exists():
