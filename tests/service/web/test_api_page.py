@@ -27,7 +27,9 @@ def plain(text: str) -> str:
 
 
 def as_text(bound: float) -> str:
-    return "2^63" if bound == 2**63 else str(bound)
+    if bound == 2**63:
+        return "2^63"
+    return str(int(float(bound))) if bound > 2**53 else str(bound)  # a large number is rounded in JavaScript
 
 
 def texts_of(option: dict[str, Any]) -> list[str]:
