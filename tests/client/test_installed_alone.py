@@ -1,4 +1,7 @@
-"""The client works without the server packages, and next to broken packages of the same names."""
+"""The client works without the server packages, and next to broken packages of the same names.
+
+`test_installation.py` installs it into an empty environment.
+"""
 
 import asyncio
 import os
@@ -43,10 +46,14 @@ SITE_PACKAGES = sysconfig.get_path("purelib")
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder with a project that has its own packages `service` and `workers`, which cannot be imported."""
-    for name in ("service", "workers"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").write_text("raise RuntimeError('this package is broken')\n")
+    make_broken_packages(tmp_path)
     return tmp_path
+
+
+def make_broken_packages(folder: Path) -> None:
+    for name in ("service", "workers"):
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").write_text("raise RuntimeError('this package is broken')\n")
 
 
 def python(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":

@@ -27,7 +27,7 @@ def folder(tmp_path: Path, clip: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def blocks(page: str, language: str) -> list[str]:
     text = (ROOT / "docs" / page).read_text()
-    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return re.findall(rf"^```{language} tested: \S*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
 def test_the_examples_of_the_client_run(live: LiveService, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -79,7 +79,7 @@ def test_the_commands_of_the_command_line_run(
 ) -> None:
     monkeypatch.chdir(folder)  # the fixture `sharecap` has changed it
     shell = Shell(sharecap, monkeypatch)
-    for line in "\n".join(blocks("command-line.md", "")).splitlines():
+    for line in "\n".join(blocks("command-line.md", "console")).splitlines():
         if line.startswith("$ "):
             shell.run(line[2:].replace("localhost:8000", live.url.removeprefix("http://")))
     assert shell.out.count("A light square moves to the right.") >= 4 and "A red fox." in shell.out

@@ -20,23 +20,50 @@ from service.local.up import free_port
 from service.metrics import Metrics
 from service.settings import Settings
 from tests.conftest import needs_worker
-from tests.docs.pages import PAGES, ROOT, check, commands, run
+from tests.docs.pages import PAGES, ROOT, check, commands, fences, run
 from workers.demo import scenes
 
 START_TIMEOUT_S = 240
-ACCESS = ROOT / "docs" / "access.md"
-PAGES_TO_RUN = [page for page in PAGES if commands(page) and page != ACCESS]
+DOCS = ROOT / "docs"
+ACCESS, DATASETS, WEBHOOKS = DOCS / "access.md", DOCS / "datasets.md", DOCS / "webhooks.md"
+ABOUT_RUNS = {DOCS / name for name in ("exports.md", "caption-statistics.md", "caption-evaluation.md")}
+"""Pages whose commands work on the captions that the commands of `DATASETS` make."""
+PAGES_TO_RUN = [page for page in PAGES if "console run" in dict(fences(page)) and page not in (ACCESS, DATASETS)]
 BIN = Path(sys.executable).parent
+LIKE_A_COMMAND = re.compile(
+    r"(\$ |(sharecap|docker|python\S*|make|git|curl|pip|vllm|ffmpeg|ffprobe|export) |[A-Z_]+=\S+ )"
+)
+NOT_RUN = {
+    "needs a GPU",
+    "needs Docker and a GPU",
+    "needs several hosts",
+    "needs a judge",
+    "takes hours",
+    "downloads an encoder",
+    "changes the checkout",
+    "they run the tests",
+}
+"""Why the commands of a fence are not run by any test."""
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def webhooks() -> dict[str, str]:
+    """What stands for the two ports and the secret of the page about webhooks."""
+    make_secret, *_ = commands(WEBHOOKS)
+    [secret] = run([f"{make_secret.text}; echo $SECRET"], ROOT, {"PATH": os.environ["PATH"]})
+    return {"9000": str(free_port()), "9001": str(free_port()), "SECRET": secret.strip()}
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory, webhooks: dict[str, str]) -> Iterator[str]:
     """`localhost:PORT` of the service of this module, which runs everything as `make serve` does."""
     if missing := [tool for tool in ("curl", "jq") if shutil.which(tool) is None]:
         pytest.skip(f"not installed: {', '.join(missing)}")
     port, data_dir = free_port(), tmp_path_factory.mktemp("service")
     command = [sys.executable, "-m", "sharecap_client.cli", "up", "--port", str(port), "--data-dir", str(data_dir)]
-    process = psutil.Popen(command, stderr=subprocess.PIPE, text=True)
+    hosts = f"127.0.0.1:{webhooks['9000']},127.0.0.1:{webhooks['9001']}"
+    changes = {"ALLOWED_HOSTS": hosts, "WEBHOOK_SECRET": webhooks["SECRET"]}
+    process = psutil.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **changes})
     try:
         line = process.stderr.readline()
         assert "sharecap is ready" in line, line
@@ -49,8 +76,16 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         process.stderr.close()
 
 
+@pytest.fixture(scope="module")
+def captioned(address: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which the commands of the page about captioning folders were run."""
+    folder = tmp_path_factory.mktemp("captioned")
+    run_page(DATASETS, address, folder)
+    return folder
+
+
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path) -> Path:
     scenes.write_clip(tmp_path / "clip.mp4", scenes.sample_clip())
     return tmp_path
 
@@ -70,10 +105,13 @@ def closed_gateway(redis_url: str, tmp_path: Path) -> Iterator[str]:
         process.wait(30)
 
 
-def run_page(page: Path, address: str, folder: Path, **environment: str) -> None:
-    """Run the commands of a page with the service at `address`, and check what they print."""
-    listed = [command for command in commands(page) if not starts_a_checkout(command.text, folder)]
-    texts = [command.text.replace("localhost:8000", address) for command in listed]
+def run_page(page: Path, address: str, folder: Path, changes: dict[str, str] | None = None, **environment: str) -> None:
+    """Run the commands of a page with the service at `address`, and check what they print.
+
+    `changes` are words to replace, and values of the variables that the page sets.
+    """
+    listed = [command for command in commands(page) if not starts_the_service(command.text, folder)]
+    texts = [changed(command.text, {"localhost:8000": address, **(changes or {})}) for command in listed]
     path = os.pathsep.join([str(BIN), os.environ["PATH"]])
     outputs = run(texts, folder, {"PATH": path, "SHARECAP_URL": address, **environment})
     for command, output in zip(listed, outputs, strict=True):
@@ -82,8 +120,17 @@ def run_page(page: Path, address: str, folder: Path, **environment: str) -> None
 
 @needs_worker
 @pytest.mark.parametrize("page", PAGES_TO_RUN, ids=lambda page: page.name)
-def test_the_commands_of_a_page_run_and_print_what_it_shows(page: Path, address: str, folder: Path) -> None:
-    run_page(page, address, folder)
+def test_the_commands_of_a_page_run_and_print_what_it_shows(
+    page: Path, address: str, folder: Path, webhooks: dict[str, str], request: pytest.FixtureRequest
+) -> None:
+    if page in ABOUT_RUNS:
+        shutil.copytree(request.getfixturevalue("captioned") / "captions", folder / "captions")
+    run_page(page, address, folder, webhooks if page == WEBHOOKS else {})
+
+
+@needs_worker
+def test_the_commands_about_captioning_a_folder_run_and_print_what_is_shown(captioned: Path) -> None:
+    assert (captioned / "captions" / "run.json").exists()
 
 
 def test_the_commands_about_access_run_and_print_what_is_shown(
@@ -92,8 +139,39 @@ def test_the_commands_about_access_run_and_print_what_is_shown(
     run_page(ACCESS, closed_gateway, folder, REDIS_URL=redis_url)
 
 
-def starts_a_checkout(text: str, folder: Path) -> bool:
-    """Whether a command of the README gets the checkout or starts the service, which this test has done already.
+def test_every_command_is_run_or_the_page_says_why_not() -> None:
+    """A fence says `run`, names the test that runs it, or the reason why none does."""
+    for page in [*PAGES, ROOT / "client" / "README.md"]:
+        for info, text in fences(page):
+            where = f"{page.name}: ```{info}\n{text}"
+            if tested := re.fullmatch(r"(?:console|python) tested: (\S+)", info):
+                assert (ROOT / tested[1]).is_file(), where
+            elif not_run := re.fullmatch(r"console not run: (.+)", info):
+                assert not_run[1] in NOT_RUN, where
+                print(f"{page.name}, {not_run[1]}: {text.splitlines()[0]}")
+            elif not re.fullmatch(r"(console|python) run|python \w+\.py|json|yaml", info):
+                assert not info and not any(map(LIKE_A_COMMAND.match, text.splitlines())), where
+
+
+@needs_worker
+@pytest.mark.skipif("SOAK" not in os.environ, reason="starts another engine; `make soak` runs it")
+def test_the_demo_runs() -> None:
+    assert re.search(r"^demo: .*\n\t@\$\(BIN\)/sharecap demo$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    result = subprocess.run([BIN / "sharecap", "demo"], capture_output=True, text=True, timeout=300, check=True)
+    assert "The video shows a red star" in result.stdout and "Recaptioning" in result.stdout
+
+
+def changed(text: str, changes: dict[str, str]) -> str:
+    for name, value in changes.items():
+        if text.startswith(f"{name}=$("):
+            text = f"{name}={value}"
+        elif not name.isidentifier():
+            text = re.sub(rf"\b{name}\b", value, text)
+    return text
+
+
+def starts_the_service(text: str, folder: Path) -> bool:
+    """Whether a command gets the checkout or starts the service, which this test has done already.
 
     The clone is this checkout: `folder` gets links to its files.
     """
@@ -106,7 +184,7 @@ def starts_a_checkout(text: str, folder: Path) -> bool:
     if text == "make serve":
         assert re.search(r"^serve: .*\n\t@\$\(BIN\)/sharecap up$", (ROOT / "Makefile").read_text(), re.MULTILINE)
         return True
-    return False
+    return text.endswith(" sharecap up &")
 
 
 def settings_table() -> ModuleType:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,10 +22,12 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from service.contract import model_hub
+from tests.docs import pages
 from workers.commands import dedupe
 from workers.commands.dedupe import CaptionEncoder, Pool, read
 
 ROOT = Path(__file__).resolve().parents[3]
+PAGE_FENCE = "console tested: tests/workers/commands/test_dedupe.py"
 WORDS = ["a", "the", "red", "blue", "fox", "dog", "star", "runs", "jumps", "sleeps", "grows", "over", "snow", "grass"]
 
 
@@ -112,19 +115,24 @@ def test_an_invalid_feature_raises(wrong: float) -> None:
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random BERT with a vocabulary of whole words."""
-    directory = tmp_path_factory.mktemp("bert")
+    return write_encoder(tmp_path_factory.mktemp("bert"), WORDS)
+
+
+def write_encoder(directory: Path, words: list[str], seed: int = 0, initializer_range: float = 0.5) -> Path:
+    """Write a tiny random BERT with a vocabulary of whole words."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    vocabulary = {word: number for number, word in enumerate([*special, *WORDS])}
+    vocabulary = {word: number for number, word in enumerate([*special, *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=32, **names).save_pretrained(directory)
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    config = BertConfig(vocab_size=len(vocabulary), max_position_embeddings=32, initializer_range=0.5, **sizes)
+    config = BertConfig(
+        vocab_size=len(vocabulary), max_position_embeddings=32, initializer_range=initializer_range, **sizes
+    )
     BertModel(config).save_pretrained(directory)
     return directory
 
@@ -175,6 +183,21 @@ def test_filtering_a_file(
     expected = greedy(CaptionEncoder(str(encoder), "cpu").encode([row["text"].lower() for row in rows]).numpy(), 0.9999)
     assert [row["text"] for row in kept] == [row["text"] for row, (k, _, _) in zip(rows, expected, strict=True) if k]
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_the_commands_of_the_page_print_what_it_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, filtered, *shown = pages.commands(ROOT / "docs" / "dedupe.md", PAGE_FENCE)
+    monkeypatch.chdir(tmp_path)
+    Path("captions.jsonl").write_text("".join(f"{line}\n" for line in made.output))
+    texts = " ".join(row["caption"].lower() for row in rows_of(Path("captions.jsonl")))
+    write_encoder(tmp_path / "encoder", sorted(set(re.findall(r"\w+|[.,]", texts))), seed=4, initializer_range=0.2)
+    capsys.readouterr()
+    assert dedupe.main(filtered.text.removeprefix("sharecap dedupe ").split()) == 0
+    pages.check(filtered, capsys.readouterr().out)
+    for command in shown:
+        pages.check(command, subprocess.check_output(command.text, shell=True, text=True))
 
 
 @pytest.mark.parametrize(
