@@ -7,6 +7,7 @@ The second half of the rows is read after the first half is in the store, as in 
 
 import asyncio
 import json
+import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +21,8 @@ from sharecap_client.datasets.batch.run import Run
 from sharecap_client.datasets.batch.selection import Failed, Selection
 from sharecap_client.datasets.store import Store
 from sharecap_client.models import Job
+
+ROOT = Path(__file__).parents[3]
 
 
 class InstantClient(AsyncClient):
@@ -38,6 +41,13 @@ async def caption(store: Store, table: Path) -> None:
         selection = Selection(index, store.manifest.caption_options, Failed.KEEP)
         run = Run(InstantClient(), store, selection, progress, 64)
         await run.caption(Inputs([str(table)], table.parent), count=True)
+
+
+def peak_mb(rows: int, directory: Path) -> float:
+    """Run this module in its own process and return what it prints."""
+    directory.mkdir()
+    command = [sys.executable, "-m", __name__, str(rows), str(directory)]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout)
 
 
 def main() -> None:

@@ -1,10 +1,7 @@
 """`sharecap batch` with a real gateway and a scripted worker: inputs, continuing, options, failures, what it prints."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +15,8 @@ from sharecap_client.datasets.rows import Row
 from sharecap_client.datasets.store import Store
 
 from service.contract.store.keys import JOBS
-from tests.client.conftest import ROOT, Sharecap
+from tests.client.conftest import Sharecap
+from tests.client.datasets import memory
 from tests.client.live_service import LiveService
 
 CAPTION = "A light square moves to the right."
@@ -233,13 +231,6 @@ def test_what_cannot_work_is_said_before_anything_is_sent(sharecap: Sharecap, cl
 
 
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
-    """`SOAK=1` compares 10,000 rows with a million, half of which are in the store when the command starts again."""
-    sizes = (10_000, 1_000_000) if "SOAK" in os.environ else (1000, 4000)
-    used = []
-    for rows in sizes:
-        folder = tmp_path / str(rows)
-        folder.mkdir()
-        command = [sys.executable, "-m", "tests.client.datasets.memory", str(rows), str(folder)]
-        used.append(float(subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout))
-    print(f"{sizes[0]} rows: {used[0]:.0f} MB, {sizes[1]} rows: {used[1]:.0f} MB")
-    assert used[1] < used[0] + 30
+    """`tests/soak/test_memory.py` compares 10,000 rows with a million."""
+    few, many = (memory.peak_mb(rows, tmp_path / str(rows)) for rows in (1000, 4000))
+    assert many < few + 30
