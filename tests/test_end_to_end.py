@@ -5,71 +5,28 @@ All tests of this module share one service, because starting the real engine tak
 
 import json
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import psutil
 import pytest
 from httpx_sse import connect_sse
 
-from service.local.up import free_port
+from tests.whole_service import JOB_TIMEOUT_S, Service, whole_service
 from workers.demo import language, scenes
 
 ROOT = Path(__file__).parents[1]
-START_TIMEOUT_S = 240
-JOB_TIMEOUT_S = 240
 NO_WAIT = {"Prefer": "wait=0"}
-
-
-@dataclass(frozen=True)
-class Service:
-    process: psutil.Popen
-    data_dir: Path
-    http: httpx.Client
-
-    def submit(self, clip: Path, **options: object) -> str:
-        with clip.open("rb") as file:
-            answer = self.http.post("/captions", files={"file": (clip.name, file)}, data=options)
-        assert answer.status_code == 202, answer.text
-        assert answer.headers["location"] == f"/captions/{answer.json()['id']}"
-        return str(answer.json()["id"])
-
-    def events(self, job_id: str, after: int | None = None) -> list[tuple[int, str, dict[str, Any]]]:
-        """Follow the job to its final event; return the id, type and data of each event."""
-        headers = {} if after is None else {"Last-Event-ID": str(after)}
-        with connect_sse(self.http, "GET", f"/captions/{job_id}/events", headers=headers) as source:
-            return [(int(e.id), e.event, json.loads(e.data)) for e in source.iter_sse() if e.data]
-
-    def job(self, job_id: str) -> dict[str, Any]:
-        job: dict[str, Any] = self.http.get(f"/captions/{job_id}").raise_for_status().json()
-        return job
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    data_dir, port = tmp_path_factory.mktemp("service"), free_port()
-    command = [sys.executable, "-m", "sharecap_client.cli", "up", "--port", str(port), "--data-dir", str(data_dir)]
-    process = psutil.Popen(command, stderr=subprocess.PIPE, text=True, umask=0o022)
-    try:
-        line = process.stderr.readline()
-        assert f"sharecap is ready on http://127.0.0.1:{port} with the demo model" in line, line
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=JOB_TIMEOUT_S) as http:
-            yield Service(process, data_dir, http)
-        children = process.children(recursive=True)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
-        assert not psutil.wait_procs(children, timeout=5)[1], "a process is still running"
-    finally:
-        if process.is_running():
-            process.kill()
-        process.stderr.close()
+    with whole_service(tmp_path_factory.mktemp("service")) as started:
+        yield started
 
 
 @pytest.fixture(scope="module")
@@ -293,51 +250,11 @@ def test_killed_worker_is_restarted_and_the_job_completes(service: Service, samp
     assert worker_of(service).pid != before.pid
 
 
-async def test_the_page_captions_two_videos(service: Service, sample: Path, tmp_path: Path) -> None:
-    """The path of a user in a real browser, with the real engine. `SCREENSHOTS=docs/images` makes screenshots."""
-    from tests.service.web import browsing  # noqa: PLC0415  # skips the test without a browser
+async def test_a_visit_to_the_page(service: Service, sample: Path, tmp_path: Path) -> None:
+    """A user's whole visit in a real browser. `make soak` repeats it on other screens and with an API key."""
+    from tests.service.web import browsing, visit  # noqa: PLC0415  # skips the test without a browser
 
-    expect = browsing.playwright.expect
     second = tmp_path / "square.mp4"
     scenes.write_clip(second, scenes.make_scene(7))
-    async with browsing.chromium() as browser, browsing.open_page(browser, **browsing.DESKTOP) as page:
-        await page.goto(str(service.http.base_url))
-        await expect(page.locator("#banner")).to_contain_text("demonstration model")
-        assert str(service.data_dir) not in await page.content()
-        await page.locator("[name=file]").set_input_files([sample, second])
-        await page.get_by_role("button", name="Caption", exact=True).click()
-        rows = page.locator("#queue-rows > li")
-        for row in (rows.nth(1), rows.nth(0)):
-            await row.locator("a").click()
-            await expect(page.locator("[data-part=status]")).to_contain_text("Completed", timeout=1000 * JOB_TIMEOUT_S)
-        await expect(page.locator("[data-part=caption]")).to_contain_text("red star")
-        await page.locator("video").evaluate("video => { video.muted = true; return video.play(); }")
-        await page.locator(".thumbs button:visible").nth(1).click()
-        await page.locator("video").evaluate("video => video.pause()")
-        assert await page.locator("video").evaluate("video => video.currentTime") > 1
-        await expect(page.locator(".frame[aria-current]")).to_contain_text("Frame 2")
-        await browsing.drag(page, 0.3, 0.7)
-        part = page.locator("[data-part=clips] article")
-        await expect(part.locator(".text:not(.writing)")).to_contain_text("star", timeout=1000 * JOB_TIMEOUT_S)
-        text = await part.locator(".text").inner_text()
-        await page.locator("body").evaluate("body => scrollTo(0, 0)")
-        await browsing.screenshot(page, "page")
-        for label, expected in (("SRT", "-->"), ("JSON", '"differentials"')):
-            assert expected in await browsing.downloaded(page, label)
-        await browsing.check_accessibility(page)
-        link = page.url
-        await page.goto("about:blank")
-        await page.goto(link)
-        await expect(part.locator(".text")).to_have_text(text)
-        phone = {**browsing.PHONE, "storage_state": await page.context.storage_state()}
-        async with browsing.open_page(browser, **phone) as small:
-            await small.goto(link)
-            await expect(small.locator("[data-part=status]")).to_contain_text("Completed")
-            await browsing.check_accessibility(small)
-            await browsing.screenshot(small, "page-on-a-phone")
-        page.on("dialog", lambda dialog: dialog.accept())
-        await page.get_by_role("button", name="Delete", exact=True).click()
-        await expect(page.get_by_role("button", name="Try a sample clip")).to_be_visible()
-        await page.get_by_role("button", name="Try a sample clip").click()
-        await page.get_by_role("button", name="Cancel", exact=True).click()
-        await expect(page.locator("[data-part=status]")).to_have_text(re.compile("Cancelled|Completed"))
+    async with browsing.chromium() as browser:
+        await visit.visit(browser, visit.demo_site(str(service.http.base_url)), "desktop-light", sample, second)
