@@ -67,6 +67,14 @@ async def texts_of_body(section: Any, media_type: str, names: list[str]) -> dict
     return dict.fromkeys(names, await section.inner_text())
 
 
+async def test_the_browser_of_these_tests_reaches_no_other_host(browser: Any) -> None:
+    page = await browser.new_page()
+    for address in ("https://example.org/", "http://192.0.2.1/"):
+        with pytest.raises(playwright.Error, match="ERR_NAME_NOT_RESOLVED"):
+            await page.goto(address)
+    await page.close()
+
+
 async def test_the_page_shows_every_route_option_and_error(browser: Any, serve: Serve) -> None:
     """Of an option or parameter: description, bounds and an example. Of an error: its code."""
     async with serve() as gateway, open_page(browser, **DESKTOP) as page:
