@@ -14,7 +14,6 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
 import fsspec
@@ -165,16 +164,13 @@ def _info(error: SharecapError) -> ErrorInfo:
 
 @asynccontextmanager
 async def _opened(video: str) -> AsyncIterator[str | BinaryIO]:
-    """Yield a URL that the service fetches itself, or an open file: a temporary copy of a remote one."""
-    if is_web(video):
+    """Yield a path, a URL that the service fetches itself, or an open file: a temporary copy of a remote one."""
+    if is_web(video) or not is_url(video):
         yield video
-    elif is_url(video):
-        with tempfile.TemporaryFile() as file:
-            await asyncio.to_thread(_download, video, cast(BinaryIO, file))
-            yield cast(BinaryIO, file)
-    else:
-        with Path(video).open("rb") as local:
-            yield local
+        return
+    with tempfile.TemporaryFile() as file:
+        await asyncio.to_thread(_download, video, cast(BinaryIO, file))
+        yield cast(BinaryIO, file)
 
 
 def _download(url: str, file: BinaryIO) -> None:
