@@ -99,7 +99,7 @@ def edit(
         _show_changes(edits.preview(store.rows(), [*recorded, *added]), [edits.describe(one) for one in recorded])
         if write:
             edits.record(store, [*recorded, *added])
-            notes.print("written")
+            notes.print(f"the edits are recorded in {run}; --undo takes the last one back", markup=False)
         else:
             notes.print("nothing was written: --write writes these texts")
 
@@ -113,7 +113,7 @@ def _show_changes(changes: Iterable["Changed"], recorded: Sequence[str]) -> None
     for number, one in enumerate(recorded, 1):
         notes.print(f"edit {number}, recorded before: {one}", markup=False)
     more = f", {SHOWN_CHANGES} of them are shown" if count > SHOWN_CHANGES else ""
-    notes.print(f"{count} captions change{more}")
+    notes.print(f"{count} captions change{more}" if count != 1 else "1 caption changes")
 
 
 def _line(text: str) -> str:
