@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -208,6 +211,20 @@ def test_paths_on_standard_input(
         ("missing.mp4", "unreadable_file"),
     ]
     assert "standard input" in sharecap("batch", "--out", tmp_path / "run").err
+
+
+def test_ctrl_c_ends_a_command_that_waits_for_standard_input(live: LiveService, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sharecap_client.cli", "batch", "-", "--out", tmp_path / "run", "--url", live.url]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None and process.stderr is not None
+        process.stdin.write("/no/such/file.mp4\n" * 64)
+        process.stdin.flush()
+        assert "no/such/file.mp4: failed" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        try:
+            assert process.wait(10) == 130
+        finally:
+            process.kill()
 
 
 def test_ids_do_not_change_unnoticed(sharecap: Sharecap, clips: Path, tmp_path: Path, jobs: JobCount) -> None:

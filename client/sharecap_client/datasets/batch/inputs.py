@@ -59,8 +59,7 @@ class Inputs:
 
     def _items(self, name: str) -> Iterator[Item]:
         if name == STDIN:
-            lines = (line.strip() for line in sys.stdin)
-            return (self._item(line) for line in lines if line)
+            return (self._item(line) for line in _standard_input() if line)
         if Path(name).suffix.lower() in TABLE_SUFFIXES:
             return (Item(row_id, _beside(name, video)) for row_id, video in read_table(name, self.columns))
         if is_url(name):
@@ -73,6 +72,12 @@ class Inputs:
         path = Path(os.path.abspath(name))  # noqa: PTH100 (links keep their names)
         relative = path.relative_to(self.root) if path.is_relative_to(self.root) else path
         return Item(relative.as_posix(), str(path))
+
+
+def _standard_input() -> Iterator[str]:
+    """Yield the lines. `sys.stdin` itself stays unused: Python cannot exit while another thread reads from it."""
+    with open(sys.stdin.fileno(), encoding=sys.stdin.encoding, errors=sys.stdin.errors, closefd=False) as lines:
+        yield from (line.strip() for line in lines)
 
 
 def is_url(name: str) -> bool:

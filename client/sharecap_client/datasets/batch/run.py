@@ -1,10 +1,13 @@
 """A run of `sharecap batch`: reads the input as a stream, captions some videos at a time, writes their rows."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Callable, Iterable
+from concurrent.futures import Future
+from contextlib import aclosing
 from itertools import islice
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any, Self, TypeVar
 
 from sharecap_client.api import AsyncClient
 from sharecap_client.datasets.batch.captioner import Captioner
@@ -19,6 +22,7 @@ from sharecap_client.errors import InvalidOption
 from sharecap_client.models import JobStatus
 
 READ_AHEAD = 64
+T = TypeVar("T")
 
 
 class Run:
@@ -82,8 +86,8 @@ class Run:
         self._empty = False
 
     async def _count(self, items: Iterable[Item]) -> None:
-        with own_thread("counter") as thread:
-            self._progress.counted(await asyncio.wrap_future(thread.submit(lambda: sum(1 for _ in items))))
+        with OwnThread("counter") as thread:
+            self._progress.counted(await thread.run(lambda: sum(1 for _ in items)))
 
 
 def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -97,18 +101,40 @@ def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
 async def read_in_thread(items: Iterable[Item]) -> AsyncGenerator[Item]:
     """Yield the items, which are read in a thread, a few at a time."""
     iterator = iter(items)
-    with own_thread("reader") as thread:
-        while batch := await asyncio.wrap_future(thread.submit(lambda: list(islice(iterator, READ_AHEAD)))):
+    with OwnThread("reader") as thread:
+        while batch := await thread.run(lambda: list(islice(iterator, READ_AHEAD))):
             for item in batch:
                 yield item
 
 
-@contextmanager
-def own_thread(name: str) -> Iterator[ThreadPoolExecutor]:
-    """Make a thread that does one kind of work. Freed memory is kept for each thread that has used it, so work that
-    wandered between the threads of a pool would use several times as much."""
-    thread = ThreadPoolExecutor(1, name)
-    try:
-        yield thread
-    finally:
-        thread.shutdown(wait=False, cancel_futures=True)
+class OwnThread:
+    """A thread that does one kind of work; use it with `with`.
+
+    Freed memory is kept for each thread that has used it, so work that wandered between the threads of a pool would use
+    several times as much. At its end, the process does not wait for this thread: it may be reading standard input.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        Thread(target=self._work, name=name, daemon=True).start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._calls.put(None)
+
+    async def run(self, call: Callable[[], T]) -> T:
+        """Return what `call` returns in the thread."""
+        future: Future[T] = Future()
+        self._calls.put((future, call))
+        return await asyncio.wrap_future(future)
+
+    def _work(self) -> None:
+        while (item := self._calls.get()) is not None:
+            future, call = item
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(call())
+                except BaseException as error:
+                    future.set_exception(error)
