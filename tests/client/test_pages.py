@@ -10,6 +10,8 @@ from pathlib import Path
 from string import Template
 
 import pytest
+import typer
+from sharecap_client.cli.app import SERVER_COMMANDS, create_app
 
 from tests.client.conftest import ROOT, Sharecap
 from tests.client.live_service import LiveService
@@ -72,6 +74,12 @@ class Shell:
             Path(file).write_text(result.out)
             return ""
         return result.out
+
+
+def test_the_page_lists_every_command() -> None:
+    text = (ROOT / "docs" / "command-line.md").read_text()
+    for command in {*typer.main.get_group(create_app()).commands, *SERVER_COMMANDS}:
+        assert re.search(rf"sharecap {command}\b", text), command
 
 
 def test_the_commands_of_the_command_line_run(
