@@ -3,7 +3,6 @@
 import base64
 import json
 import os
-import shlex
 import signal
 import socket
 import subprocess
@@ -16,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.docs import pages
 from tests.reference.checkpoint import random_image
 from workers.commands.vllm_args import main, options
 from workers.settings import DEMO_CHECKPOINT
@@ -24,24 +24,26 @@ ROOT = Path(__file__).resolve().parents[3]
 BIN = Path(sys.executable).parent
 START_TIMEOUT_S = 500
 PROMPT = "This is the first frame of a video, describe it in detail. [UNUSED_TOKEN_145]"
-SERVER_OPTIONS = "--dtype float32 --enforce-eager --kv-cache-memory-bytes 200000000 --max-num-seqs 4"
+PAGE = pages.commands(ROOT / "docs" / "vllm-serve.md", "console tested: tests/workers/commands/test_vllm_args.py")
+PAGE_PORT = "18123"
+LIMITS = "--host 127.0.0.1 --max-num-seqs 4"
 
 demo = pytest.mark.skipif(not (DEMO_CHECKPOINT / "config.json").exists(), reason="the demo model is not built")
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
-    """The URL of `vllm serve` for the demo checkpoint, started as in the documentation."""
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of `vllm serve` for the demo checkpoint, started by the command in `docs/vllm-serve.md`."""
+    [documented] = [command.text for command in PAGE if PAGE_PORT in command.text and "vllm serve" in command.text]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    model, log = shlex.quote(str(DEMO_CHECKPOINT)), tmp_path / "log"
-    arguments = f"--host 127.0.0.1 --port {port} --served-model-name demo {SERVER_OPTIONS}"
-    command = f"exec vllm serve {model} $(sharecap vllm-args {model}) {arguments}"
+    log = tmp_path_factory.mktemp("server") / "log"
+    command = f"exec {documented.replace(PAGE_PORT, str(port))} {LIMITS}"
     env = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     with log.open("w") as out:
         process = subprocess.Popen(
-            ["sh", "-c", command], cwd=tmp_path, env=env, stdout=out, stderr=out, start_new_session=True
+            ["sh", "-c", command], cwd=ROOT, env=env, stdout=out, stderr=out, start_new_session=True
         )
     try:
         wait_until_healthy(f"http://127.0.0.1:{port}", process, log)
@@ -100,6 +102,16 @@ def test_vllms_own_server_answers_like_generate(server: str, tmp_path: Path) -> 
     assert generated["image_tokens"] > 0
     plain, parts = ask(server, "a red star"), ask(server, [{"type": "text", "text": "a red star"}])
     assert plain["choices"][0]["token_ids"] == parts["choices"][0]["token_ids"]
+
+
+@demo
+def test_the_commands_of_the_page_run_and_print_what_it_shows(server: str, tmp_path: Path) -> None:
+    (tmp_path / "workers").symlink_to(ROOT / "workers")
+    listed = [command for command in PAGE if not command.text.startswith("vllm serve")]
+    texts = [command.text.replace(f"http://localhost:{PAGE_PORT}", server) for command in listed]
+    outputs = pages.run(texts, tmp_path, {"PATH": f"{BIN}:{os.environ['PATH']}"})
+    for command, output in zip(listed, outputs, strict=True):
+        pages.check(command, output)
 
 
 def write_config(directory: Path, architecture: str) -> str:
