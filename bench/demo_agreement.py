@@ -22,7 +22,6 @@ from PIL import Image
 
 from workers.demo import examples, language, scenes, world
 from workers.demo.training import export, tokens
-from workers.demo.training.columns import FAST_HD_NUM
 from workers.demo.training.model import DemoModel
 from workers.prompts.trained import TRAINED_PROMPTS
 from workers.video.collage import stack_all, stack_pair
@@ -34,6 +33,7 @@ from workers.xcomposer2.tokenizer import load_tokenizer, stop_ids, turn_ids
 CHECKPOINT = Path(__file__).parents[1] / "workers" / "demo" / "checkpoint"
 FIRST_SEED = world.HELD_OUT_SEED + 2_000_000
 MAX_TOKENS = 256
+FAST_HD_NUM = 8
 
 
 @dataclass(frozen=True)

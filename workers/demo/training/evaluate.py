@@ -5,7 +5,6 @@ Greedy answers are read back with `language.py`. bench/demo_quality.py measures 
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,22 +14,19 @@ from torch import Tensor
 
 from workers.demo import examples, language
 from workers.demo.examples import Example
-from workers.demo.training import columns, tokens
+from workers.demo.training import tokens
 from workers.demo.training.batches import Vocabulary
 from workers.demo.training.data import SINGLE, Pictures, decode_state
+from workers.demo.training.heads import Heads
 from workers.demo.training.loop import TrainingRun
 from workers.demo.training.model import DemoModel
 from workers.demo.world import CHANGES
 
-COLUMN_GROUPS = (  # (frame size, keyframes) of the held-out columns
-    ((320, 180), 5), ((320, 180), 6), ((320, 180), 7), ((320, 180), 8), ((384, 216), 6), ((384, 216), 7),
-    ((426, 240), 8), ((320, 240), 6), ((256, 256), 7), ((384, 160), 7),
-)  # fmt: skip
-IMAGE_ANSWER_TOKENS, SUMMARY_TOKENS, RECAPTION_TOKENS, COLUMN_TOKENS = 30, 160, 60, 200
+IMAGE_ANSWER_TOKENS, SUMMARY_TOKENS, RECAPTION_TOKENS = 30, 160, 60
 
 
 @torch.no_grad()
-def head_accuracy(run: TrainingRun, held_out: Pictures, count: int = 1600) -> dict[str, float]:
+def head_accuracy(run: TrainingRun[Heads], held_out: Pictures, count: int = 1600) -> dict[str, float]:
     """Return the accuracy of each auxiliary picture head."""
     totals: dict[str, float] = defaultdict(float)
     starts = range(0, min(count, len(held_out)), 200)
@@ -44,10 +40,6 @@ def head_accuracy(run: TrainingRun, held_out: Pictures, count: int = 1600) -> di
     return {task: round(total / len(starts), 3) for task, total in totals.items()}
 
 
-def sentences(text: str) -> list[str]:
-    return text.split(". ")
-
-
 @dataclass(frozen=True)
 class Evaluator:
     """Lets a model answer held-out turns of each role greedily, and counts right answers."""
@@ -57,10 +49,9 @@ class Evaluator:
     held_out: Pictures
 
     @torch.no_grad()
-    def accuracy(self, count: int, fast: bool) -> dict[str, float]:
+    def accuracy(self, count: int) -> dict[str, float]:
         """Return the share of right answers of each role on `count` turns, half as many for summary and recaption."""
         shares = self.first_frames(count) | self.differentials(count) | self.texts(count // 2)
-        shares |= self.columns(count) if fast else {}
         return {f"right_{name}": round(share, 3) for name, share in shares.items()}
 
     def answer(self, prompts: list[str], images: Tensor | None, max_tokens: int) -> list[str]:
@@ -123,24 +114,3 @@ class Evaluator:
     def exact(self, turns: list[Example], max_tokens: int) -> float:
         texts = self.answer([turn.prompt for turn in turns], None, max_tokens)
         return sum(text == turn.answer for text, turn in zip(texts, turns, strict=True)) / len(turns)
-
-    def columns(self, count: int) -> dict[str, float]:
-        """Return the share of columns whose caption is right in every word, and the share of right sentences."""
-        whole, right, total, columns_seen = 0, 0, 0, 0
-        for text, example in self.column_answers(count):
-            expected = sentences(example.answer)
-            columns_seen += 1
-            whole += text == example.answer
-            total += len(expected)
-            right += sum(a == b for a, b in zip(sentences(text), expected, strict=False))
-        return {"fast": whole / columns_seen, "fast_sentences": right / total}
-
-    def column_answers(self, count: int) -> Iterator[tuple[str, Example]]:
-        """Yield the answer about each of `count` held-out columns, and the reference."""
-        for group, (size, keyframes) in enumerate(COLUMN_GROUPS):
-            rng = random.Random(f"held-out columns {group}")
-            drawn = [columns.draw_column(rng, size, keyframes) for _ in range(count // len(COLUMN_GROUPS))]
-            batch = columns.make_batch(drawn)
-            image = columns.image_tokens(self.model, self.model.see(batch.pixels.flatten(0, 1))[1], batch)
-            texts = self.answer([example.prompt for example in batch.examples], image, COLUMN_TOKENS)
-            yield from zip(texts, batch.examples, strict=True)

@@ -4,9 +4,6 @@
   pooling), the shape and colour that cover each patch, and what changed (each image token).
 - `TextHeads` predict from the middle layer: what changed (last image token), and for each text token the previous token
   and the frame, or requested change, that it refers to.
-- `ColumnHeads` predict from the fast role's image: the shape and colour that cover each patch and, at the separator
-  after each token row, the number and look of the last complete frame (middle layer) and the change into it (next
-  layer).
 
 The heads speed up training: patches teach shapes fastest, a language model finds what every token states sooner than
 what one token states, and its upper half learns to copy one sentence from among many once the lower half knows the
@@ -18,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from workers.demo.training.batches import IGNORE, Batch
-from workers.demo.training.columns import ColumnBatch
 from workers.demo.training.data import SINGLE
 from workers.demo.training.model import Sizes
 from workers.demo.world import BACKGROUNDS, COLOURS, SHAPES
@@ -142,64 +138,8 @@ def normed_linear(width: int, classes: int) -> nn.Sequential:
     return nn.Sequential(nn.RMSNorm(width), nn.Linear(width, classes))
 
 
-class ColumnHeads(nn.Module):
-    def __init__(self, sizes: Sizes) -> None:
-        super().__init__()
-        self.merged_side = sizes.grid // 2
-        self.patch = PatchHead(sizes)
-        self.shape = normed_linear(sizes.hidden, NO_SHAPE + 1)
-        self.colour = normed_linear(sizes.hidden, NO_COLOUR)
-        self.background = normed_linear(sizes.hidden, len(BACKGROUNDS))
-        self.place = normed_linear(sizes.hidden, 3)
-        self.change = normed_linear(sizes.hidden, SINGLE + 1)
-
-    def row_ends(self, image: Tensor, columns: ColumnBatch) -> Tensor:
-        """Return the separators that end the tiles' token rows: `[batch, token rows, hidden]`."""
-        m, tiling = self.merged_side, columns.tiling
-        tiles = image[:, m * (m + 1) + 1 :]  # after the global view and its separator
-        return tiles.view(len(image), tiling.rows * m, tiling.cols * m + 1, -1)[:, :, -1]
-
-    def tile_patches(self, patches: Tensor, columns: ColumnBatch) -> Tensor:
-        """Return the patches of the tiles as in the padded image: `[batch, patch rows, patch columns, d]`.
-
-        `patches` is `[batch, 1 + tiles, grid², d]`; the global view comes first and is left out.
-        """
-        tiling, grid = columns.tiling, 2 * self.merged_side
-        tiles = patches[:, 1:].reshape(len(patches), tiling.rows, tiling.cols, grid, grid, -1)
-        return tiles.permute(0, 1, 3, 2, 4, 5).flatten(1, 2).flatten(2, 3)
-
-    def patch_loss(self, patches: Tensor, columns: ColumnBatch) -> Tensor:
-        """Return the loss of the tiles' patches; `patches` is `[batch, 1 + tiles, grid², d]`."""
-        return self.patch.loss(self.tile_patches(patches, columns), columns.patch_shapes, columns.patch_colours)
-
-    def look_loss(self, image: Tensor, columns: ColumnBatch, number: nn.Module) -> Tensor:
-        """Return the loss of each row's last complete frame: number, look and place.
-
-        `number` is the head that reads the number from text tokens: both kinds of token learn one representation.
-        """
-        rows = columns.row_frames > 0
-        frames = columns.row_frames[rows] - 1
-        ends = self.row_ends(image, columns)
-        looks, places = columns.looks[:, frames].flatten(0, 1), columns.places[:, frames].flatten(0, 1)
-        complete = ends[:, rows].flatten(0, 1)
-        total = F.cross_entropy(number(ends).flatten(0, 1), columns.row_frames.repeat(len(ends)))
-        for head, target in zip((self.shape, self.colour, self.background), looks.unbind(1), strict=True):
-            total = total + F.cross_entropy(head(complete), target)
-        return total + PLACE_WEIGHT * place_loss(self.place(complete), places, looks[:, 0] != NO_SHAPE)
-
-    def change_loss(self, image: Tensor, columns: ColumnBatch) -> tuple[Tensor, float]:
-        """Return the loss of the change into each row's last complete frame, and its accuracy after the first frame."""
-        rows = columns.row_frames > 0
-        target = columns.changes[:, columns.row_frames[rows] - 1].flatten()
-        output = self.change(self.row_ends(image, columns)[:, rows].flatten(0, 1))
-        later = target != SINGLE
-        accuracy = (output.argmax(-1) == target)[later].float().mean().item()
-        return F.cross_entropy(output, target), accuracy
-
-
 class Heads(nn.Module):
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
         self.picture = PictureHeads(sizes)
         self.text = TextHeads(sizes)
-        self.column = ColumnHeads(sizes)

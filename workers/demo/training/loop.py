@@ -5,32 +5,36 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from workers.demo.training.heads import Heads
 from workers.demo.training.model import DemoModel
 from workers.demo.training.optimisers import ADAM_LR, MUON_LR, schedule
 
-PHASES = ("vision", "text", "joint", "fast")
-VISION_RATES = {"vision": 1.0, "text": 0.7, "joint": 0.3, "fast": 0.3}  # of tower, projection and heads
-LANGUAGE_RATES = {"vision": 0.0, "text": 0.7, "joint": 0.4, "fast": 0.4}
+PHASES = ("vision", "text", "joint")
+# factors of the learning rates in each phase; the last two are those of the fast role's training
+VISION_RATES = {"vision": 1.0, "text": 0.7, "joint": 0.3, "frames": 1.0, "captions": 1.0}  # tower, projection, heads
+LANGUAGE_RATES = {"vision": 0.0, "text": 0.7, "joint": 0.4, "frames": 1.0, "captions": 1.0}
+
+
+HeadsT = TypeVar("HeadsT", bound=nn.Module)
 
 
 @dataclass
-class TrainingRun:
+class TrainingRun(Generic[HeadsT]):
     """Everything that is saved and restored."""
 
     model: DemoModel
-    heads: Heads
+    heads: HeadsT
     optimisers: list[torch.optim.Optimizer]
     out: Path
     phase: str = PHASES[0]
     step: int = 0
-    seconds: float = 0.0  # spent in this phase
+    seconds: float = 0.0  # of CPU time, spent in this phase
     rate: float = 1.0  # factor of all learning rates; below 1 for weights that are already trained
 
     def save(self) -> None:
@@ -65,13 +69,16 @@ class TrainingRun:
         tqdm.write(json.dumps(line))
 
     def steps(self, budget_s: float) -> Iterator[None]:
-        """Yield once per optimiser step until the phase has lasted `budget_s`. The caller computes the gradients."""
+        """Yield once per optimiser step until the phase has used `budget_s` of CPU time.
+
+        The caller computes the gradients.
+        """
         bar = tqdm(desc=self.phase, initial=self.step, unit="step", mininterval=10, disable=rank() > 0)
-        started = time.monotonic()
+        started = time.process_time()
         while self.seconds < budget_s:
             self.set_rates(self.rate * schedule(self.step, self.seconds / budget_s))
             yield
-            now = time.monotonic()
+            now = time.process_time()
             self.seconds, started = self.average_gradients(self.seconds + now - started), now
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 5.0)
             for optimiser in self.optimisers:
@@ -85,7 +92,7 @@ class TrainingRun:
         for optimiser, base in zip(self.optimisers, (MUON_LR, ADAM_LR), strict=True):
             for group in optimiser.param_groups:
                 rates = VISION_RATES if group["vision"] else LANGUAGE_RATES
-                group["lr"] = base * factor * rates[self.phase]
+                group["lr"] = base * factor * rates[self.phase] * group.get("factor", 1.0)
             optimiser.zero_grad(set_to_none=True)
 
     def average_gradients(self, seconds: float) -> float:

@@ -6,9 +6,9 @@ of InternLM-XComposer2 (arXiv:2401.16420).
 """
 
 import math
-import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -196,6 +196,17 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat([-second, first], -1) * sin
 
 
+def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Return causal attention over `[batch, heads, length, head_dim]`.
+
+    In bfloat16 on a CPU its gradient takes less time than that of PyTorch's own attention.
+    """
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    future = torch.full(scores.shape[-2:], -1e4, dtype=scores.dtype, device=scores.device).triu(1)
+    mixed: Tensor = (scores + future).softmax(-1).to(v.dtype) @ v
+    return mixed
+
+
 class Attention(nn.Module):
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
@@ -218,7 +229,10 @@ class Attention(nn.Module):
                 k, v = torch.cat([cache[0], k], 2), torch.cat([cache[1], v], 2)
             cache[:] = [k, v]
         k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=length > 1)
+        if self.training and length > 1:
+            mixed = causal_attention(q, k, v)
+        else:
+            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=length > 1)
         return x.split(mixed.transpose(1, 2).reshape(batch, length, -1)).map_kinds(self.wo)
 
 
@@ -241,10 +255,17 @@ class DecoderLayer(nn.Module):
         self.attention_norm = nn.RMSNorm(sizes.hidden, sizes.norm_eps)
         self.ffn_norm = nn.RMSNorm(sizes.hidden, sizes.norm_eps)
         self.attention, self.feed_forward = Attention(sizes), FeedForward(sizes)
+        self.fed: tuple[bool, ...] = (False, True)  # kinds with a feed-forward output: text (False), image (True)
 
     def forward(self, x: Tokens, rope: tuple[Tensor, Tensor], cache: list[Tensor] | None) -> Tokens:
         x = x + self.attention(x.map_kinds(lambda part, _: self.attention_norm(part)), rope, cache)
-        return x + x.map_kinds(lambda part, image: self.feed_forward(self.ffn_norm(part), image))
+        return x + x.map_kinds(self.fed_forward)
+
+    def fed_forward(self, x: Tensor, image: bool) -> Tensor:
+        if image not in self.fed:
+            return torch.zeros_like(x)
+        out: Tensor = self.feed_forward(self.ffn_norm(x), image)
+        return out
 
 
 class LanguageModel(Layers):
@@ -290,22 +311,24 @@ class DemoModel(nn.Module):
         return patches, merge(patches)
 
     def rows(self, x: Tensor) -> Tensor:
-        """Append the row separator to each row of `[batch, h, w, 4·d]` and flatten: `[batch, h·(w + 1), 4·d]`."""
+        """Append the projected row separator to each row of `[batch, h, w, hidden]`, and join the rows."""
         batch, height, _, width = x.shape
-        return torch.cat([x, self.plora_sub_GN.expand(batch, height, 1, width)], 2).flatten(1, 2)
+        return torch.cat([x, self.vision_proj(self.plora_sub_GN).expand(batch, height, 1, width)], 2).flatten(1, 2)
 
     def image_tokens(self, views: Tensor, tiles: Tensor) -> Tensor:
         """Return the projected image tokens `[batch, n, hidden]`.
 
         `views` are global views `[batch, m², 4·d]`, `tiles` are `[batch, h, w, m², 4·d]`.
         """
+        return self.arranged(self.vision_proj(views), self.vision_proj(tiles))
+
+    def arranged(self, views: Tensor, tiles: Tensor) -> Tensor:
+        """Return the image tokens of views and tiles that are already projected; see `image_tokens`."""
         batch, h, w, count, width = tiles.shape
         m = math.isqrt(count)
         grid = tiles.view(batch, h, w, m, m, width).permute(0, 1, 3, 2, 4, 5).reshape(batch, h * m, w * m, width)
-        glb = self.plora_glb_GN.expand(batch, 1, width)
-        sequence = torch.cat([self.rows(views.view(batch, m, m, width)), glb, self.rows(grid)], 1)
-        tokens: Tensor = self.vision_proj(sequence)  # separators are projected too
-        return tokens
+        end_of_view = self.vision_proj(self.plora_glb_GN).expand(batch, 1, width)
+        return torch.cat([self.rows(views.view(batch, m, m, width)), end_of_view, self.rows(grid)], 1)
 
     def rope(self, start: int, length: int) -> tuple[Tensor, Tensor]:
         half = self.sizes.head_dim // 2
@@ -322,10 +345,16 @@ class DemoModel(nn.Module):
         `image` `[batch, n, hidden]` follows the first token. `start` is the position of the first token; `caches`
         holds keys and values of earlier positions, one list per layer.
         """
-        x = Tokens(self.model.tok_embeddings(ids), image)
-        rope = self.rope(start, ids.shape[1] + (0 if image is None else image.shape[1]))
+        tokens = Tokens(self.model.tok_embeddings(ids), image)
+        return self.outputs_between(tokens, 0, self.sizes.layers, start, caches)
+
+    def outputs_between(
+        self, x: Tokens, first: int, end: int, start: int = 0, caches: list[list[Tensor]] | None = None
+    ) -> list[Tokens]:
+        """Return the outputs of the layers `first` to `end - 1`. `x` is the input of layer `first`."""
+        rope = self.rope(start, x.text.shape[1] + (0 if x.image is None else x.image.shape[1]))
         outputs = []
-        for index, layer in enumerate(self.model.layers):
+        for index, layer in enumerate(islice(self.model.layers, first, end), start=first):
             x = layer(x, rope, None if caches is None else caches[index])
             outputs.append(x)
         return outputs
@@ -358,24 +387,3 @@ class DemoModel(nn.Module):
             if not unfinished:
                 break
         return answers
-
-
-def deepened(model: DemoModel, layers: int) -> DemoModel:
-    """Return a copy of `model` with `layers` language layers. The new layers are in the middle and change nothing yet.
-
-    A new layer starts with zero output projections, so it passes its input through until it is trained.
-    """
-    old = model.sizes.layers
-    deep = DemoModel(replace(model.sizes, layers=layers))
-    first_new, end_new = old // 2, old // 2 + layers - old
-    old_places = [index for index in range(layers) if not first_new <= index < end_new]
-    renamed = {}
-    for name, tensor in model.state_dict().items():
-        match = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", name)
-        renamed[f"model.layers.{old_places[int(match[1])]}.{match[2]}" if match else name] = tensor
-    deep.load_state_dict(renamed, strict=False)
-    for name, parameter in deep.named_parameters():
-        match = re.fullmatch(r"model\.layers\.(\d+)\.(attention\.wo|feed_forward\.w2)\.weight", name)
-        if match and first_new <= int(match[1]) < end_new:
-            nn.init.zeros_(parameter)
-    return deep

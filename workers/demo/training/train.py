@@ -1,4 +1,4 @@
-"""Train the demo model: to see, to copy texts, to do both, then to read columns of keyframes. See docs/demo-model.md.
+"""Train the demo model: to see, to copy texts, then to do both. See docs/demo-model.md.
 
     python -m torch.distributed.run --nproc-per-node 2 -m workers.demo.training.train --data DIR --out DIR --threads 1
 
@@ -24,28 +24,24 @@ from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from workers.demo import examples
-from workers.demo.training import columns, export, tokens
+from workers.demo.training import export, tokens
 from workers.demo.training.batches import Vocabulary, answer_loss, make_batch, request_numbers
 from workers.demo.training.data import Pictures, decode_state
 from workers.demo.training.evaluate import Evaluator, head_accuracy
 from workers.demo.training.heads import Heads
 from workers.demo.training.loop import PHASES, Clock, TrainingRun, rank
-from workers.demo.training.model import DemoModel, Sizes, deepened
+from workers.demo.training.model import DemoModel, Sizes
 from workers.demo.training.optimisers import make_optimisers
 from workers.demo.world import CHANGES
 
 SAVE_EVERY_S, EVALUATE_EVERY_S, REPORT_EVERY, REFRESH_EVERY = 240, 600, 50, 200
 VISION_BATCH = 64
 SUMMARY_LENGTHS = (1, 2, 3, 4, 5, 6, 7, 8, 4, 5, 6, 7, 10, 12)
-MAX_KEYFRAMES = 8
 HEAD_RAMP_STEPS = 200  # auxiliary losses reach their full weight after this many steps
-COLUMN_SIZES = ((320, 180), (384, 216), (426, 240), (320, 240), (256, 256), (384, 160), (180, 320))
-COLUMN_SIZE_WEIGHTS = (8, 4, 3, 3, 2, 2, 1)
-ROLES = ("first frame", "differential", "summary", "recaption", "fast")
+ROLES = ("first frame", "differential", "summary", "recaption")
 WEIGHTS = {
     "differential": 1.0, "first frame": 0.5, "picture heads": 0.1, "last image token": 0.5, "summary": 1.0,
-    "summary references": 1.0, "recaption": 0.8, "recaption references": 0.5, "fast": 1.5, "column patches": 0.1,
-    "column looks": 0.3, "column changes": 1.0, "fast references": 0.5,
+    "summary references": 1.0, "recaption": 0.8, "recaption references": 0.5,
 }  # fmt: skip
 
 
@@ -57,17 +53,15 @@ class StepSize:
     singles: int
     summary_lines: int
     recaptions: int
-    columns: int
 
 
 STEP_SIZES = {
-    "text": StepSize(pairs=0, singles=0, summary_lines=28, recaptions=10, columns=0),
-    "joint": StepSize(pairs=15, singles=2, summary_lines=28, recaptions=10, columns=0),
-    "fast": StepSize(pairs=8, singles=1, summary_lines=14, recaptions=5, columns=8),
+    "text": StepSize(pairs=0, singles=0, summary_lines=28, recaptions=10),
+    "joint": StepSize(pairs=15, singles=2, summary_lines=28, recaptions=10),
 }
 
 
-def vision_phase(run: TrainingRun, train: Pictures, held_out: Pictures, budget_s: float) -> None:
+def vision_phase(run: TrainingRun[Heads], train: Pictures, held_out: Pictures, budget_s: float) -> None:
     """Train the tower and the projection, by the auxiliary heads alone."""
     saving, evaluating = Clock(SAVE_EVERY_S), Clock(EVALUATE_EVERY_S)
     for _ in run.steps(budget_s):
@@ -86,9 +80,9 @@ def vision_phase(run: TrainingRun, train: Pictures, held_out: Pictures, budget_s
 
 
 def picture_losses(
-    run: TrainingRun, train: Pictures, vocabulary: Vocabulary, rng: random.Random, with_heads: bool
+    run: TrainingRun[Heads], train: Pictures, vocabulary: Vocabulary, rng: random.Random
 ) -> dict[str, Tensor]:
-    """Return the losses of first frames and differentials and, if asked, of the auxiliary heads."""
+    """Return the losses of first frames and differentials, and of their auxiliary heads."""
     model, pairs = run.model, STEP_SIZES[run.phase].pairs
     pixels, kinds, states = train.draw(pairs, STEP_SIZES[run.phase].singles)
     patches, merged = model.see(pixels)
@@ -101,16 +95,18 @@ def picture_losses(
     firsts = [examples.first_frame(rng, state) for state, _ in shown[pairs:]]
     differential, outputs = answer_loss(model, make_batch(changes, vocabulary), image[:pairs])
     first, _ = answer_loss(model, make_batch(firsts, vocabulary), image[pairs:])
-    losses = {"differential": differential, "first frame": first}
-    if with_heads:
-        middle = outputs[model.sizes.layers // 2 - 1]
-        assert middle.image is not None
-        losses["picture heads"], _ = run.heads.picture.loss(patches, model.vision_proj(merged), kinds, states)
-        losses["last image token"] = run.heads.text.change_loss(middle.image, kinds[:pairs])
-    return losses
+    middle = outputs[model.sizes.layers // 2 - 1]
+    assert middle.image is not None
+    pictures, _ = run.heads.picture.loss(patches, model.vision_proj(merged), kinds, states)
+    return {
+        "differential": differential,
+        "first frame": first,
+        "picture heads": pictures,
+        "last image token": run.heads.text.change_loss(middle.image, kinds[:pairs]),
+    }
 
 
-def text_losses(run: TrainingRun, vocabulary: Vocabulary, rng: random.Random) -> dict[str, Tensor]:
+def text_losses(run: TrainingRun[Heads], vocabulary: Vocabulary, rng: random.Random) -> dict[str, Tensor]:
     """Return the losses of summaries, all of one length, and of recaptions."""
     length, middle = rng.choice(SUMMARY_LENGTHS), run.model.sizes.layers // 2 - 1
     size = STEP_SIZES[run.phase]
@@ -128,37 +124,7 @@ def text_losses(run: TrainingRun, vocabulary: Vocabulary, rng: random.Random) ->
     }
 
 
-def column_losses(
-    run: TrainingRun, vocabulary: Vocabulary, rng: random.Random, max_keyframes: int
-) -> tuple[dict[str, Tensor], float]:
-    """Return the losses of one batch of columns, and the accuracy of the head that names the changes."""
-    model, heads = run.model, run.heads.column
-    frame_size = rng.choices(COLUMN_SIZES, COLUMN_SIZE_WEIGHTS)[0]
-    keyframes = rng.randint(max(2, max_keyframes - 4), max_keyframes)
-    count = STEP_SIZES[run.phase].columns
-    batch = columns.make_batch([columns.draw_column(rng, frame_size, keyframes) for _ in range(count)])
-    patches, merged = model.see(batch.pixels.flatten(0, 1))
-    turns = make_batch(batch.examples, vocabulary)
-    answer, outputs = answer_loss(model, turns, columns.image_tokens(model, merged, batch))
-    middle, next_layer = outputs[model.sizes.layers // 2 - 1], outputs[model.sizes.layers // 2]
-    assert middle.image is not None and next_layer.image is not None
-    changes, accuracy = heads.change_loss(next_layer.image, batch)
-    losses = {
-        "fast": answer,
-        "column patches": heads.patch_loss(patches.view(*batch.pixels.shape[:2], *patches.shape[1:]), batch),
-        "column looks": heads.look_loss(middle.image, batch, run.heads.text.number),
-        "column changes": changes,
-        "fast references": run.heads.text.reference_loss(middle.text, turns),
-    }
-    return losses, accuracy
-
-
-def keyframes_at(done: float) -> int:
-    """Return the maximum number of keyframes: it rises from 3 to `MAX_KEYFRAMES` in the first third of the phase."""
-    return min(MAX_KEYFRAMES, 3 + int(3 * (MAX_KEYFRAMES - 2) * done))
-
-
-def backward(run: TrainingRun, losses: dict[str, Tensor]) -> None:
+def backward(run: TrainingRun[Heads], losses: dict[str, Tensor]) -> None:
     """Add the gradients of the weighted losses. New heads start with little weight, so they do not spoil the model."""
     ramp = min(1.0, (run.step + 1) / HEAD_RAMP_STEPS)
     weighted = [WEIGHTS[name] * (1.0 if name in ROLES else ramp) * loss for name, loss in losses.items()]
@@ -166,49 +132,43 @@ def backward(run: TrainingRun, losses: dict[str, Tensor]) -> None:
 
 
 def training_losses(
-    run: TrainingRun, train: Pictures, vocabulary: Vocabulary, rng: random.Random, done: float
+    run: TrainingRun[Heads], train: Pictures, vocabulary: Vocabulary, rng: random.Random
 ) -> Iterator[dict[str, float]]:
-    """Compute the gradients of one step, part by part. Yields the losses of each part.
-
-    In the phase "fast" every step has columns; pictures and texts alternate.
-    """
-    if run.phase == "fast":
-        losses, accuracy = column_losses(run, vocabulary, rng, keyframes_at(done))
-        backward(run, losses)
-        yield {name: loss.item() for name, loss in losses.items()} | {"column change accuracy": accuracy}
-    if run.phase == "joint" or (run.phase == "fast" and run.step % 2):
-        losses = picture_losses(run, train, vocabulary, rng, with_heads=run.phase == "joint")
+    """Compute the gradients of one step, part by part. Yields the losses of each part."""
+    if run.phase == "joint":
+        losses = picture_losses(run, train, vocabulary, rng)
         backward(run, losses)
         yield {name: loss.item() for name, loss in losses.items()}
-    if run.phase != "fast" or run.step % 2 == 0:
-        losses = text_losses(run, vocabulary, rng)
-        backward(run, losses)
-        yield {name: loss.item() for name, loss in losses.items()}
+    losses = text_losses(run, vocabulary, rng)
+    backward(run, losses)
+    yield {name: loss.item() for name, loss in losses.items()}
 
 
-def language_phase(run: TrainingRun, train: Pictures, held_out: Pictures, budget_s: float, checkpoint: Path) -> None:
-    """Train summaries and recaptions ("text"), and first frames and differentials ("joint"), and columns ("fast")."""
+def language_phase(
+    run: TrainingRun[Heads], train: Pictures, held_out: Pictures, budget_s: float, checkpoint: Path
+) -> None:
+    """Train summaries and recaptions ("text"), and first frames and differentials too ("joint")."""
     vocabulary = sentencepiece.SentencePieceProcessor(model_file=str(run.out / "tokenizer.model"))
     rng = random.Random(f"{run.phase} {run.step} {rank()}")
     saving, evaluating = Clock(SAVE_EVERY_S), Clock(EVALUATE_EVERY_S)
     evaluator = Evaluator(run.model, vocabulary, held_out)
     means: dict[str, float] = {}
     for _ in run.steps(budget_s):
-        for part in training_losses(run, train, vocabulary, rng, run.seconds / budget_s):
+        for part in training_losses(run, train, vocabulary, rng):
             means |= {name: 0.95 * means.get(name, value) + 0.05 * value for name, value in part.items()}
         if rank() == 0 and run.step % REPORT_EVERY == 0:
             tqdm.write(f"{run.step} " + " ".join(f"{name}: {mean:.4f}" for name, mean in means.items()))
         if run.step % REFRESH_EVERY == 0:
             train.refresh()
         if rank() == 0 and evaluating.due():
-            run.log(**evaluator.accuracy(100, fast=run.phase == "fast"))
+            run.log(**evaluator.accuracy(100))
             export.write(run.model, run.out / "tokenizer.model", checkpoint)
         if saving.due():
             run.save()
     run.save()
     if rank() == 0:
         export.write(run.model, run.out / "tokenizer.model", checkpoint)
-        run.log(**evaluator.accuracy(400, fast=run.phase == "fast"))
+        run.log(**evaluator.accuracy(400))
 
 
 def arguments_of_command() -> argparse.Namespace:
@@ -220,9 +180,8 @@ def arguments_of_command() -> argparse.Namespace:
     parser.add_argument("--checkpoint", type=Path, help="folder of the exported checkpoint (default: OUT/checkpoint)")
     parser.add_argument("--start-from", type=Path, help="checkpoint whose weights and tokenizer the run starts from")
     parser.add_argument("--first-phase", choices=PHASES, default=PHASES[0], help="phase of a new run")
-    parser.add_argument("--layers", type=int, default=Sizes.layers, help="language layers; may exceed --start-from's")
-    for phase, seconds in zip(PHASES, (2400, 1500, 4200, 4200), strict=True):
-        parser.add_argument(f"--{phase}-s", type=float, default=seconds, help=f"seconds of the phase {phase!r}")
+    for phase, seconds in zip(PHASES, (2400, 1500, 4200), strict=True):
+        parser.add_argument(f"--{phase}-s", type=float, default=seconds, help=f"CPU seconds of the phase {phase!r}")
     parser.add_argument(
         "--rate", type=float, default=1.0, help="factor of all learning rates; lower for trained weights"
     )
@@ -243,11 +202,6 @@ def prepare_tokenizer(out: Path, start_from: Path | None) -> None:
         dist.barrier()
 
 
-def new_model(start_from: Path | None, layers: int) -> DemoModel:
-    model = export.read(start_from).train() if start_from else DemoModel(Sizes(layers=layers))
-    return deepened(model, layers) if model.sizes.layers < layers else model
-
-
 def main() -> None:
     arguments = arguments_of_command()
     torch.set_num_threads(arguments.threads)
@@ -256,7 +210,7 @@ def main() -> None:
     torch.manual_seed(arguments.seed)
     arguments.out.mkdir(parents=True, exist_ok=True)
     prepare_tokenizer(arguments.out, arguments.start_from)
-    model = new_model(arguments.start_from, arguments.layers)
+    model = export.read(arguments.start_from).train() if arguments.start_from else DemoModel(Sizes())
     heads = Heads(model.sizes)
     run = TrainingRun(
         model, heads, make_optimisers(model, heads), arguments.out, arguments.first_phase, rate=arguments.rate

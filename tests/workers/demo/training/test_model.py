@@ -1,10 +1,10 @@
-"""The trainable model: its token layout matches the plugin's, its cache and its new layers change no result."""
+"""The trainable model: its token layout is the plugin's, and its cache and its own attention change no result."""
 
 import pytest
 import torch
 from PIL import Image
 
-from workers.demo.training.model import DemoModel, Sizes, Tokens, deepened, merge
+from workers.demo.training.model import DemoModel, Sizes, Tokens, causal_attention, merge
 from workers.xcomposer2.hd_tiling import plan_tiling
 from workers.xcomposer2.image import crops
 
@@ -62,11 +62,7 @@ def test_the_image_follows_the_first_token() -> None:
     assert torch.equal(parts.text, sequence.text) and torch.equal(parts.image, sequence.image)
 
 
-def test_new_layers_change_nothing_at_first(model: DemoModel) -> None:
-    torch.manual_seed(3)
-    ids = torch.randint(0, SMALL.vocabulary, (2, 9))
-    _, merged = model.see(torch.randn(2, 3, SMALL.crop, SMALL.crop))
-    image = model.image_tokens(merged, merged[:, None, None])
-    deep = deepened(model, 5)
-    assert len(deep.layer_outputs(ids, image)) == 5
-    torch.testing.assert_close(deep.hidden(ids, image), model.hidden(ids, image))
+def test_attention_in_training_is_that_of_pytorch() -> None:
+    q, k, v = torch.randn(3, 2, 4, 7, 8)
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    torch.testing.assert_close(causal_attention(q, k, v), expected)
