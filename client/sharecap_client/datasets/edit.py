@@ -72,7 +72,12 @@ def record(store: Store, edits: Sequence[Edit]) -> None:
     """Make these the run's edits, and write the texts of all rows. If interrupted, do it again with the same edits."""
     store.manifest.edits = list(edits)
     store.save()
-    store.rewrite(lambda row: row.model_copy(update={"edited": edited(row, edits)}))
+    store.rewrite(lambda row: with_edits(row, edits))
+
+
+def with_edits(row: Row, edits: Sequence[Edit]) -> Row:
+    """Return the row with the text that these edits give."""
+    return row.model_copy(update={"edited": edited(row, edits)})
 
 
 def edited(row: Row, edits: Sequence[Edit]) -> str | None:

@@ -6,7 +6,8 @@ Parts are never changed, only replaced. A row of a later part replaces a row wit
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -14,12 +15,16 @@ from typing import TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sharecap_client.datasets.errors import StoreError
 from sharecap_client.datasets.manifest import sync_directory
 from sharecap_client.datasets.rows import SCHEMA, Row, from_records, to_table
 
 FOLDER = "parts"
 BATCH_ROWS = 512
 GROUP_ROWS = 4096
+OPEN_TRIES = 100
+Files = Mapping[int, pa.NativeFile | None]
+"""Numbers of parts and their open files. A part without one is opened when it is read."""
 T = TypeVar("T")
 _NAME = re.compile(r"part-(\d{8})\.parquet")
 
@@ -51,18 +56,42 @@ class Parts:
 
     def rows_in(self, number: int) -> int:
         """Return how many rows a part has."""
-        return int(pq.read_metadata(self.path(number)).num_rows)
+        with damage_explained(self.path(number)):
+            return int(pq.read_metadata(self.path(number)).num_rows)
 
-    def read(self, number: int, columns: Sequence[str] | None = None) -> Iterator[Row]:
+    @contextmanager
+    def opened(self) -> Iterator[Files]:
+        """Open all parts, as they are at one moment: what another process merges or replaces meanwhile stays readable.
+
+        Raises StoreError if a file cannot be opened.
+        """
+        for _ in range(OPEN_TRIES):
+            numbers = self.numbers()
+            with ExitStack() as stack:
+                try:
+                    files = {number: stack.enter_context(pa.OSFile(str(self.path(number)))) for number in numbers}
+                except FileNotFoundError:  # merged into another one
+                    continue
+                if numbers == self.numbers():
+                    yield files
+                    return
+        raise StoreError(f"{self.folder} cannot be read: files disappear as soon as they are listed")
+
+    def read(
+        self, number: int, columns: Sequence[str] | None = None, file: pa.NativeFile | None = None
+    ) -> Iterator[Row]:
         """Yield the rows of a part. Columns that are not read have their default; `id`, `video`, `state` always are."""
         wanted = None if columns is None else list(dict.fromkeys(("id", "video", "state", *columns)))
-        for batch in self.batches(number, wanted):
+        for batch in self.batches(number, wanted, file):
             yield from from_records(batch.to_pylist())
 
-    def batches(self, number: int, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-        """Yield the content of a part as record batches of bounded size."""
-        with pq.ParquetFile(self.path(number), pre_buffer=False) as file:
-            yield from file.iter_batches(BATCH_ROWS, columns=columns, use_threads=False)
+    def batches(
+        self, number: int, columns: Sequence[str] | None = None, file: pa.NativeFile | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield the content of a part as record batches of bounded size. Raises StoreError if the file is damaged."""
+        path = self.path(number)
+        with damage_explained(path), pq.ParquetFile(file or path, pre_buffer=False) as part:
+            yield from part.iter_batches(BATCH_ROWS, columns=columns, use_threads=False)
 
     def write(self, number: int, rows: Iterable[Row]) -> int:
         """Write a part, replacing the one with this number. Returns the number of rows; 0 removes the part."""
@@ -102,6 +131,21 @@ class Parts:
         """Delete what an interrupted process has left. Nobody else may be writing."""
         for path in self.folder.glob(".*.tmp"):
             path.unlink(missing_ok=True)
+
+
+@contextmanager
+def damage_explained(path: object) -> Iterator[None]:
+    """Raise StoreError, which names the file, for what pyarrow raises if the content of a file is not valid.
+
+    That can be an OSError without a number. One with a number is the operating system's.
+    """
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        if getattr(error, "errno", None) is not None:
+            raise
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise StoreError(f"{path} is damaged: {reason}. If you delete it, its videos are captioned again") from error
 
 
 def _write_file(path: Path, tables: Iterable[pa.Table]) -> int:

@@ -12,11 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
+from pyarrow import NativeFile
+
 from sharecap_client.datasets.errors import StoreError
 from sharecap_client.datasets.index import Index, Place, position
 from sharecap_client.datasets.lock import exclusive
 from sharecap_client.datasets.manifest import Manifest
-from sharecap_client.datasets.parts import Change, Parts
+from sharecap_client.datasets.parts import Change, Files, Parts
 from sharecap_client.datasets.rows import Row
 
 INDEX_COLUMNS = ("attempt", "options")
@@ -62,24 +64,28 @@ class Store:
             yield self
 
     def index(self) -> Index:
-        """Return where the newest row of each id is. Close it after use."""
+        """Return where the newest row of each id is, while the store is locked. Close it after use."""
+        return self._index(dict.fromkeys(self.parts.numbers()))
+
+    def _index(self, files: Files) -> Index:
         index = Index()
-        for number in self.parts.numbers():
-            index.put(self._places(number))
+        for number, file in files.items():
+            index.put(self._places(number, file))
         return index
 
-    def _places(self, number: int) -> Iterator[tuple[str, Place]]:
-        for row_number, row in enumerate(self.parts.read(number, INDEX_COLUMNS)):
+    def _places(self, number: int, file: NativeFile | None) -> Iterator[tuple[str, Place]]:
+        for row_number, row in enumerate(self.parts.read(number, INDEX_COLUMNS, file)):
             yield row.id, Place(position(number, row_number), row.state, row.attempt, row.options)
 
     def rows(self, columns: Sequence[str] | None = None) -> Iterator[Row]:
         """Yield the newest row of each id, in the order in which they were written. Memory does not grow with them.
 
-        With `columns`, only these are read (and `id`, `video`, `state`); other fields have their default.
+        Rows that are written after the first one was read are not seen. With `columns`, only these are read (and `id`,
+        `video`, `state`); other fields have their default.
         """
-        with self.index() as index:
-            for number in self.parts.numbers():
-                yield from self._newest(number, index, columns)
+        with self.parts.opened() as files, self._index(files) as index:
+            for number, file in files.items():
+                yield from self._newest(number, index, columns, file)
 
     def append(self, rows: Sequence[Row]) -> int:
         """Add a part with these rows and return its number. A row replaces the earlier one with its id."""
@@ -110,8 +116,10 @@ class Store:
         for numbers in self._small_groups():
             self._merge(numbers)
 
-    def _newest(self, number: int, index: Index, columns: Sequence[str] | None = None) -> Iterator[Row]:
-        for row_number, row in enumerate(self.parts.read(number, columns)):
+    def _newest(
+        self, number: int, index: Index, columns: Sequence[str] | None = None, file: NativeFile | None = None
+    ) -> Iterator[Row]:
+        for row_number, row in enumerate(self.parts.read(number, columns, file)):
             place = index.get(row.id)
             if place is not None and place.position == position(number, row_number):
                 yield row

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sharecap_client.datasets import edit
+from sharecap_client.datasets.batch.writer import RowWriter
 from sharecap_client.datasets.errors import StoreError
 from sharecap_client.datasets.store import Store
 
@@ -76,7 +77,16 @@ def test_edits_are_recorded_and_taken_back(sharecap: Sharecap, store: Store) -> 
     assert texts(store) == original == captions(store)
 
 
-def test_a_row_captioned_later_gets_the_edits_with_the_next_command(sharecap: Sharecap, store: Store) -> None:
+async def test_a_row_captioned_later_gets_the_edits(store: Store) -> None:
+    first = next(store.rows())
+    edit.record(store, [edit.suffix(" End.")])
+    writer = RowWriter(Store.open(store.directory))
+    await writer.add(first.model_copy(update={"id": "late"}))
+    writer.close()
+    assert texts(store)["late"] == "Caption of plain.mp4. End." and captions(store)["late"] == "Caption of plain.mp4."
+
+
+def test_a_row_without_the_edits_gets_them_with_the_next_command(sharecap: Sharecap, store: Store) -> None:
     sharecap("edit", store.directory, "--suffix", " End.", "--write")
     late = next(row for row in store.rows() if row.id == "plain.mp4").model_copy(update={"id": "late", "edited": None})
     store.append([late])

@@ -6,6 +6,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from sharecap_client.datasets import store as stores
+from sharecap_client.datasets.batch.selection import failed_items
 from sharecap_client.datasets.errors import StoreError
 from sharecap_client.datasets.rows import SCHEMA, Row
 from sharecap_client.datasets.store import Store
@@ -92,6 +93,45 @@ def test_every_file_that_a_killed_process_leaves_is_ignored(store: Store, monkey
     with again.locked():
         again.compact()
     assert [path.name for path in again.parts.folder.iterdir()] == ["part-00000002.parquet"]
+
+
+def test_a_reader_gets_every_row_while_parts_are_merged(store: Store) -> None:
+    for number in range(7):
+        store.append([failed(f"{number}a"), failed(f"{number}b")])
+    items = failed_items(store)
+    first = next(items)
+    store.append([completed("0b"), completed("late")])
+    store.merge_small()
+    assert store.parts.numbers() == [8]
+    assert [first.id, *(item.id for item in items)] == [f"{number}{letter}" for number in range(7) for letter in "ab"]
+
+
+def test_parts_merged_between_listing_and_opening_are_listed_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(8):
+        store.append([completed(str(number))])
+    numbers = store.parts.numbers()
+    reader = Store.open(store.directory)
+    calls: list[list[int]] = []
+
+    def merge_after_listing() -> list[int]:
+        calls.append(numbers if not calls else store.parts.numbers())
+        store.merge_small()
+        return calls[-1]
+
+    monkeypatch.setattr(reader.parts, "numbers", merge_after_listing)
+    assert ids(reader) == [str(number) for number in range(8)] and len(calls) == 3
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 cut", None])
+def test_a_damaged_part_is_named(store: Store, content: bytes | None) -> None:
+    store.append([completed(str(number), caption=f"{number}" * 999) for number in range(50)])
+    path = store.parts.path(1)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:200] + b"\0" * 200 + whole[400:] if content is None else content)
+    with pytest.raises(StoreError, match=r"part-00000001\.parquet is damaged"):
+        list(store.rows())
 
 
 def test_rows_are_rewritten_and_removed(store: Store) -> None:

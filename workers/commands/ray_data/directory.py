@@ -11,7 +11,7 @@ what an interrupted run has finished becomes part of the store, and the rest is 
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
@@ -20,12 +20,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 from sharecap_client.datasets.batch.inputs import is_url
+from sharecap_client.datasets.edit import Edit, with_edits
 from sharecap_client.datasets.errors import StoreError
 from sharecap_client.datasets.index import Index, Place, position
 from sharecap_client.datasets.lock import exclusive
 from sharecap_client.datasets.manifest import NAME, Manifest, sync_directory
-from sharecap_client.datasets.parts import BATCH_ROWS, FOLDER, groups, part_name, part_numbers
-from sharecap_client.datasets.rows import SCHEMA, Row, from_records
+from sharecap_client.datasets.parts import BATCH_ROWS, FOLDER, damage_explained, groups, part_name, part_numbers
+from sharecap_client.datasets.rows import SCHEMA, Row, from_records, to_table
 from sharecap_client.datasets.store import INDEX_COLUMNS, MAX_PART_ROWS, Store
 
 from workers.commands.ray_data.clips import Clip
@@ -116,9 +117,11 @@ class RunDirectory:
     def settle(self) -> None:
         """Move the rows of all complete files that Ray has written to parts, and delete everything else of Ray's.
 
-        If this is interrupted, the next call repeats it. Rows that are then in two parts are equal.
+        The run's edits are applied to the rows. If this is interrupted, the next call repeats it. Rows that are then in
+        two parts are equal.
         """
-        tables = (self._read(self.path("ray", "rows", name)) for name in self._complete())
+        edits = self.manifest().edits
+        tables = (_edited(self._read(self.path("ray", "rows", name)), edits) for name in self._complete())
         numbers = self.part_numbers()
         for number, group in enumerate(_grouped_rows(tables), numbers[-1] + 1 if numbers else 1):
             self._write_part(number, group)
@@ -140,7 +143,8 @@ class RunDirectory:
         return (name for name in self._names("ray", "rows") if name.rpartition("-")[0] in complete)
 
     def _places(self, number: int) -> Iterator[tuple[str, Place]]:
-        with self.files.open_input_file(self.path(FOLDER, part_name(number))) as file:
+        path = self.path(FOLDER, part_name(number))
+        with damage_explained(path), self.files.open_input_file(path) as file:
             columns, row_number = ["id", "state", *INDEX_COLUMNS], 0
             for batch in pq.ParquetFile(file).iter_batches(BATCH_ROWS, columns=columns):
                 for row in batch.to_pylist():
@@ -175,6 +179,10 @@ class RunDirectory:
     def _delete(self, path: str) -> None:
         if self._exists(path):
             self.files.delete_dir(path)
+
+
+def _edited(table: pa.Table, edits: Sequence[Edit]) -> pa.Table:
+    return to_table([with_edits(row, edits) for row in from_records(table.to_pylist())]) if edits else table
 
 
 def _grouped_rows(tables: Iterator[pa.Table]) -> Iterator[Iterator[pa.Table]]:

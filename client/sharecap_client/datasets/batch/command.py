@@ -42,7 +42,7 @@ def batch(
     only_failed: Annotated[
         bool, typer.Option("--only-failed", help="Only caption videos again that failed before.")
     ] = False,
-    redo: Annotated[bool, typer.Option("--redo", help="Caption everything again with other options.")] = False,
+    redo: Annotated[bool, typer.Option("--redo", help="Caption again what was captioned with other options.")] = False,
     video_column: Annotated[str, typer.Option(help="Column of a table with the path or URL of the video.")] = "video",
     id_column: Annotated[
         str | None, typer.Option(help="Column of a table with a unique id; default: the path or URL.")

@@ -1,4 +1,4 @@
-"""Collects finished rows and appends them to the store, a part every few seconds.
+"""Collects finished rows and appends them to the store, with the run's edits, a part every few seconds.
 
 Rows that were not yet written when the process was killed are not lost: their jobs exist, and sending a video again
 with the same `Idempotency-Key` finds its job.
@@ -8,6 +8,7 @@ import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+from sharecap_client.datasets.edit import with_edits
 from sharecap_client.datasets.rows import Row
 from sharecap_client.datasets.store import Store
 
@@ -55,5 +56,6 @@ class RowWriter:
 
     def _write(self, rows: list[Row]) -> None:
         if rows:
-            self._store.append(rows)
+            edits = self._store.manifest.edits
+            self._store.append([with_edits(row, edits) for row in rows])
             self._store.merge_small()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from sharecap_client.datasets import edit
 from sharecap_client.datasets.errors import StoreError
 from sharecap_client.datasets.manifest import Manifest
 from sharecap_client.datasets.rows import Row, to_table
@@ -95,6 +96,23 @@ def test_a_row_replaces_the_earlier_one_with_its_id(run: RunDirectory) -> None:
     store = Store.open(Path(run.root))
     assert [(row.id, row.attempt) for row in store.rows()] == [("1", 1), ("2", 2)]
     assert sum(map(store.parts.rows_in, store.parts.numbers())) == 2
+
+
+def test_rows_get_the_edits_of_the_run(run: RunDirectory) -> None:
+    manifest = run.manifest()
+    manifest.edits = [edit.prefix("ohwx, ")]
+    run.save(manifest)
+    write_as_ray(run, "x_000000", rows([1]))
+    run.settle()
+    assert [(row.caption, row.text) for row in Store.open(Path(run.root)).rows()] == [("caption 1", "ohwx, caption 1")]
+
+
+def test_a_damaged_part_is_named(run: RunDirectory) -> None:
+    write_as_ray(run, "x_000000", rows([1]))
+    run.settle()
+    Path(run.path("parts", "part-00000001.parquet")).write_bytes(b"PAR1 cut")
+    with pytest.raises(StoreError, match=r"part-00000001\.parquet is damaged"):
+        run.index()
 
 
 def test_parts_have_a_bounded_size(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
