@@ -61,7 +61,7 @@ class Row(BaseModel):
     `id` is given, or the path relative to the root of the input. `video` is a path or URL. `caption` is the model's own
     text, `edited` the text after `sharecap edit`, if it was edited. `excluded` says why exports leave the row out, for
     example because another caption says the same. `options` is JSON. `job` is the id of the service's job. `attempt`
-    counts from 1 how often the video was captioned with these options.
+    counts from 1 how often the video was captioned.
     """
 
     id: str

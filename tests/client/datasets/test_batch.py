@@ -128,6 +128,10 @@ def test_options_that_change_captions_need_redo(
     assert sharecap("batch", clips, "--out", run, "--deadline", "100").status == 0 and jobs.new == 3
     assert sharecap("batch", clips, "--out", run, "--max-tokens", "99", "--redo").status == 0 and jobs.new == 6
     assert [json.loads(row.options) for row in rows(run)] == [{"max_tokens": 99}] * 3
+    assert sharecap("batch", clips, "--out", run, "--max-tokens", "99", "--redo").status == 0 and jobs.new == 6
+    sharecap("batch", clips, "--out", run, "--max-tokens", "100", "--redo")
+    assert jobs.new == 9, "the first captions with these options are not used again"
+    assert [(row.attempt, json.loads(row.options)) for row in rows(run)] == [(3, {"max_tokens": 100})] * 3
     assert sum(Store.open(run).parts.rows_in(number) for number in Store.open(run).parts.numbers()) == 3
 
 

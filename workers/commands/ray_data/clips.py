@@ -40,7 +40,7 @@ log = logging.getLogger("sharecap.worker")
 
 @dataclass(frozen=True)
 class Clip:
-    """A video to caption. `attempt` counts from 1 how often that was tried with these options."""
+    """A video to caption. `attempt` counts from 1 how often that was tried."""
 
     id: str
     video: str

@@ -20,7 +20,7 @@ class Failed(StrEnum):
 
 @dataclass(frozen=True)
 class Task:
-    """A video to caption. `attempt` counts from 1 how often that was tried with these options."""
+    """A video to caption. `attempt` counts from 1 how often that was tried."""
 
     item: Item
     attempt: int
@@ -37,9 +37,7 @@ class Selection:
         place = self._index.get(item.id)
         if place is not None and not self._again(place):
             return None
-        attempt = 1
-        if place is not None and place.options == self._options:
-            attempt = place.attempt + 1
+        attempt = place.attempt + 1 if place is not None else 1
         self._index.put_one(item.id, Place(position=0, state=CHOSEN, attempt=attempt, options=self._options))
         return Task(item, attempt)
 
