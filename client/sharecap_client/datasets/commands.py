@@ -135,6 +135,8 @@ def stats(
     from sharecap_client.datasets.quality import charts, summary  # noqa: PLC0415
     from sharecap_client.datasets.store import Store  # noqa: PLC0415
 
+    if not run.exists():
+        raise CommandFailed(f"{run}: no such file or directory")
     rows = summary.rows_of_file(run, field) if run.is_file() else Store.open(run).rows()
     with file_errors():
         report = summary.summarize(rows).report()

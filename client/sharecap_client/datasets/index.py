@@ -33,6 +33,7 @@ class Index:
             "CREATE TABLE places (id TEXT PRIMARY KEY, position INTEGER, state TEXT, attempt INTEGER, options TEXT) "
             "WITHOUT ROWID"
         )
+        self._db.execute("CREATE TABLE claims (id TEXT PRIMARY KEY, video TEXT) WITHOUT ROWID")
 
     def __enter__(self) -> Self:
         return self
@@ -61,6 +62,12 @@ class Index:
     def put_one(self, row_id: str, place: Place) -> None:
         """Add one entry."""
         self._db.execute("INSERT OR REPLACE INTO places VALUES (?, ?, ?, ?, ?)", (row_id, *place))
+
+    def claim(self, row_id: str, video: str) -> str:
+        """Return the video that has this id: the first one it was claimed for, which can be this one."""
+        self._db.execute("INSERT OR IGNORE INTO claims VALUES (?, ?)", (row_id, video))
+        with closing(self._db.execute("SELECT video FROM claims WHERE id = ?", (row_id,))) as cursor:
+            return str(cursor.fetchone()[0])
 
     def counts(self) -> dict[str, int]:
         """Return the number of ids in each state."""

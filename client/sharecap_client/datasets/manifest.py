@@ -39,6 +39,8 @@ class Manifest(BaseModel):
             return cls.parse((directory / NAME).read_bytes(), str(directory))
         except FileNotFoundError:
             return None
+        except NotADirectoryError:
+            raise StoreError(f"{directory} is a file, not the directory of a run") from None
         except OSError as error:
             raise StoreError(f"{directory / NAME} cannot be read: {error}") from error
 

@@ -85,6 +85,15 @@ def test_the_references_themselves(
     )
 
 
+def test_a_clip_without_events_is_perfect_if_nothing_is_missing_or_invented(
+    sharecap: Sharecap, tmp_path: Path, references: Path, rule_judge: JudgeServer
+) -> None:
+    still, run = reference("a", ["A red star"]), run_with(tmp_path, a=reference("a", ["A red star"]))
+    references.write_text(json.dumps(still) + "\n" + json.dumps(reference("b", CLIPS["b"])) + "\n")
+    figures = evaluate(sharecap, run, references, rule_judge)
+    assert (figures["recall"], figures["precision"], figures["f1"]) == (1, 1, 1)
+
+
 def test_a_dropped_event_costs_recall(
     sharecap: Sharecap, tmp_path: Path, references: Path, rule_judge: JudgeServer
 ) -> None:
@@ -169,6 +178,7 @@ def test_the_table_and_errors(sharecap: Sharecap, tmp_path: Path, references: Pa
     result = sharecap("eval", run, "--reference", references)
     assert re.search(r"references without caption +1", result.out)
     assert "rouge l" in result.out and "1.000" in result.out and "event" not in result.out
+    assert "is a file, not the directory of a run" in sharecap("eval", references, "--reference", references).err
     assert "belong together" in sharecap("eval", run, "--reference", references, "--judge-url", "x").err
     assert "error: none.jsonl: No such file" in sharecap("eval", run, "--reference", "none.jsonl").err
     references.write_text('{"id": "z", "caption": "x"}\n')

@@ -67,6 +67,7 @@ def test_a_file_of_captions(sharecap: Sharecap, tmp_path: Path) -> None:
     report = json.loads(sharecap("stats", path, "--field", "text", "--json").out)
     assert (report["captions"], report["distinct_words"]) == (2, 5)
     assert "line 1 has no caption 'caption'" in sharecap("stats", path).err
+    assert sharecap("stats", "nothere.jsonl").err == "error: nothere.jsonl: no such file or directory\n"
 
 
 def test_a_run_without_captions(sharecap: Sharecap, tmp_path: Path) -> None:

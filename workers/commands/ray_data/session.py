@@ -17,7 +17,7 @@ from sharecap_client.cli.run import EXIT_INTERRUPTED
 from sharecap_client.datasets.batch.inputs import STDIN, Inputs
 from sharecap_client.datasets.batch.progress import Progress, progress_for
 from sharecap_client.datasets.batch.selection import Failed, Selection
-from sharecap_client.datasets.batch.session import EXIT_SOME_FAILED, absolute, choose_root, set_options
+from sharecap_client.datasets.batch.session import EXIT_SOME_FAILED, absolute, choose_root, set_inputs, set_options
 from sharecap_client.datasets.batch.tables import Columns
 from sharecap_client.datasets.manifest import Manifest
 from sharecap_client.models import JobStatus
@@ -103,8 +103,9 @@ def _prepare(directory: RunDirectory, request: Request) -> Manifest:
     """Bring the directory into order and update its manifest. Raises StoreError if the request does not fit it."""
     manifest, inputs = directory.manifest(), absolute(request.inputs)
     directory.settle()
-    set_options(manifest, request.options, redo=request.redo, out=request.out, empty=not directory.part_numbers())
-    manifest.inputs = inputs or manifest.inputs
+    empty = not directory.part_numbers()
+    set_options(manifest, request.options, redo=request.redo, out=request.out, empty=empty)
+    set_inputs(manifest, inputs, empty=empty)
     if not manifest.inputs or (STDIN in manifest.inputs and not inputs):
         raise CommandFailed("name the videos to caption: sharecap ray INPUT… --out OUT")
     manifest.root = str(choose_root(manifest, request.root))

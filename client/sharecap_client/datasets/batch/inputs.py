@@ -63,7 +63,7 @@ class Inputs:
         if Path(name).suffix.lower() in TABLE_SUFFIXES:
             return (Item(row_id, _beside(name, video)) for row_id, video in read_table(name, self.columns))
         if is_url(name):
-            return _in_url(name)
+            return _in_url(name, relative=len(url_bases(self.names)) == 1)
         return (self._item(path) for path in _local(name))
 
     def _item(self, name: str) -> Item:
@@ -87,6 +87,19 @@ def is_url(name: str) -> bool:
 def is_web(name: str) -> bool:
     """Return whether the service can fetch this video itself."""
     return name.startswith(("http://", "https://"))
+
+
+def url_bases(names: Iterable[str]) -> list[str]:
+    """Return the URLs of all folders among the inputs. Ids are relative to it if it is one only, else whole URLs."""
+    urls = (name for name in names if is_url(name) and not is_web(name))
+    files = TABLE_SUFFIXES | VIDEO_SUFFIXES
+    return [_base(url).rstrip("/") for url in urls if _PATTERN.search(url) or Path(url).suffix.lower() not in files]
+
+
+def _base(path: str) -> str:
+    """Return a path up to the first folder or file that is a pattern."""
+    pattern = _PATTERN.search(path)
+    return path[: pattern.start()].rpartition("/")[0] if pattern else path
 
 
 def common_root(names: Iterable[str]) -> Path:
@@ -128,47 +141,62 @@ def _matches(pattern: str) -> Iterator[str]:
                 yield str(Path(folder) / entry.name)
 
 
-def _in_directory(directory: str) -> Iterator[str]:
-    """Yield the videos in a directory and below. Names that start with a dot are skipped."""
+def _in_directory(directory: str, parents: frozenset[tuple[int, int]] = frozenset()) -> Iterator[str]:
+    """Yield the videos in a directory and below. Names that start with a dot are skipped.
+
+    `parents` are the device and inode of the directories above: a link that leads back to one of them is skipped.
+    """
     try:
+        info = os.stat(directory)  # noqa: PTH116
         entries = os.scandir(directory)
     except OSError as error:
         raise StoreError(f"cannot read {directory}: {error.strerror}") from None
+    if (info.st_dev, info.st_ino) in parents:
+        entries.close()
+        return
+    parents |= {(info.st_dev, info.st_ino)}
     with entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
-                yield from _in_directory(entry.path)
+            if _is_folder(entry):
+                yield from _in_directory(entry.path, parents)
             elif Path(entry.name).suffix.lower() in VIDEO_SUFFIXES:
                 yield entry.path
 
 
-def _in_url(url: str) -> Iterator[Item]:
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
+
+
+def _in_url(url: str, *, relative: bool) -> Iterator[Item]:
     """Yield the videos of a URL: itself, the matches of a pattern, or all videos in a directory."""
     if is_web(url):
         yield Item(url, url)
         return
     try:
         with os_errors():
-            yield from _remote(url)
+            yield from _remote(url, relative)
     except OSError as error:
         raise StoreError(f"cannot read {url}: {error}") from error
 
 
-def _remote(url: str) -> Iterator[Item]:
+def _remote(url: str, relative: bool) -> Iterator[Item]:
     files, path = url_to_fs(url)
     if _PATTERN.search(path):
-        paths, base = files.glob(path), path[: _PATTERN.search(path).start()].rpartition("/")[0]  # type: ignore[union-attr]
+        paths = files.glob(path)
     elif files.isdir(path):
-        walked = files.walk(path)
-        paths, base = (f"{folder}/{name}" for folder, _, names in walked for name in names), path
+        paths = (f"{folder}/{name}" for folder, _, names in files.walk(path) for name in names)
     else:
         yield Item(url, url)
         return
     for one in paths:
         if Path(one).suffix.lower() in VIDEO_SUFFIXES:
-            yield Item(one.removeprefix(base).lstrip("/"), files.unstrip_protocol(one))
+            video = files.unstrip_protocol(one)
+            yield Item(one.removeprefix(_base(path)).lstrip("/") if relative else video, video)
 
 
 def _beside(table: str, video: str) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from sharecap_client.datasets.batch.inputs import Item
+from sharecap_client.datasets.errors import StoreError
 from sharecap_client.datasets.index import Index, Place
 from sharecap_client.datasets.store import Store
 from sharecap_client.models import JobStatus
@@ -33,7 +34,16 @@ class Selection:
         self._index, self._options, self._failed = index, options, failed
 
     def task(self, item: Item) -> Task | None:
-        """Return the task for this video, or None if it needs none. A second call for the same id returns None."""
+        """Return the task for this video, or None if it needs none. A second call for the same id returns None.
+
+        Raises StoreError if the input has another video with this id.
+        """
+        other = self._index.claim(item.id, item.video)
+        if other != item.video:
+            raise StoreError(
+                f"two videos of the input have the id {item.id}: {other} and {item.video}. Name a column with unique "
+                "ids with --id-column, or caption each input into a directory of its own"
+            )
         place = self._index.get(item.id)
         if place is not None and not self._again(place):
             return None

@@ -10,7 +10,7 @@ from typing import Any
 from sharecap_client.api import AsyncClient
 from sharecap_client.cli.connection import Service
 from sharecap_client.cli.errors import CommandFailed
-from sharecap_client.datasets.batch.inputs import STDIN, Inputs, Item, common_root, is_url
+from sharecap_client.datasets.batch.inputs import STDIN, Inputs, Item, common_root, is_url, url_bases
 from sharecap_client.datasets.batch.progress import Progress, progress_for
 from sharecap_client.datasets.batch.run import Run
 from sharecap_client.datasets.batch.selection import Failed, Selection, failed_items
@@ -104,9 +104,9 @@ def _open(request: Request, inputs: list[str]) -> Store:
 
 def _prepare(store: Store, request: Request, inputs: list[str]) -> Iterable[Item]:
     """Update the manifest and return the videos to look at. Raises StoreError if the request does not fit the store."""
-    manifest = store.manifest
-    set_options(manifest, request.options, redo=request.redo, out=str(store.directory), empty=not store.parts.numbers())
-    manifest.inputs = inputs or manifest.inputs
+    manifest, empty = store.manifest, not store.parts.numbers()
+    set_options(manifest, request.options, redo=request.redo, out=str(store.directory), empty=empty)
+    set_inputs(manifest, inputs, empty=empty)
     if request.only_failed:
         store.save()
         return FailedItems(store)
@@ -131,6 +131,16 @@ def set_options(manifest: Manifest, options: dict[str, Any], *, redo: bool, out:
             "captions. Choose another directory, or --redo to caption everything again"
         )
     manifest.options = options
+
+
+def set_inputs(manifest: Manifest, inputs: list[str], *, empty: bool) -> None:
+    """Set the inputs of a run, if any are given. Raises StoreError if ids of its rows would then mean other videos."""
+    before, after = url_bases(manifest.inputs), url_bases(inputs)
+    if not empty and before and after and before != after and 1 in (len(before), len(after)):
+        raise StoreError(
+            f"the ids of this run are made for {', '.join(before)}, not for {', '.join(after)}: choose another --out"
+        )
+    manifest.inputs = inputs or manifest.inputs
 
 
 def choose_root(manifest: Manifest, named: Path | None) -> Path:

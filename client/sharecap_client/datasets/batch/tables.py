@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,8 @@ from sharecap_client.datasets.errors import StoreError, os_errors
 
 BATCH_ROWS = 512
 Record = Mapping[str, Any]
+Placed = tuple[str, Record]
+"""Where a record is, such as `line 7`, and the record."""
 
 
 @dataclass(frozen=True)
@@ -31,37 +33,46 @@ def read_table(name: str, columns: Columns) -> Iterator[tuple[str, str]]:
     suffix = "." + name.rpartition(".")[2].lower()
     try:
         with os_errors():
-            yield from (_pair(name, number, record, columns) for number, record in enumerate(READERS[suffix](name), 1))
+            yield from (_pair(name, place, record, columns) for place, record in READERS[suffix](name))
     except OSError as error:
         raise StoreError(f"cannot read {name}: {error}") from error
 
 
-def _pair(name: str, number: int, record: Record, columns: Columns) -> tuple[str, str]:
+def _pair(name: str, place: str, record: Record, columns: Columns) -> tuple[str, str]:
     video, row_id = record.get(columns.video), record.get(columns.id or columns.video)
     for column, value in ((columns.video, video), (columns.id or columns.video, row_id)):
         if value is None or value == "":
             raise StoreError(
-                f"{name}: row {number} has no value in the column `{column}`. It has: {', '.join(record)}. "
+                f"{name}: {place} has no value in the column `{column}`. It has: {', '.join(record)}. "
                 "--video-column and --id-column select other columns"
             )
     return str(row_id), str(video)
 
 
-def _json_lines(name: str) -> Iterator[Record]:
-    for line in _lines(name):
+def _json_lines(name: str) -> Iterator[Placed]:
+    for number, line in enumerate(_lines(name), 1):
         if line.strip():
-            record = json.loads(line)
-            if not isinstance(record, dict):
-                raise ValueError("a line is not a JSON object")
-            yield record
+            yield f"line {number}", _object(line, f"{name}: line {number}")
 
 
-def _csv(name: str) -> Iterator[Record]:
-    return csv.DictReader(_lines(name))
+def _object(line: str, place: str) -> Record:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise StoreError(f"{place} is not JSON: {error}") from None
+    if not isinstance(record, dict):
+        raise StoreError(f"{place} is not a JSON object")
+    return record
 
 
-def _tsv(name: str) -> Iterator[Record]:
-    return csv.DictReader(_lines(name), delimiter="\t")
+def _csv(name: str, delimiter: str = ",") -> Iterator[Placed]:
+    table = csv.DictReader(_lines(name), delimiter=delimiter)
+    for record in table:
+        yield f"line {table.line_num}", record
+
+
+def _tsv(name: str) -> Iterator[Placed]:
+    return _csv(name, "\t")
 
 
 def _lines(name: str) -> Iterator[str]:
@@ -69,13 +80,14 @@ def _lines(name: str) -> Iterator[str]:
         yield from file
 
 
-def _parquet(name: str) -> Iterable[Record]:
+def _parquet(name: str) -> Iterator[Placed]:
     with fsspec.open(name, "rb") as file, pq.ParquetFile(file) as parquet:
-        for batch in parquet.iter_batches(BATCH_ROWS):
-            yield from batch.to_pylist()
+        records = (record for batch in parquet.iter_batches(BATCH_ROWS) for record in batch.to_pylist())
+        for number, record in enumerate(records, 1):
+            yield f"row {number}", record
 
 
-READERS: dict[str, Callable[[str], Iterable[Record]]] = {
+READERS: dict[str, Callable[[str], Iterator[Placed]]] = {
     ".jsonl": _json_lines,
     ".ndjson": _json_lines,
     ".csv": _csv,

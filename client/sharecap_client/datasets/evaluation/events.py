@@ -123,10 +123,9 @@ def _relations_schema(count: int) -> dict[str, Any]:
 
 
 def _figures(judgements: Sequence[Judgement]) -> dict[str, float]:
-    """A clip whose reference has no events has no recall; a caption without events has the precision 0."""
-    recalls = [_share(one.recalled, ENTAILMENT) for one in judgements if one.recalled]
-    recall = mean(recalls) if recalls else 0.0
-    precision = mean(_share(one.precise, ENTAILMENT) for one in judgements) if judgements else 0.0
+    """As in AutoDQ, the share of a clip without events is 1: nothing is missing, and nothing is invented."""
+    recall = mean(_share(one.recalled, ENTAILMENT) if one.recalled else 1.0 for one in judgements)
+    precision = mean(_share(one.precise, ENTAILMENT) if one.precise else 1.0 for one in judgements)
     own = [relation for one in judgements for relation in one.precise]
     f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
     return {"recall": recall, "precision": precision, "f1": f1, "contradiction_rate": _share(own, CONTRADICTION)}

@@ -22,13 +22,12 @@ RETRIED = frozenset({408, 429, 500, 502, 503, 504})
 
 @dataclass
 class Judge:
-    """Asks a model with temperature 0 for answers that fit a JSON schema. `asked` counts answers not from the cache."""
+    """Asks a model with temperature 0 for answers that fit a JSON schema."""
 
     url: str
     model: str
     cache: Path
     http: httpx.AsyncClient
-    asked: int = 0
     _places: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CONCURRENCY))
 
     @property
@@ -52,7 +51,6 @@ class Judge:
             answer = await self._request(body, frozenset(schema["required"]))
         path.parent.mkdir(parents=True, exist_ok=True)
         replace(path, json.dumps(answer).encode())
-        self.asked += 1
         return answer
 
     def _path(self, body: dict[str, Any]) -> Path:

@@ -8,7 +8,7 @@ from sharecap_client.datasets.errors import StoreError
 from sharecap_client.datasets.exports.clips import Clip, Names, Report, one_line, suffix_of, usable
 from sharecap_client.datasets.exports.table import FORMATS, Format
 from sharecap_client.datasets.exports.target import Target, building, mark
-from sharecap_client.datasets.exports.videos import Placement, place, require
+from sharecap_client.datasets.exports.videos import Placement, open_video, place, require
 from sharecap_client.datasets.rows import Row
 
 
@@ -99,6 +99,8 @@ class Selection:
                 place(clip.row.video, path, self.placement)
             elif self.form.videos == "inside":
                 require(clip.row.video)
+                with open_video(clip.row.video):
+                    pass  # a remote one exists if it can be opened
         except FileNotFoundError:
             return "the video is missing"
         return None

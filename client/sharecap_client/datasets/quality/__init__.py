@@ -1,1 +1,1 @@
-"""`sharecap stats` and `eval`: what captions consist of, and how good they are."""
+"""`sharecap stats`: what captions consist of."""
