@@ -11,7 +11,7 @@ from sharecap_client.cli.option_flags import with_options
 from sharecap_client.cli.run import require
 from sharecap_client.options import VideoOptions
 
-ADVICE = "`pip install 'sharecap[ray]'`, or `pip install '.[ray]'` in sharecap's repository"
+ADVICE = "`make ray` or `pip install ./client '.[ray]'` in sharecap's repository"
 PACKAGES = ("ray", "pyarrow", "fsspec")
 
 

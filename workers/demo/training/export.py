@@ -16,8 +16,8 @@ from workers.demo.training.model import DemoModel, Sizes
 HD_NUM = 1
 SIMILARITY_THRESHOLD = 0.9
 DEMONSTRATION = (
-    "This is a demonstration model. It knows only drawn scenes: one coloured shape that moves, turns, grows or changes "
-    "its colour. What it says about real videos is meaningless."
+    "This is a demonstration model. It knows only drawn scenes: one coloured shape that moves, grows, shrinks, "
+    "changes its colour, leaves or appears. What it says about real videos is meaningless."
 )
 """Shown to everybody who uses a service with this model."""
 MAX_POSITIONS = 4096

@@ -75,4 +75,4 @@ def test_without_ray_the_command_says_what_to_install(app: typer.Typer, monkeypa
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "ray" else object())
     result = CliRunner().invoke(app, ["ray", "clips/", "--out", "run", "--gpus", "0"])
     assert isinstance(result.exception, CommandFailed)
-    assert "not installed: ray. `pip install 'sharecap[ray]'`" in str(result.exception)
+    assert "not installed: ray. `make ray`" in str(result.exception)
