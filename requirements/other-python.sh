@@ -28,6 +28,7 @@ if [ "$(cat "$venv/.sharecap" 2>/dev/null)" != "$stamp" ]; then
     "$python" -m venv "$venv"
     pip="$venv/bin/python -m pip install --disable-pip-version-check --no-input -qq --no-deps --no-compile"
     $pip --requirement requirements/gateway.txt --requirement requirements/dev.txt \
+        --requirement requirements/datasets.txt --requirement requirements/stats.txt \
         $(grep -E '^(numpy|psutil|pyyaml|setuptools)==' requirements/cpu.txt) >&2
     $pip --no-build-isolation --editable . --editable client >&2
     echo "$stamp" >"$venv/.sharecap"

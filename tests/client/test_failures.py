@@ -39,7 +39,7 @@ OTHERS: dict[str, tuple[tuple[str, str], ...]] = {
         ("missing --for nothing --to x", "unknown trainer nothing: choose one of musubi"),
     ),
     "edit": (("missing --trigger x", "`sharecap batch INPUT --out missing` makes them"),),
-    "stats": (("missing", "`sharecap batch INPUT --out missing` makes them"),),
+    "stats": (("missing", "missing: no such file or directory"),),
     "eval": (
         ("missing --reference missing.jsonl", "missing.jsonl: No such file"),
         ("missing --reference LICENSE", "LICENSE"),
