@@ -160,10 +160,7 @@ def main() -> None:
     request = json.load(sys.stdin)
     results: dict[str, Any] = {"max_tokens": MAX_TOKENS}
     for engine in request["engines"]:
-        try:
-            results[engine["name"]] = run(engine, request["prompts"])
-        except (ValueError, NotImplementedError) as error:
-            results[engine["name"]] = {"error": str(error)}
+        results[engine["name"]] = run(engine, request["prompts"])
     Path(sys.argv[1]).write_text(json.dumps(results))
 
 
