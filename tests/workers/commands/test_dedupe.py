@@ -24,7 +24,8 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 from service.contract import model_hub
 from tests.docs import pages
 from workers.commands import dedupe
-from workers.commands.dedupe import CaptionEncoder, Pool, read
+from workers.commands.dedupe import read
+from workers.commands.similarity import CaptionEncoder, Pool
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGE_FENCE = "console tested: tests/workers/commands/test_dedupe.py"
