@@ -216,6 +216,7 @@ async def test_the_demo_model_captions_300_clips_through_kills(tmp_path: Path) -
         async with running(command):
             await kill_all(command, kills, videos, chance)
             assert await command.finish(3000) == 3
+            assert status_of(Store.open(run)).failures == {"not_a_video": 1}
             print(f"\n{videos} clips in {time.monotonic() - started:.0f} s; {status_of(Store.open(run)).as_text()}")
             write_clip(folder / "broken.mp4", make_scene(videos))
             command.arguments += ["--retry-failed"]

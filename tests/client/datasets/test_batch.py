@@ -1,6 +1,8 @@
 """`sharecap batch` with a real gateway and a scripted worker: inputs, continuing, options, failures, what it prints."""
 
+import io
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -13,9 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from redis import Redis
-from sharecap_client.datasets.batch.progress import NOTE_EVERY_S, Notes
+from rich.console import Console
+from sharecap_client.datasets.batch.progress import NOTE_EVERY_S, Display, Notes
 from sharecap_client.datasets.rows import Row
 from sharecap_client.datasets.store import Store
+from sharecap_client.models import JobStatus
 
 from service.contract.store.keys import JOBS
 from tests.client.conftest import Sharecap
@@ -154,6 +158,18 @@ def test_a_note_is_not_repeated_within_a_while(monkeypatch: pytest.MonkeyPatch) 
     assert (notes.is_due("full"), notes.is_due("full"), notes.is_due("away")) == (True, False, True)
     now = NOTE_EVERY_S
     assert notes.is_due("full")
+
+
+def test_a_terminal_shows_a_bar_the_numbers_and_the_last_caption() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    with Display(console) as display:
+        display.counted(3)
+        display.skipped()
+        display.row(Row(id="a.mp4", video="/a.mp4", state=JobStatus.COMPLETED, caption="A red\nstar \x1b[31m."))
+        display.note("the service is full")
+    printed = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", console.file.getvalue())  # type: ignore[attr-defined]
+    assert re.search(r"a\.mp4 +A red star \S*\[31m\.", printed) and "━" in printed
+    assert "1 of 2 captioned, 0 failed, 1 already there" in printed and "the service is full" in printed
 
 
 def test_json_events(sharecap: Sharecap, clips: Path, tmp_path: Path) -> None:
