@@ -14,7 +14,9 @@ from sharecap_client.models import Job
 FormatOption = Annotated[
     Format | None,
     typer.Option(
-        "--format", "-f", help="Print the result in this format, instead of showing it while it is generated."
+        "--format",
+        "-f",
+        help="Print the result in this format. Without it, commands that wait show the result as it is generated.",
     ),
 ]
 OutOption = Annotated[
