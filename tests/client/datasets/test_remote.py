@@ -1,7 +1,7 @@
 """`sharecap batch` with videos that are not local files: a file system in memory, and S3 if its packages are installed.
 
 The memory file system tests everything that sharecap does itself. S3 needs `s3fs` and, as a server, `moto[server]`,
-which are too large for every installation; the test is skipped without them.
+which are too large for every installation: `make soak` installs them, and the test is skipped without them.
 """
 
 import json
