@@ -222,11 +222,12 @@ class Visitor:
         return link
 
     async def cancel(self) -> None:
-        """Send the sample clip with many keyframes, and cancel it."""
+        """Send the sample clip with much work, so that the request to cancel comes in time even if it is refused first."""
         await self.arrive()
         await self.press(self.page.locator("summary", has_text="Options"))
         await self.page.get_by_role("combobox", name="Keyframes").select_option("at intervals")
         await self.page.get_by_label("Interval (s)").fill("0.1")
+        await self.page.get_by_label("Beams").fill("8")
         await self.press_button("Try a sample clip")
         await self.press_button("Cancel")
         await self.expect(self.part("status")).to_have_text("Cancelled")
