@@ -255,7 +255,7 @@ def parser() -> argparse.ArgumentParser:
 def main() -> int:
     options = parser().parse_args()
     if options.smoke:
-        options.layers, options.waves, options.tokens = 1, 1, 4
+        options.layers, options.vision_layers, options.waves, options.tokens = 1, 1, 1, 4
         options.seconds, options.concurrency = [2.2], [2]
     with tempfile.TemporaryDirectory(prefix="sharecap-bench-") as name:
         prepare(options, Path(name) / "checkpoint")
