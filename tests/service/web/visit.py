@@ -222,7 +222,7 @@ class Visitor:
         return link
 
     async def cancel(self) -> None:
-        """Send the sample clip with much work, so that the request to cancel comes in time even if it is refused first."""
+        """Send the sample clip with much work, so that a cancellation comes in time even if it is refused first."""
         await self.arrive()
         await self.press(self.page.locator("summary", has_text="Options"))
         await self.page.get_by_role("combobox", name="Keyframes").select_option("at intervals")
