@@ -57,7 +57,7 @@ soak: export SOAK_RECOVERY_S ?= 15
 soak: export SOAK_GOOD ?= 20
 soak: export SOAK_EVERY_STEP ?= 1
 soak: $(STAMP)-soak ## run the fault tests at full size: kill processes at random for some minutes
-	@$(BIN)/python -m pytest tests/soak tests/hostile tests/service/streaming/test_streams.py tests/service/connections \
+	@$(BIN)/python -m pytest tests/soak tests/hostile tests/bench/test_smoke.py tests/service/streaming/test_streams.py tests/service/connections \
 		tests/workers/xcomposer2/test_engines.py tests/workers/xcomposer2/test_tensor_parallel.py \
 		tests/client/test_installation.py tests/client/datasets/test_remote.py tests/docs/test_pages.py::test_the_demo_runs \
 		-s -vv --durations 10 --timeout 3600
