@@ -160,8 +160,8 @@ def _filter(options: argparse.Namespace, report: Report, progress: Progress) -> 
     rows = read(options.captions, options.field)
     while block := list(islice(rows, BLOCK)):
         results = captions.admit([row.caption for row in block])
-        for row, *result in zip(block, *results, strict=True):
-            report.write(row, *result)
+        for row, kept, nearest_index, cosine in zip(block, *results, strict=True):
+            report.write(row, kept, nearest_index, cosine)
         progress.update(task, advance=len(block))
     return total, captions.kept
 
