@@ -42,7 +42,7 @@ serve: $(STAMP) ## run everything on this machine until Ctrl-C
 
 test: $(STAMP) ## run all tests that need neither a GPU nor the internet
 	@requirements/test-other-pythons.sh & others=$$!; status=0; \
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile || status=$$?; \
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile || status=$$?; \
 	wait $$others || status=$$?; exit $$status
 
 test-other-pythons: ## run the tests of client and gateway on Python 3.11, 3.12 and 3.13, if installed
@@ -59,7 +59,7 @@ soak: export SOAK_EVERY_STEP ?= 1
 soak: $(STAMP)-soak ## run the fault tests at full size: kill processes at random for some minutes
 	@$(BIN)/python -m pytest tests/soak tests/hostile tests/bench/test_smoke.py tests/service/streaming/test_streams.py tests/service/connections \
 		tests/workers/xcomposer2/test_engines.py tests/workers/xcomposer2/test_tensor_parallel.py \
-		tests/client/test_installation.py tests/client/datasets/test_remote.py tests/docs/test_pages.py::test_the_demo_runs \
+		tests/client/test_installation.py tests/client/datasets/test_remote.py tests/docs/test_pages.py::test_the_first_commands_of_the_readme_work \
 		-s -vv --durations 10 --timeout 3600
 
 check: $(STAMP) ## check style, types and the import rules

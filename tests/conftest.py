@@ -1,6 +1,7 @@
 """Fixtures for all tests: a Valkey server, clips encoded with PyAV, and optional test data beside the checkout."""
 
 import os
+import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from fractions import Fraction
 from importlib.util import find_spec
@@ -17,6 +18,8 @@ from service.contract.store.store import Store
 from service.local.up import free_port
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several tests run at once, and each starts engines
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in processes that a shell has started in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests interrupt the processes that they start
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 Draw = Callable[[float], np.ndarray]
 MakeClip = Callable[..., Path]

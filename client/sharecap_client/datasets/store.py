@@ -8,7 +8,7 @@ Reading needs no lock: `Store.open(directory).rows()`. Writers use `with Store.o
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -68,9 +68,11 @@ class Store:
         return self._index(dict.fromkeys(self.parts.numbers()))
 
     def _index(self, files: Files) -> Index:
-        index = Index()
-        for number, file in files.items():
-            index.put(self._places(number, file))
+        with ExitStack() as after_error:
+            index = after_error.enter_context(Index())
+            for number, file in files.items():
+                index.put(self._places(number, file))
+            after_error.pop_all()
         return index
 
     def _places(self, number: int, file: NativeFile | None) -> Iterator[tuple[str, Place]]:

@@ -89,7 +89,8 @@ def test_every_file_that_a_killed_process_leaves_is_ignored(store: Store, monkey
     monkeypatch.setattr(store.parts, "remove", lambda numbers: None)  # killed after a merge, before the removal
     store.compact()
     again = Store.open(store.directory)
-    assert ids(again) == ["a", "b"] and again.index().counts() == {"completed": 2}
+    with again.index() as index:
+        assert ids(again) == ["a", "b"] and index.counts() == {"completed": 2}
     with again.locked():
         again.compact()
     assert [path.name for path in again.parts.folder.iterdir()] == ["part-00000002.parquet"]

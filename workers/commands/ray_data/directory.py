@@ -12,7 +12,7 @@ what an interrupted run has finished becomes part of the store, and the rest is 
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -88,9 +88,11 @@ class RunDirectory:
 
     def index(self) -> Index:
         """Return where the newest row of each id is. Close it after use."""
-        index = Index()
-        for number in self.part_numbers():
-            index.put(self._places(number))
+        with ExitStack() as after_error:
+            index = after_error.enter_context(Index())
+            for number in self.part_numbers():
+                index.put(self._places(number))
+            after_error.pop_all()
         return index
 
     def part_numbers(self) -> list[int]:
