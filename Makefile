@@ -42,7 +42,7 @@ serve: $(STAMP) ## run everything on this machine until Ctrl-C
 
 test: $(STAMP) ## run all tests that need neither a GPU nor the internet
 	@requirements/test-other-pythons.sh & others=$$!; status=0; \
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile || status=$$?; \
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile || status=$$?; \
 	wait $$others || status=$$?; exit $$status
 
 test-other-pythons: ## run the tests of client and gateway on Python 3.11, 3.12 and 3.13, if installed
