@@ -3,12 +3,20 @@
 Ray and pyarrow are imported only when the command runs, so that the other commands work without them.
 """
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from sharecap_client.cli.option_flags import with_options
 from sharecap_client.cli.run import require
+from sharecap_client.datasets.batch.command import (
+    IdColumn,
+    InputsArgument,
+    JsonEvents,
+    Redo,
+    RetryFailed,
+    Root,
+    VideoColumn,
+)
 from sharecap_client.options import VideoOptions
 
 ADVICE = "`make ray` or `pip install ./client '.[ray]'` in sharecap's repository"
@@ -18,15 +26,7 @@ PACKAGES = ("ray", "pyarrow", "fsspec")
 @with_options(VideoOptions)
 def ray(
     *,
-    inputs: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="INPUT…",
-            help="Videos, directories, patterns, tables of paths (.jsonl, .csv, .tsv, .parquet), - for paths on "
-            "standard input; local or by URL. Default: the inputs of the run in --out.",
-            show_default=False,
-        ),
-    ] = None,
+    inputs: InputsArgument = None,
     out: Annotated[str, typer.Option("--out", "-o", help="Directory of the run, also s3://BUCKET/PATH.")],
     gpus: Annotated[int, typer.Option(min=0, help="Number of GPUs, each with one engine. 0: one engine on CPUs.")],
     model: Annotated[
@@ -35,16 +35,12 @@ def ray(
     address: Annotated[
         str, typer.Option(envvar="RAY_ADDRESS", help="Address of a Ray cluster; local: starts Ray on this machine.")
     ] = "local",
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Also caption videos again that failed before.")
-    ] = False,
-    redo: Annotated[bool, typer.Option("--redo", help="Caption again what was captioned with other options.")] = False,
-    video_column: Annotated[str, typer.Option(help="Column of a table with the path or URL of the video.")] = "video",
-    id_column: Annotated[
-        str | None, typer.Option(help="Column of a table with a unique id; default: the path or URL.")
-    ] = None,
-    root: Annotated[Path | None, typer.Option(help="Directory that ids are relative to; default: the input's.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON events, one per line.")] = False,
+    retry_failed: RetryFailed = False,
+    redo: Redo = False,
+    video_column: VideoColumn = "video",
+    id_column: IdColumn = None,
+    root: Root = None,
+    as_json: JsonEvents = False,
     options: dict[str, Any],
 ) -> None:
     """Caption many videos on a Ray cluster into a directory, without a service.

@@ -16,42 +16,46 @@ from sharecap_client.cli.run import require_extras, run
 from sharecap_client.options import VideoOptions
 
 CONCURRENCY = 64
+InputsArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="INPUT",
+        help="Videos, directories, patterns, tables of paths (.jsonl, .csv, .tsv, .parquet), - for paths on "
+        "standard input; local or by URL. Default: the inputs of the run in --out.",
+        show_default=False,
+    ),
+]
+RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Also caption videos again that failed before.")]
+Redo = Annotated[bool, typer.Option("--redo", help="Caption again what was captioned with other options.")]
+VideoColumn = Annotated[str, typer.Option(help="Column of a table with the path or URL of the video.")]
+IdColumn = Annotated[str | None, typer.Option(help="Column of a table with a unique id; default: the path or URL.")]
+Root = Annotated[Path | None, typer.Option(help="Directory that ids are relative to; default: the input's.")]
+JsonEvents = Annotated[bool, typer.Option("--json", help="Print JSON events, one per line.")]
+"""Flags that `sharecap ray` shares."""
 
 
 @with_options(VideoOptions)
 def batch(
     *,
-    inputs: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="INPUT",
-            help="Videos, directories, patterns, tables of paths (.jsonl, .csv, .tsv, .parquet), - for paths on "
-            "standard input; local or by URL. Default: the inputs of the run in --out.",
-            show_default=False,
-        ),
-    ] = None,
+    inputs: InputsArgument = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Directory of the run: new, or to be continued.")
     ] = None,
     status: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Print what this run contains, and do nothing else.")
     ] = None,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Also caption videos again that failed before.")
-    ] = False,
+    retry_failed: RetryFailed = False,
     only_failed: Annotated[
         bool, typer.Option("--only-failed", help="Only caption videos again that failed before.")
     ] = False,
-    redo: Annotated[bool, typer.Option("--redo", help="Caption again what was captioned with other options.")] = False,
-    video_column: Annotated[str, typer.Option(help="Column of a table with the path or URL of the video.")] = "video",
-    id_column: Annotated[
-        str | None, typer.Option(help="Column of a table with a unique id; default: the path or URL.")
-    ] = None,
-    root: Annotated[Path | None, typer.Option(help="Directory that ids are relative to; default: the input's.")] = None,
+    redo: Redo = False,
+    video_column: VideoColumn = "video",
+    id_column: IdColumn = None,
+    root: Root = None,
     concurrency: Annotated[
         int, typer.Option(min=1, help="At most this many videos at the same time; the service decides how many.")
     ] = CONCURRENCY,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON events, one per line.")] = False,
+    as_json: JsonEvents = False,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
     options: dict[str, Any],
